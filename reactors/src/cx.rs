@@ -1,0 +1,202 @@
+//! What a poller sees of its reactor ([`Cx`]), and what other threads see of it ([`ReactorHandle`]).
+
+use crate::{Clock, Nanos, Poller, PollerId};
+use crossbeam_queue::ArrayQueue;
+use std::any::{Any, TypeId};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// Counts reactors from 0, data reactors first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReactorId(pub u32);
+
+/// A control message: runs once on the reactor that it was sent to.
+pub type Message = Box<dyn FnOnce(&Cx) + Send>;
+
+/// The inbox is full; the message comes back, to be sent again later.
+pub struct InboxFull(pub Message);
+
+impl fmt::Debug for InboxFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InboxFull")
+    }
+}
+
+/// The part of a reactor that other threads may touch.
+pub struct Inbox {
+    pub(crate) messages: ArrayQueue<Message>,
+    pub(crate) sleeping: AtomicBool,
+    pub(crate) doorbell: OwnedFd,
+}
+
+impl fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inbox")
+            .field("waiting", &self.messages.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends messages to a reactor and rings its doorbell, from any thread.
+#[derive(Clone, Debug)]
+pub struct ReactorHandle {
+    pub(crate) id: ReactorId,
+    pub(crate) inbox: Arc<Inbox>,
+}
+
+impl ReactorHandle {
+    /// Which reactor this is.
+    #[must_use]
+    pub fn id(&self) -> ReactorId {
+        self.id
+    }
+
+    /// Puts `message` in the inbox and wakes the reactor if it sleeps.
+    ///
+    /// # Errors
+    /// [`InboxFull`] with the message in it.
+    pub fn send(&self, message: Message) -> Result<(), InboxFull> {
+        self.inbox.messages.push(message).map_err(InboxFull)?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Wakes the reactor if it has said that it sleeps. Call it after having published what the
+    /// reactor shall find; costs one fence and one read when the reactor is awake.
+    pub fn ring(&self) {
+        fence(Ordering::SeqCst);
+        if self.inbox.sleeping.load(Ordering::Relaxed) {
+            // A full counter means that the doorbell has rung already.
+            let _ = rustix::io::write(&self.inbox.doorbell, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+type Locals = HashMap<(TypeId, u64), Rc<dyn Any>>;
+
+/// A change to the reactor that takes effect when the current round of polling is over.
+pub(crate) enum Change {
+    Add(PollerId, &'static str, Option<u64>, Box<dyn Poller>),
+    Remove(PollerId),
+    Watch(RawFd),
+    Unwatch(RawFd),
+}
+
+/// What code that runs on a reactor may ask of it. Never leaves its thread.
+pub struct Cx {
+    pub(crate) handle: ReactorHandle,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) now: Cell<Nanos>,
+    pub(crate) random: Cell<u64>,
+    pub(crate) next_poller: Cell<u64>,
+    pub(crate) changes: RefCell<Vec<Change>>,
+    pub(crate) locals: RefCell<Locals>,
+}
+
+impl fmt::Debug for Cx {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cx")
+            .field("reactor", &self.handle.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Cx {
+    /// Which reactor this is.
+    #[must_use]
+    pub fn id(&self) -> ReactorId {
+        self.handle.id
+    }
+
+    /// A handle on this reactor, for others.
+    #[must_use]
+    pub fn handle(&self) -> ReactorHandle {
+        self.handle.clone()
+    }
+
+    /// The time at which this round of the loop began: one clock read a round.
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.now.get()
+    }
+
+    /// The time now, by a clock read of its own.
+    #[must_use]
+    pub fn read_clock(&self) -> Nanos {
+        self.clock.now()
+    }
+
+    /// The next number of this reactor's seeded generator (SplitMix64).
+    pub fn random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn add(&self, name: &'static str, period: Option<u64>, poller: Box<dyn Poller>) -> PollerId {
+        let id = PollerId(self.next_poller.get());
+        self.next_poller.set(id.0 + 1);
+        self.changes
+            .borrow_mut()
+            .push(Change::Add(id, name, period, poller));
+        id
+    }
+
+    /// Adds a poller; it runs from the next round on.
+    pub fn add_poller(&self, name: &'static str, poller: Box<dyn Poller>) -> PollerId {
+        self.add(name, None, poller)
+    }
+
+    /// Adds a poller that runs every `period_ns`, and for which a sleeping reactor wakes.
+    pub fn add_timed_poller(
+        &self,
+        name: &'static str,
+        period_ns: u64,
+        poller: Box<dyn Poller>,
+    ) -> PollerId {
+        self.add(name, Some(period_ns), poller)
+    }
+
+    /// Drops a poller when this round is over. A poller may remove itself.
+    pub fn remove_poller(&self, id: PollerId) {
+        self.changes.borrow_mut().push(Change::Remove(id));
+    }
+
+    /// Lets a sleeping reactor wake when `fd` is readable. The caller keeps it open until after
+    /// [`Cx::unwatch`]. Level-triggered: somebody's poller must take what makes it readable.
+    pub fn watch(&self, fd: RawFd) {
+        self.changes.borrow_mut().push(Change::Watch(fd));
+    }
+
+    /// Ends [`Cx::watch`]; to be called before the descriptor is closed.
+    pub fn unwatch(&self, fd: RawFd) {
+        self.changes.borrow_mut().push(Change::Unwatch(fd));
+    }
+
+    /// What was stored on this reactor under `key` and this type.
+    pub fn local<T: 'static>(&self, key: u64) -> Option<Rc<T>> {
+        let found = self.locals.borrow().get(&(TypeId::of::<T>(), key)).cloned();
+        found.and_then(|any| any.downcast::<T>().ok())
+    }
+
+    /// Stores `value` on this reactor, for others on it to find.
+    pub fn set_local<T: 'static>(&self, key: u64, value: Rc<T>) {
+        self.locals
+            .borrow_mut()
+            .insert((TypeId::of::<T>(), key), value);
+    }
+
+    /// Forgets what was stored under `key` and this type.
+    pub fn remove_local<T: 'static>(&self, key: u64) {
+        let old = self.locals.borrow_mut().remove(&(TypeId::of::<T>(), key));
+        drop(old);
+    }
+}

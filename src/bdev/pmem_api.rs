@@ -1,0 +1,97 @@
+//! Byte-addressable persistent memory as the engine sees it, real or simulated.
+
+use super::{BdevError, MemView};
+use reactors::{Cx, Wake};
+use std::fmt::Debug;
+
+/// What a barrier on a medium means (`docs/operations.md`, durability).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persistence {
+    /// Cache-line write-back and fence reach the persistence domain: devdax, or `MAP_SYNC`.
+    Dax,
+    /// An ordinary file: fdatasync of what was stored.
+    Msync,
+    /// RAM or tmpfs: outlives the process at best, never the power.
+    Volatile,
+}
+
+/// Why a medium failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PmemError {
+    /// The barrier failed; what was stored since the last good one may be lost. Final.
+    #[error("the medium's barrier failed (errno {0}); stores since the last one may be lost")]
+    BarrierFailed(i32),
+    /// These bytes can't be read.
+    #[error("{len} bytes at {at:#x} of the medium can't be read")]
+    Poison {
+        /// Where.
+        at: u64,
+        /// How many.
+        len: u64,
+    },
+}
+
+/// Numbers the barriers of one [`Barrier`]; a later one has a higher number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BarrierTicket(pub u64);
+
+/// One reactor's barriers. A barrier covers the stores that this reactor made before it was
+/// submitted, and may complete later: a reactor never blocks.
+pub trait Barrier: Debug {
+    /// Starts a barrier for all that this reactor has stored so far.
+    fn submit(&mut self, cx: &Cx) -> BarrierTicket;
+
+    /// The highest ticket such that it and all before it have completed.
+    ///
+    /// # Errors
+    /// [`PmemError::BarrierFailed`], for good: a failed barrier is never retried.
+    fn poll(&mut self, cx: &Cx) -> Result<BarrierTicket, PmemError>;
+
+    /// When to poll again if nothing rings.
+    fn wake(&self) -> Wake;
+}
+
+/// A byte-addressable medium. Offsets that leave it are our own bugs: the methods assert.
+pub trait Pmem: Send + Sync + Debug {
+    /// Size in bytes.
+    fn bytes(&self) -> u64;
+
+    /// What its barrier means.
+    fn persistence(&self) -> Persistence;
+
+    /// Stores `src` at `at`: visible at once, durable after a barrier. Stores of whole aligned
+    /// 8-byte words are never torn.
+    fn store(&self, at: u64, src: &[u8]);
+
+    /// As [`Pmem::store`], and returns the CRC-32C of `src`, reading each byte once.
+    fn store_crc(&self, at: u64, src: &[u8]) -> u32 {
+        self.store(at, src);
+        crc32c::crc32c(src)
+    }
+
+    /// Reads into `dst`.
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`].
+    fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError>;
+
+    /// A view for a device to write from, without a copy. The caller sees to it that nobody stores
+    /// there while the view lives (references, section 7 of the engine's specification).
+    fn view(&self, at: u64, len: usize) -> MemView;
+
+    /// Writes the lines of a range back that an earlier process may have left in CPU caches; the
+    /// next barrier covers them.
+    fn write_back(&self, at: u64, len: u64);
+
+    /// A barrier object for the code that runs on `cx`'s reactor.
+    ///
+    /// # Errors
+    /// When the operating system gives no resources.
+    fn open_barrier(&self, cx: &Cx) -> Result<Box<dyn Barrier>, BdevError>;
+
+    /// Waits for a barrier over all stores of this thread: for control threads, never on a reactor.
+    ///
+    /// # Errors
+    /// [`PmemError::BarrierFailed`], for good.
+    fn barrier_wait(&self) -> Result<(), PmemError>;
+}

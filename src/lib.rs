@@ -1,0 +1,8 @@
+//! pmcache: a user-space, polled-mode persistent-memory write-back cache for block devices.
+//!
+//! `docs/architecture.md` says how the modules fit together; imports point down only, and
+//! `tests/layers.rs` enforces it.
+
+pub mod bdev;
+pub mod media;
+pub mod units;

@@ -1,0 +1,1 @@
+//! Bytes on media and the structs they mean.
