@@ -5,6 +5,7 @@
 //! under way and hands it back with the completion.
 
 mod buf;
+pub mod pmem;
 mod pmem_api;
 mod request;
 
