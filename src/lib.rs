@@ -4,5 +4,6 @@
 //! `tests/layers.rs` enforces it.
 
 pub mod bdev;
+pub mod cache;
 pub mod media;
 pub mod units;

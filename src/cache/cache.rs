@@ -1,0 +1,532 @@
+//! A running cache as the control thread sees it: start, options, flush, status, stop.
+
+use super::CacheError;
+use super::channel::CacheChannel;
+use super::control_io::PairState;
+use super::gc::{Gc, GcSeed};
+use super::group::{Group, GroupCell, GroupSeed, local_key};
+use super::options::{CacheOptions, Durability};
+use super::pool::Pool;
+use super::replay::ReplayReport;
+use super::shared::Shared;
+use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
+use super::writeback::{Writeback, WritebackSeed};
+use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Pmem, Supports};
+use crate::media::{CleanStop, DurableMark, SlotKind};
+use reactors::{Cx, PollerId, ReactorHandle};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use uuid::Uuid;
+use zerocopy::little_endian::{U32, U64};
+
+/// The parts that run on reactors.
+#[derive(Debug)]
+pub(crate) struct CacheParts {
+    pub(crate) groups: Vec<GroupSeed>,
+    pub(crate) writeback: WritebackSeed,
+    pub(crate) gc: GcSeed,
+}
+
+/// What [`Cache::start`] takes.
+#[derive(Debug)]
+pub(crate) struct CacheStart {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) options: CacheOptions,
+    pub(crate) backing: Arc<dyn Bdev>,
+    pub(crate) report: ReplayReport,
+    pub(crate) clean_stop_pair: PairState,
+    pub(crate) durable_mark_pair: PairState,
+    pub(crate) writeback_stats: Arc<WritebackStats>,
+    pub(crate) gc_stats: Arc<GcStats>,
+    pub(crate) parts: CacheParts,
+}
+
+/// How far a stop has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Running,
+    /// Lanes close their ksets and wait until these are durable.
+    Lanes,
+    /// Writeback and GC come to rest.
+    Maintenance,
+    /// The parts leave their reactors.
+    Leaving,
+    Stopped,
+}
+
+#[derive(Debug)]
+struct Shutdown {
+    step: Stop,
+    clean_stop_pair: PairState,
+    durable_mark_pair: PairState,
+}
+
+/// What an operator sees of a cache.
+#[derive(Clone, Debug)]
+pub struct CacheStatus {
+    /// running, waiting, flushing, degraded, read_only or stopped.
+    pub state: &'static str,
+    /// All segments of the cache.
+    pub segments_total: u32,
+    /// Free ones.
+    pub segments_free: u32,
+    /// Log segments from key tail to head.
+    pub segments_log: u32,
+    /// Ready for the log.
+    pub segments_reserve: u32,
+    /// Bytes that the backing lacks.
+    pub dirty_bytes: u64,
+    /// Highest sequence given out, and the position of the log's head is behind it.
+    pub key_head_sequence: u64,
+    /// Highest durable sequence.
+    pub durable_sequence: u64,
+    /// (pool segment, offset, sequence) where writeback goes on.
+    pub dirty_tail: (u32, u32, u64),
+    /// (pool segment, offset, sequence) where replay would begin.
+    pub key_tail: (u32, u32, u64),
+    /// The backing alone is between flush boundaries.
+    pub between_boundaries: bool,
+    /// Epochs that are logged and not written back.
+    pub epochs_pending: u64,
+    /// When the oldest dirty kset was seen, on the reactors' clock, ns; 0 for none.
+    pub oldest_dirty_since_ns: u64,
+    /// Lanes with requests that wait for space.
+    pub waiting_lanes: u32,
+}
+
+/// A running cache. It is a bdev; channels are opened on the data reactors.
+#[derive(Debug)]
+pub struct Cache {
+    pool: Arc<Pool>,
+    shared: Arc<Shared>,
+    options: RwLock<CacheOptions>,
+    info: RwLock<Arc<BdevInfo>>,
+    backing: Arc<dyn Bdev>,
+    report: ReplayReport,
+    writeback_stats: Arc<WritebackStats>,
+    gc_stats: Arc<GcStats>,
+    shutdown: RwLock<Shutdown>,
+    started: Arc<Started>,
+    expected: u32,
+}
+
+/// How many parts run, and why one could not start.
+#[derive(Debug, Default)]
+struct Started {
+    running: AtomicU32,
+    at_rest: AtomicU32,
+    left: AtomicU32,
+    error: RwLock<Option<BdevError>>,
+}
+
+impl Started {
+    fn note(&self, result: Result<(), BdevError>) {
+        match result {
+            Ok(()) => {
+                self.running.fetch_add(1, Ordering::SeqCst);
+            }
+            Err(error) => {
+                *self.error.write().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        }
+    }
+}
+
+fn describe(start: &CacheStart) -> BdevInfo {
+    let (shared, backing) = (&start.shared, start.backing.info());
+    let block = u64::from(shared.block_bytes);
+    BdevInfo {
+        name: shared.name.clone(),
+        product_name: "Pmcache volume",
+        uuid: Uuid::from_bytes(shared.uuid),
+        block_size: shared.block_bytes,
+        blocks: backing.bytes() / block,
+        volatile_cache: start.options.durability == Durability::Flush,
+        read_only: false,
+        supports: Supports {
+            discard: true,
+            discard_zeroes: true,
+            write_zeroes: true,
+            extents: true,
+        },
+    }
+}
+
+fn send(handle: &ReactorHandle, message: impl FnOnce(&Cx) + Send + 'static) -> Result<(), CacheError> {
+    handle
+        .send(Box::new(message))
+        .map_err(|_| CacheError::Busy(format!("reactor {}: its inbox is full", handle.id().0)))
+}
+
+/// Reactor-local names of the maintenance pollers.
+struct WritebackPoller(PollerId);
+struct GcPoller(PollerId);
+
+fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(), BdevError> {
+    let key = local_key(&seed.shared.uuid);
+    let channel = backing.open(cx)?;
+    let barrier = seed.shared.pmem.open_barrier(cx)?;
+    let poller = Writeback::new(seed, channel, barrier, cx.now());
+    let id = cx.add_poller("pmcache_writeback", Box::new(poller));
+    cx.set_local(key, std::rc::Rc::new(WritebackPoller(id)));
+    Ok(())
+}
+
+fn start_gc(seed: GcSeed, cx: &Cx) -> Result<(), BdevError> {
+    let key = local_key(&seed.shared.uuid);
+    let barrier = seed.shared.pmem.open_barrier(cx)?;
+    let id = cx.add_poller("pmcache_gc", Box::new(Gc::new(seed, barrier, cx.now())));
+    cx.set_local(key, std::rc::Rc::new(GcPoller(id)));
+    Ok(())
+}
+
+impl Cache {
+    /// Sends the parts to their reactors.
+    pub(crate) fn start(start: CacheStart) -> Result<Arc<Self>, CacheError> {
+        let info = RwLock::new(Arc::new(describe(&start)));
+        let CacheStart { pool, shared, options, backing, report, parts, .. } = start;
+        let started = Arc::new(Started::default());
+        let expected = u32::try_from(parts.groups.len() + 2).unwrap_or(u32::MAX);
+        let maintenance = &shared.runtime.maintenance;
+        let (Some(first), Some(last)) = (maintenance.first(), maintenance.last()) else {
+            return Err(CacheError::Invalid("a cache needs a maintenance reactor".into()));
+        };
+        for seed in parts.groups {
+            let note = Arc::clone(&started);
+            let handle = &shared.runtime.data[seed.reactor];
+            send(handle, move |cx| note.note(Group::install(seed, cx)))?;
+        }
+        let (note, device) = (Arc::clone(&started), Arc::clone(&backing));
+        send(first, move |cx| note.note(start_writeback(parts.writeback, &*device, cx)))?;
+        let note = Arc::clone(&started);
+        send(last, move |cx| note.note(start_gc(parts.gc, cx)))?;
+        Ok(Arc::new(Self {
+            pool,
+            options: RwLock::new(options),
+            info,
+            backing,
+            report,
+            writeback_stats: start.writeback_stats,
+            gc_stats: start.gc_stats,
+            shutdown: RwLock::new(Shutdown {
+                step: Stop::Running,
+                clean_stop_pair: start.clean_stop_pair,
+                durable_mark_pair: start.durable_mark_pair,
+            }),
+            started,
+            expected,
+            shared,
+        }))
+    }
+
+    /// Whether all its parts run on their reactors.
+    ///
+    /// # Errors
+    /// What kept one of them from starting.
+    pub fn is_installed(&self) -> Result<bool, CacheError> {
+        let mut error = self.started.error.write().unwrap_or_else(PoisonError::into_inner);
+        match error.take() {
+            Some(error) => Err(error.into()),
+            None => Ok(self.started.running.load(Ordering::SeqCst) == self.expected),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        Uuid::from_bytes(self.shared.uuid)
+    }
+
+    /// The bdev behind it.
+    #[must_use]
+    pub fn backing(&self) -> Arc<dyn Bdev> {
+        Arc::clone(&self.backing)
+    }
+
+    /// The pool that it is in.
+    #[must_use]
+    pub fn pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.pool)
+    }
+
+    /// How many lanes it has.
+    #[must_use]
+    pub fn lanes(&self) -> u32 {
+        self.shared.lanes
+    }
+
+    /// What the load found.
+    #[must_use]
+    pub fn replay_report(&self) -> ReplayReport {
+        self.report.clone()
+    }
+
+    /// Its options now.
+    #[must_use]
+    pub fn options(&self) -> CacheOptions {
+        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes options, on media first; all or nothing.
+    ///
+    /// # Errors
+    /// Values out of bounds, an attempt to change `data_crc`, a medium that fails.
+    pub fn set_options(&self, options: CacheOptions) -> Result<(), CacheError> {
+        options.check()?;
+        if options.data_crc != self.shared.data_crc {
+            return Err(CacheError::NotSupported("data_crc is fixed when a cache is created".into()));
+        }
+        let (place, _) = self.pool.find(&self.uuid().to_string())?;
+        self.pool.update(|caches| {
+            if let Some(entry) = caches.get_mut(place) {
+                options.store(entry);
+            }
+            Ok(())
+        })?;
+        self.shared.options.set(&options);
+        let mut info = self.info.write().unwrap_or_else(PoisonError::into_inner);
+        let volatile_cache = options.durability == Durability::Flush;
+        *info = Arc::new(BdevInfo { volatile_cache, ..(**info).clone() });
+        *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
+        Ok(())
+    }
+
+    /// Starts to write all dirty data back; [`Cache::is_flushing`] tells when it is done.
+    pub fn flush_start(&self) {
+        self.shared.maintenance.flush_all.store(true, Ordering::SeqCst);
+        self.shared.close_all_ksets();
+        self.shared.kick_writeback();
+    }
+
+    /// Gives a flush up; what is written stays written.
+    pub fn flush_stop(&self) {
+        self.shared.maintenance.flush_all.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether a flush is under way.
+    #[must_use]
+    pub fn is_flushing(&self) -> bool {
+        self.shared.maintenance.flush_all.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that the backing lacks.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.shared.dirty_bytes()
+    }
+
+    /// The sum of all lanes' counters.
+    #[must_use]
+    pub fn figures(&self) -> LaneFigures {
+        let mut sum = LaneFigures::default();
+        self.shared.stats.iter().for_each(|lane| sum.add(&lane.snapshot()));
+        sum
+    }
+
+    /// Each lane's counters.
+    #[must_use]
+    pub fn lane_figures(&self) -> Vec<LaneFigures> {
+        self.shared.stats.iter().map(|lane| lane.snapshot()).collect()
+    }
+
+    /// What writeback did.
+    #[must_use]
+    pub fn writeback_figures(&self) -> WritebackFigures {
+        self.writeback_stats.snapshot()
+    }
+
+    /// What GC did.
+    #[must_use]
+    pub fn gc_figures(&self) -> GcFigures {
+        self.gc_stats.snapshot()
+    }
+
+    fn state(&self) -> &'static str {
+        let m = &self.shared.maintenance;
+        let step = self.shutdown.read().unwrap_or_else(PoisonError::into_inner).step;
+        if step != Stop::Running {
+            "stopped"
+        } else if self.shared.has_failed() {
+            "read_only"
+        } else if m.degraded.load(Ordering::SeqCst) {
+            "degraded"
+        } else if m.flush_all.load(Ordering::SeqCst) {
+            "flushing"
+        } else if self.shared.waiting_lanes.load(Ordering::SeqCst) > 0 {
+            "waiting"
+        } else {
+            "running"
+        }
+    }
+
+    /// A snapshot; may be torn between values.
+    #[must_use]
+    pub fn status(&self) -> CacheStatus {
+        let shared = &self.shared;
+        let m = &shared.maintenance;
+        let position = |word: u64, sequence: u64| {
+            let half = |value: u64| u32::try_from(value & 0xffff_ffff).unwrap_or(0);
+            (half(word >> 32), half(word), sequence)
+        };
+        let relaxed = Ordering::Relaxed;
+        let deficit = shared.log_deficit.load(relaxed);
+        let epoch = shared.log.try_lock().map(|log| log.epoch);
+        let dirty_epoch = m.dirty_epoch.load(relaxed);
+        CacheStatus {
+            state: self.state(),
+            segments_total: shared.segment_count(),
+            segments_free: shared.free_segments.load(relaxed),
+            segments_log: m.log_segments.load(relaxed),
+            segments_reserve: shared.log_reserve.saturating_sub(deficit),
+            dirty_bytes: shared.dirty_bytes(),
+            key_head_sequence: shared.last_sequence.load(relaxed),
+            durable_sequence: shared.durable.mark(),
+            dirty_tail: position(m.dirty_position.load(relaxed), m.dirty_sequence.load(relaxed)),
+            key_tail: position(m.key_position.load(relaxed), m.key_sequence.load(relaxed)),
+            between_boundaries: m.between_boundaries.load(relaxed),
+            epochs_pending: epoch.map_or(0, |epoch| epoch.saturating_sub(dirty_epoch)),
+            oldest_dirty_since_ns: m.oldest_dirty_since.load(relaxed),
+            waiting_lanes: shared.waiting_lanes.load(relaxed),
+        }
+    }
+
+    /// Takes a stop one step on; true when the cache has stopped. All channels must be closed. Dirty
+    /// data stay in the pool. With `hurry` a step that a dead backing holds up is left out: what it
+    /// was about is done by the next load.
+    ///
+    /// # Errors
+    /// A medium that fails at the last step; the data stay safe all the same, without a clean mark.
+    pub fn stop_step(&self, hurry: bool) -> Result<bool, CacheError> {
+        let mut shutdown = self.shutdown.write().unwrap_or_else(PoisonError::into_inner);
+        let groups = self.expected - 2;
+        match shutdown.step {
+            Stop::Running => {
+                self.for_each_group(|group, cx| group.begin_stop(cx))?;
+                shutdown.step = Stop::Lanes;
+            }
+            Stop::Lanes => {
+                // Asked anew each time: a group answers when it is polled at rest.
+                if self.started.at_rest.load(Ordering::SeqCst) < groups && !hurry {
+                    self.ask_at_rest()?;
+                } else {
+                    self.shared.maintenance.stop.store(true, Ordering::SeqCst);
+                    self.shared.ring_maintenance();
+                    shutdown.step = Stop::Maintenance;
+                }
+            }
+            Stop::Maintenance => {
+                if self.shared.maintenance.rested.load(Ordering::SeqCst) >= 2 || hurry {
+                    self.send_leave()?;
+                    shutdown.step = Stop::Leaving;
+                }
+            }
+            Stop::Leaving => {
+                if self.started.left.load(Ordering::SeqCst) >= self.expected {
+                    shutdown.step = Stop::Stopped;
+                    self.pool.note_unloaded(self.shared.uuid);
+                    self.store_clean_stop(&mut shutdown)?;
+                }
+            }
+            Stop::Stopped => {}
+        }
+        Ok(shutdown.step == Stop::Stopped)
+    }
+
+    fn for_each_group(
+        &self,
+        act: impl Fn(&mut Group, &Cx) + Send + Clone + 'static,
+    ) -> Result<(), CacheError> {
+        let key = local_key(&self.shared.uuid);
+        for handle in self.group_handles() {
+            let act = act.clone();
+            send(handle, move |cx| {
+                if let Some(cell) = cx.local::<GroupCell>(key) {
+                    act(&mut cell.0.borrow_mut(), cx);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn group_handles(&self) -> &[ReactorHandle] {
+        let groups = (self.expected - 2) as usize;
+        &self.shared.runtime.data[..groups]
+    }
+
+    fn ask_at_rest(&self) -> Result<(), CacheError> {
+        self.started.at_rest.store(0, Ordering::SeqCst);
+        let started = Arc::clone(&self.started);
+        self.for_each_group(move |group, _| {
+            if group.is_at_rest() {
+                group.clear_staging();
+                started.at_rest.fetch_add(1, Ordering::SeqCst);
+            }
+        })
+    }
+
+    fn send_leave(&self) -> Result<(), CacheError> {
+        let uuid = self.shared.uuid;
+        for handle in self.group_handles() {
+            let started = Arc::clone(&self.started);
+            send(handle, move |cx| {
+                Group::uninstall(&uuid, cx);
+                started.left.fetch_add(1, Ordering::SeqCst);
+            })?;
+        }
+        let key = local_key(&uuid);
+        let maintenance = &self.shared.runtime.maintenance;
+        for handle in maintenance.first().into_iter().chain(maintenance.last()) {
+            let started = Arc::clone(&self.started);
+            send(handle, move |cx| {
+                if let Some(poller) = cx.local::<WritebackPoller>(key) {
+                    cx.remove_poller(poller.0);
+                    cx.remove_local::<WritebackPoller>(key);
+                }
+                if let Some(poller) = cx.local::<GcPoller>(key) {
+                    cx.remove_poller(poller.0);
+                    cx.remove_local::<GcPoller>(key);
+                }
+                started.left.fetch_add(1, Ordering::SeqCst);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Says on media that all that was acknowledged is in the log, if it is.
+    fn store_clean_stop(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
+        let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
+        let at_rest = self.started.at_rest.load(Ordering::SeqCst) == self.expected - 2;
+        if self.shared.has_failed() || !at_rest || self.shared.durable.mark() != final_sequence {
+            return Ok(());
+        }
+        let pmem: &dyn Pmem = &*self.shared.pmem;
+        let mark = DurableMark { sequence: U64::new(final_sequence), spare: [0; 40] };
+        shutdown.durable_mark_pair.store(pmem, SlotKind::DurableMark, &mark);
+        let clean = CleanStop {
+            clean: U32::new(1),
+            spare_before: U32::ZERO,
+            final_sequence: U64::new(final_sequence),
+            spare: [0; 32],
+        };
+        shutdown.clean_stop_pair.store(pmem, SlotKind::CleanStop, &clean);
+        pmem.barrier_wait()?;
+        Ok(())
+    }
+}
+
+impl Bdev for Cache {
+    fn info(&self) -> Arc<BdevInfo> {
+        Arc::clone(&self.info.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
+        Ok(Box::new(CacheChannel::open(Arc::clone(&self.shared), self.info(), cx)?))
+    }
+}

@@ -1,0 +1,289 @@
+//! From the first key of a kset to its durability: open, close, place, store, done.
+//!
+//! A close waits for a barrier over the data (a), takes its place in the log (b), is stored (c), waits
+//! for a barrier of its own (d), and counts once every kset before it is done too (e). On media
+//! whose barrier completes at once all of this happens within one call.
+
+use super::group::Env;
+use super::lane::{Lane, LaneDone, Wait};
+use super::log::{Place, Placed};
+use crate::bdev::{BarrierTicket, IoStatus};
+use crate::media::{
+    KEYS_MAX, KSET_BYTES_MAX, Key, KsetHeader, encode_kset, encode_last, kset_bytes,
+};
+use reactors::{Cx, Nanos};
+use std::sync::atomic::Ordering;
+
+/// Why a kset is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Full,
+    Age,
+    Flush,
+    Fua,
+    Pressure,
+}
+
+/// The kset that a lane fills; its keys are in the staging slot.
+#[derive(Debug)]
+pub(crate) struct OpenKset {
+    pub(crate) slot: usize,
+    pub(crate) count: usize,
+    pub(crate) opened: Nanos,
+    pub(crate) order: u64,
+    /// The epoch ends behind it.
+    pub(crate) raise: bool,
+}
+
+/// A closed kset without a place.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) slot: usize,
+    pub(crate) count: usize,
+    pub(crate) order: u64,
+    pub(crate) raise: bool,
+    /// The barrier over its data.
+    pub(crate) data_barrier: BarrierTicket,
+}
+
+/// A stored kset that is not durable yet, or whose slot still holds it.
+#[derive(Debug)]
+pub(crate) struct PlacedKset {
+    order: u64,
+    sequence: u64,
+    /// Sequence of the LAST that was stored along with it.
+    last: Option<u64>,
+    slot: Option<usize>,
+    barrier: BarrierTicket,
+    finished: bool,
+}
+
+impl Lane {
+    /// Opens a kset: a staging slot and the promise of log room.
+    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+        self.free_slots(env);
+        let Some(slot) = self.staging.find_free() else {
+            self.pump(env, cx);
+            return Err(Wait::Moment);
+        };
+        if !self.promised {
+            let Some(mut log) = env.shared.log.try_lock() else { return Err(Wait::Moment) };
+            if !log.promise() {
+                return Err(Wait::Space);
+            }
+            self.promised = true;
+        }
+        self.promised = false;
+        let order = self.next_order;
+        self.next_order += 1;
+        self.staging.open(slot, order);
+        self.open = Some(OpenKset { slot, count: 0, opened: env.now, order, raise: false });
+        Ok(())
+    }
+
+    /// Appends a key to the open kset; there is one with room (`reserve_key`).
+    pub(crate) fn append_key(&mut self, env: &mut Env, cx: &Cx, key: &Key) {
+        let Some(open) = &mut self.open else { return };
+        if open.count == 0 {
+            open.opened = env.now;
+            env.mark_unplaced(self.number, true);
+        }
+        self.staging.append(open.slot, open.count, key);
+        open.count += 1;
+        let full = open.count == KEYS_MAX;
+        let stats = self.stats(&env.shared);
+        stats.keys.add(1);
+        if key.flags().is_dirty() {
+            stats.dirty_added.add(u64::from(key.len.get()));
+        }
+        if full {
+            self.close(env, cx, Cause::Full);
+        }
+    }
+
+    /// Closes the open kset, if there is one, and takes it as far as it goes.
+    pub(crate) fn close(&mut self, env: &mut Env, cx: &Cx, cause: Cause) {
+        let Some(open) = self.open.take_if(|open| open.count > 0) else { return };
+        self.close_wanted = false;
+        let stats = self.stats(&env.shared);
+        match cause {
+            Cause::Full => stats.closed_full.add(1),
+            Cause::Age => stats.closed_age.add(1),
+            Cause::Flush => stats.closed_flush.add(1),
+            Cause::Fua => stats.closed_fua.add(1),
+            Cause::Pressure => stats.closed_pressure.add(1),
+        }
+        let data_barrier = env.submit_barrier(cx);
+        let OpenKset { slot, count, order, raise, .. } = open;
+        self.closing.push_back(Closing { slot, count, order, raise, data_barrier });
+        self.pump(env, cx);
+    }
+
+    /// Closes the open kset if it is old, or if everybody shall close.
+    pub(crate) fn close_if_due(&mut self, env: &mut Env, cx: &Cx) {
+        let close_all = env.shared.close_all.load(Ordering::Acquire);
+        let all = close_all != self.seen_close_all;
+        self.seen_close_all = close_all;
+        let Some(open) = &self.open else { return };
+        if all {
+            self.close(env, cx, Cause::Pressure);
+        } else if env.now.since(open.opened) >= env.shared.options.kset_flush_ns() {
+            self.close(env, cx, Cause::Age);
+        }
+    }
+
+    /// Takes closing and placed ksets as far as barriers, locks and other lanes allow.
+    pub(crate) fn pump(&mut self, env: &mut Env, cx: &Cx) {
+        if env.shared.has_failed() {
+            self.fail_acks(env);
+            return;
+        }
+        while let Some(closing) = self.closing.front() {
+            if closing.data_barrier > env.barrier_done {
+                break;
+            }
+            if !self.place_front(env, cx) {
+                env.retry = true;
+                break;
+            }
+        }
+        if self.close_wanted && self.closing.is_empty() && self.has_unplaced() {
+            self.close(env, cx, Cause::Fua);
+            return;
+        }
+        self.finish_placed(env);
+        self.free_slots(env);
+        self.complete_acks(env);
+    }
+
+    /// Gives the oldest closing kset its place and stores it; false if somebody has the log just now.
+    fn place_front(&mut self, env: &mut Env, cx: &Cx) -> bool {
+        let Some(closing) = self.closing.front() else { return true };
+        let shared = env.shared.clone();
+        let Some(mut log) = shared.log.try_lock() else { return false };
+        let bytes = kset_bytes(closing.count);
+        let placed = log.place(bytes, closing.raise);
+        // In the slot before the kset is stored: replay must know which of the two it has.
+        self.staging.set_sequence(closing.slot, placed.kset.sequence);
+        if placed.promised_again {
+            if self.promised {
+                log.give_back();
+            }
+            self.promised = true;
+        }
+        shared.last_sequence.store(log.last_sequence(), Ordering::SeqCst);
+        drop(log);
+        let (slot, count, order) = (closing.slot, closing.count, closing.order);
+        self.closing.pop_front();
+        self.placed_order = order;
+        if !self.has_unplaced() {
+            env.mark_unplaced(self.number, false);
+        }
+        self.store_placed(env, slot, count, &placed);
+        let barrier = env.submit_barrier(cx);
+        self.placed.push_back(PlacedKset {
+            order,
+            sequence: placed.kset.sequence,
+            last: placed.last.map(|(place, _)| place.sequence),
+            slot: Some(slot),
+            barrier,
+            finished: false,
+        });
+        true
+    }
+
+    fn store_placed(&mut self, env: &mut Env, slot: usize, count: usize, placed: &Placed) {
+        let shared = env.shared.clone();
+        let header = |place: &Place| KsetHeader {
+            incarnation: shared.incarnation,
+            salt: place.salt,
+            sequence: place.sequence,
+            durable: shared.durable.mark(),
+            epoch: place.epoch,
+        };
+        if let Some((place, to)) = &placed.last {
+            let bytes = encode_last(&header(place), *to);
+            shared.pmem.store(shared.data_at(place.segment, place.offset), &bytes);
+            shared.stored.finish(place.sequence);
+            shared.log_deficit.fetch_add(1, Ordering::SeqCst);
+            shared.maintenance.log_segments.fetch_add(1, Ordering::SeqCst);
+            shared.kick_gc();
+        }
+        let mut bytes = [0; KSET_BYTES_MAX];
+        let keys = self.staging.keys(slot, count);
+        let len = encode_kset(&header(&placed.kset), keys, &mut bytes);
+        let at = shared.data_at(placed.kset.segment, placed.kset.offset);
+        shared.pmem.store(at, &bytes[..len]);
+        shared.stored.finish(placed.kset.sequence);
+    }
+
+    /// Reports what its barrier has made durable.
+    fn finish_placed(&mut self, env: &mut Env) {
+        for placed in &mut self.placed {
+            if placed.finished {
+                continue;
+            }
+            if placed.barrier > env.barrier_done {
+                break;
+            }
+            placed.finished = true;
+            if let Some(last) = placed.last {
+                env.shared.finish_durable(last);
+            }
+            env.shared.finish_durable(placed.sequence);
+        }
+    }
+
+    /// A slot is free once every kset up to its own is stored: another lane's may be missing below
+    /// it, and replay would stop there.
+    fn free_slots(&mut self, env: &Env) {
+        let stored = env.shared.stored.mark();
+        let durable = env.shared.durable.mark();
+        for placed in &mut self.placed {
+            if placed.sequence > stored {
+                break;
+            }
+            if let Some(slot) = placed.slot.take() {
+                self.staging.free(slot);
+            }
+        }
+        while let Some(front) = self.placed.front() {
+            if !front.finished || front.sequence > durable || front.slot.is_some() {
+                break;
+            }
+            self.durable_order = front.order;
+            self.placed.pop_front();
+        }
+    }
+
+    fn complete_acks(&mut self, env: &mut Env) {
+        if self.acks.is_empty() || !env.raise_if_wanted() {
+            return;
+        }
+        while let Some((order, ..)) = self.acks.front() {
+            if *order > self.durable_order {
+                return;
+            }
+            if let Some((_, client, done)) = self.acks.pop_front() {
+                env.reply(client, done);
+            }
+        }
+        env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The medium failed: what waits for durability is not acknowledged.
+    fn fail_acks(&mut self, env: &mut Env) {
+        if self.acks.is_empty() {
+            return;
+        }
+        for (_, client, done) in std::mem::take(&mut self.acks) {
+            env.reply(client, LaneDone { status: IoStatus::IoError, ..done });
+        }
+        env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether nothing of it is on its way to the log.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.has_unplaced() && self.placed.is_empty()
+    }
+}

@@ -1,0 +1,219 @@
+//! Creating and destroying caches in a pool.
+
+use super::CacheError;
+use super::control_io::{PairState, load_pair, wipe_pair};
+use super::gc::next_salt;
+use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
+use super::options::CacheOptions;
+use super::pool::Pool;
+use crate::bdev::BdevInfo;
+use crate::media::{
+    Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, LogStart, SlotKind, Tail,
+    WindowEnd,
+};
+use crate::units::SegmentId;
+use zerocopy::little_endian::{U32, U64};
+
+/// A cache to be made.
+#[derive(Clone, Debug)]
+pub struct CreateCache {
+    /// Unique in the pool: 1 to 255 bytes.
+    pub name: String,
+    /// Its identity.
+    pub uuid: [u8; 16],
+    /// Bytes of pool space, rounded down to whole segments.
+    pub bytes: u64,
+    /// 1 to 128; fixed.
+    pub lanes: u32,
+    /// Logical block, bytes: 512 or 4096, at least the backing's; fixed.
+    pub block_bytes: u32,
+    /// The rest.
+    pub options: CacheOptions,
+    /// Seed of the first log segment's salt.
+    pub seed: u64,
+}
+
+impl CreateCache {
+    /// Checks the request against the pool's segment size and the backing, and says how many segments it takes.
+    fn check(&self, segment_bytes: u64, backing: &BdevInfo) -> Result<u32, CacheError> {
+        self.options.check()?;
+        let invalid = |text: String| Err(CacheError::Invalid(text));
+        if self.name.is_empty() || self.name.len() > crate::media::NAME_BYTES_MAX {
+            return invalid(format!("name of {} bytes is not within 1..=255", self.name.len()));
+        }
+        if !(1..=LANES_MAX).contains(&self.lanes) {
+            return invalid(format!("{} lanes are not within 1..={LANES_MAX}", self.lanes));
+        }
+        if ![512, 4096].contains(&self.block_bytes) || self.block_bytes < backing.block_size {
+            return invalid(format!(
+                "block size {} is not 512 or 4096, or below the backing's {}",
+                self.block_bytes, backing.block_size
+            ));
+        }
+        if backing.bytes() == 0 || backing.bytes() % u64::from(self.block_bytes) != 0 {
+            return invalid(format!(
+                "the backing's {} bytes are not whole blocks of {}",
+                backing.bytes(),
+                self.block_bytes
+            ));
+        }
+        let segments = self.bytes / segment_bytes;
+        let least = segments_min(self.lanes, segment_bytes);
+        let reserve = log_reserve(self.lanes, segment_bytes);
+        match u32::try_from(segments) {
+            Ok(segments) if segments >= least && segments <= SEGMENTS_MAX => Ok(segments),
+            _ => invalid(format!(
+                "{segments} segments are not within {least}..={SEGMENTS_MAX}: {lanes} lanes want 10 \
+                 each, and log reserve {reserve} + 2 x {lanes} + 2",
+                lanes = self.lanes
+            )),
+        }
+    }
+}
+
+fn fresh_tail(segment: SegmentId) -> Tail {
+    Tail {
+        segment: U32::new(segment.0),
+        offset: U32::ZERO,
+        sequence: U64::new(1),
+        epoch: U64::ZERO,
+        spare: [0; 24],
+    }
+}
+
+impl Pool {
+    /// Makes a cache in front of `backing`. The table names it last, so that a create that was cut
+    /// off leaves the pool as it was.
+    ///
+    /// # Errors
+    /// Names and UUIDs that are taken, sizes that can't be, too few free segments.
+    pub fn create_cache(&self, create: &CreateCache, backing: &BdevInfo) -> Result<(), CacheError> {
+        let segments = create.check(self.geometry.segment_bytes, backing)?;
+        for entry in self.caches() {
+            if entry.name() == create.name || entry.uuid == create.uuid {
+                return Err(CacheError::Exists(create.name.clone()));
+            }
+        }
+        let owners: Vec<[u8; 16]> = self.caches().iter().map(|entry| entry.uuid).collect();
+        let infos = self.segment_infos()?;
+        let free: Vec<SegmentId> = infos
+            .iter()
+            .filter(|info| !owners.contains(&info.cache) && info.flags.get() & 1 == 0)
+            .map(|info| SegmentId(info.segment.get()))
+            .collect();
+        let Some(ids) = free.get(..segments as usize) else {
+            let free = u32::try_from(free.len()).unwrap_or(u32::MAX);
+            return Err(CacheError::NoSegments { wanted: segments, free });
+        };
+        self.prepare_segments(ids, create)?;
+        self.prepare_control(ids[0], create);
+        self.pmem.barrier_wait()?;
+        self.update(|caches| {
+            let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
+                return Err(CacheError::Busy("the pool's table of caches is full".into()));
+            };
+            let mut entry = CacheEntry::empty();
+            entry.uuid = create.uuid;
+            entry.backing_uuid = *backing.uuid.as_bytes();
+            entry.backing_bytes = U64::new(backing.bytes());
+            entry.first_segment = U32::new(ids[0].0);
+            entry.segments = U32::new(segments);
+            entry.lanes = U32::new(create.lanes);
+            entry.block_bytes = U32::new(create.block_bytes);
+            create.options.store(&mut entry);
+            entry.set_name(&create.name);
+            entry.set_backing_name(&backing.name);
+            *place = entry;
+            Ok(())
+        })
+    }
+
+    /// Takes segments over: a generation above any that they had, and no START of an earlier life.
+    fn prepare_segments(&self, ids: &[SegmentId], create: &CreateCache) -> Result<(), CacheError> {
+        for id in ids {
+            let control = self.geometry.segment_start(*id);
+            let at = control + SegmentItem::Generation as u64;
+            let (body, mut pair) =
+                load_pair::<Generation>(&*self.pmem, at, SlotKind::Generation, "generation")?;
+            let generation = U64::new(body.generation.get() + 1);
+            let body = Generation { generation, ..body };
+            pair.store(&*self.pmem, SlotKind::Generation, &body);
+            wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64);
+        }
+        self.assign(ids, create.uuid);
+        Ok(())
+    }
+
+    /// Writes the control items of an empty cache whose log begins in its first segment.
+    fn prepare_control(&self, first: SegmentId, create: &CreateCache) {
+        let pmem = &*self.pmem;
+        let control = self.geometry.segment_start(first);
+        let fresh = |item: CacheItem| {
+            let at = control + item as u64;
+            wipe_pair(pmem, at);
+            PairState::fresh(at)
+        };
+        let tail = fresh_tail(first);
+        fresh(CacheItem::KeyTail).store(pmem, SlotKind::KeyTail, &tail);
+        fresh(CacheItem::DirtyTail).store(pmem, SlotKind::DirtyTail, &tail);
+        let incarnation = Incarnation {
+            incarnation: U32::ZERO,
+            spare_before: U32::ZERO,
+            first_sequence: U64::new(1),
+            spare: [0; 32],
+        };
+        fresh(CacheItem::Incarnation).store(pmem, SlotKind::Incarnation, &incarnation);
+        let window = WindowEnd { sequence: U64::ZERO, spare: [0; 40] };
+        fresh(CacheItem::WindowEnd).store(pmem, SlotKind::WindowEnd, &window);
+        let clean = CleanStop {
+            clean: U32::new(1),
+            spare_before: U32::ZERO,
+            final_sequence: U64::ZERO,
+            spare: [0; 32],
+        };
+        fresh(CacheItem::CleanStop).store(pmem, SlotKind::CleanStop, &clean);
+        let durable = DurableMark { sequence: U64::ZERO, spare: [0; 40] };
+        fresh(CacheItem::DurableMark).store(pmem, SlotKind::DurableMark, &durable);
+        let boot = Boot { boot_id: [0; 16], spare: [0; 32] };
+        fresh(CacheItem::Boot).store(pmem, SlotKind::Boot, &boot);
+        let mut salt = create.seed;
+        let start = LogStart {
+            cache: create.uuid,
+            segment: U32::new(first.0),
+            incarnation: U32::ZERO,
+            sequence: U64::new(1),
+            salt: U64::new(next_salt(&mut salt)),
+            spare: [0; 8],
+        };
+        PairState::fresh(control + SegmentItem::LogStart as u64).store(
+            pmem,
+            SlotKind::LogStart,
+            &start,
+        );
+    }
+
+    /// Takes a cache that does not run out of the table; its segments are free.
+    ///
+    /// # Errors
+    /// [`CacheError::Dirty`] unless `discard_dirty` repeats the number of dirty bytes.
+    pub fn destroy_cache(
+        &self,
+        name: &str,
+        dirty_bytes: u64,
+        discard_dirty: Option<u64>,
+    ) -> Result<(), CacheError> {
+        let (place, entry) = self.find(name)?;
+        if dirty_bytes > 0 && discard_dirty != Some(dirty_bytes) {
+            return Err(CacheError::Dirty { dirty_bytes });
+        }
+        self.note_loaded(entry.uuid)?;
+        let result = self.update(|caches| {
+            if let Some(entry) = caches.get_mut(place) {
+                *entry = CacheEntry::empty();
+            }
+            Ok(())
+        });
+        self.note_unloaded(entry.uuid);
+        result
+    }
+}

@@ -1,0 +1,467 @@
+//! The lanes of one cache on one reactor, with what they share there: the backing channel, the
+//! barrier, and the clients.
+
+use super::gc::PostBatch;
+use super::key_index::BLOCK;
+use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
+use super::shared::Shared;
+use crate::bdev::{
+    Barrier, BarrierTicket, BdevError, BufPool, Channel, Completion, IoStatus, Request,
+};
+use reactors::ring::{Consumer, Producer};
+use reactors::{Cx, Nanos, Poller, ReactorHandle, Wake};
+use slab::Slab;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Where the ends of a local client's requests go.
+pub(crate) type LocalDone = Rc<RefCell<VecDeque<LaneDone>>>;
+
+/// A client of the group.
+#[derive(Debug)]
+pub(crate) enum Client {
+    /// A channel on the same reactor.
+    Local(LocalDone),
+    /// A channel on another reactor.
+    Remote {
+        requests: Consumer<LaneRequest>,
+        done: Producer<LaneDone>,
+        /// What the ring did not take yet.
+        parked: VecDeque<LaneDone>,
+        reactor: ReactorHandle,
+    },
+}
+
+/// What the lanes of a group share.
+#[derive(Debug)]
+pub(crate) struct Env {
+    pub(crate) shared: Arc<Shared>,
+    backing: Box<dyn Channel>,
+    /// Backing requests under way.
+    backing_pending: usize,
+    barrier: Box<dyn Barrier>,
+    /// Highest barrier that is done.
+    pub(crate) barrier_done: BarrierTicket,
+    barrier_submitted: BarrierTicket,
+    pub(crate) pool: BufPool,
+    pub(crate) now: Nanos,
+    clients: Slab<Client>,
+    /// Something was parked that no doorbell announces: the reactor must not sleep.
+    pub(crate) retry: bool,
+    /// A FUA's kset had its place already: the epoch is still to be raised.
+    pub(crate) raise_wanted: bool,
+    /// Lanes that no longer wait for a segment.
+    pub(crate) leave_queue: Vec<u16>,
+    /// Place of this reactor among the data reactors.
+    reactor: usize,
+}
+
+impl Env {
+    /// Ends a request of `client`; one that is gone gets nothing.
+    pub(crate) fn reply(&mut self, client: usize, done: LaneDone) {
+        match self.clients.get_mut(client) {
+            Some(Client::Local(queue)) => queue.borrow_mut().push_back(done),
+            Some(Client::Remote { done: ring, parked, reactor, .. }) => {
+                if parked.is_empty() {
+                    if let Err(done) = ring.push(done) {
+                        parked.push_back(done);
+                        self.retry = true;
+                    }
+                } else {
+                    parked.push_back(done);
+                    self.retry = true;
+                }
+                reactor.ring();
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn submit_barrier(&mut self, cx: &Cx) -> BarrierTicket {
+        let ticket = self.barrier.submit(cx);
+        self.barrier_submitted = ticket;
+        self.poll_barrier(cx);
+        ticket
+    }
+
+    fn poll_barrier(&mut self, cx: &Cx) {
+        if self.barrier_done >= self.barrier_submitted {
+            return;
+        }
+        match self.barrier.poll(cx) {
+            Ok(done) => self.barrier_done = done,
+            Err(error) => self.shared.fail(&error),
+        }
+    }
+
+    /// Raises the epoch if a FUA asked for it; false if it could not be done now.
+    pub(crate) fn raise_if_wanted(&mut self) -> bool {
+        if !self.raise_wanted {
+            return true;
+        }
+        match self.shared.log.try_lock() {
+            Some(mut log) => {
+                log.raise_epoch();
+                self.raise_wanted = false;
+                true
+            }
+            None => {
+                self.retry = true;
+                false
+            }
+        }
+    }
+
+    /// Says for FLUSH whether `lane` has keys without a sequence.
+    pub(crate) fn mark_unplaced(&self, lane: u16, has: bool) {
+        let words = &self.shared.unplaced[self.reactor];
+        let word = &words[usize::from(lane / 64)];
+        let bit = 1_u64 << (lane % 64);
+        let old = word.load(Ordering::Relaxed);
+        let new = if has { old | bit } else { old & !bit };
+        if new != old {
+            word.store(new, Ordering::Release);
+        }
+    }
+
+    /// The tag under which a lane's miss comes back.
+    pub(crate) fn backing_tag(&self, lane: u16, slot: usize) -> u64 {
+        u64::from(lane) << 48 | slot as u64
+    }
+
+    pub(crate) fn submit_backing(&mut self, cx: &Cx, request: Request) {
+        self.backing_pending += 1;
+        self.backing.submit(cx, request);
+    }
+}
+
+/// A FLUSH visit that waits until the lanes' keys have a sequence.
+#[derive(Debug)]
+struct Visit {
+    client: usize,
+    tag: u64,
+    /// Lane (local index) and the kset that must have its place.
+    targets: Vec<(usize, u64)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) env: Env,
+    lanes: Vec<Lane>,
+    visits: Vec<Visit>,
+    posts: Consumer<PostBatch>,
+    completions: Vec<Completion>,
+    /// All clients are gone and the cache stops: close what is open, then rest.
+    stopping: bool,
+}
+
+/// What a group needs to start on its reactor; made by the control thread.
+#[derive(Debug)]
+pub(crate) struct GroupSeed {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) reactor: usize,
+    pub(crate) lanes: Vec<LaneSeed>,
+    pub(crate) backing: Arc<dyn crate::bdev::Bdev>,
+    pub(crate) posts: Consumer<PostBatch>,
+}
+
+/// Key of reactor-local storage: the cache's UUID, folded.
+pub(crate) fn local_key(uuid: &[u8; 16]) -> u64 {
+    let (a, b) = uuid.split_at(8);
+    let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+    word(a) ^ word(b)
+}
+
+/// A group as its reactor's poller and local channels share it.
+#[derive(Debug)]
+pub(crate) struct GroupCell(pub(crate) RefCell<Group>);
+
+struct GroupPoller(Rc<GroupCell>);
+
+impl Group {
+    /// Starts the group on the reactor of `cx`.
+    pub(crate) fn install(seed: GroupSeed, cx: &Cx) -> Result<(), BdevError> {
+        let shared = seed.shared;
+        let env = Env {
+            backing: seed.backing.open(cx)?,
+            backing_pending: 0,
+            barrier: shared.pmem.open_barrier(cx)?,
+            barrier_done: BarrierTicket(0),
+            barrier_submitted: BarrierTicket(0),
+            pool: BufPool::default(),
+            now: cx.now(),
+            clients: Slab::new(),
+            retry: false,
+            raise_wanted: false,
+            leave_queue: Vec::new(),
+            reactor: seed.reactor,
+            shared: shared.clone(),
+        };
+        let lanes = seed.lanes.into_iter().map(|lane| Lane::new(lane, &shared)).collect();
+        let group = Self {
+            env,
+            lanes,
+            visits: Vec::new(),
+            posts: seed.posts,
+            completions: Vec::new(),
+            stopping: false,
+        };
+        let cell = Rc::new(GroupCell(RefCell::new(group)));
+        cx.set_local(local_key(&shared.uuid), Rc::clone(&cell));
+        let id = cx.add_poller("pmcache_lanes", Box::new(GroupPoller(cell)));
+        cx.set_local(local_key(&shared.uuid), Rc::new(id));
+        Ok(())
+    }
+
+    /// Ends the group: its poller and reactor-local entries go.
+    pub(crate) fn uninstall(uuid: &[u8; 16], cx: &Cx) {
+        let key = local_key(uuid);
+        if let Some(id) = cx.local::<reactors::PollerId>(key) {
+            cx.remove_poller(*id);
+        }
+        cx.remove_local::<reactors::PollerId>(key);
+        cx.remove_local::<GroupCell>(key);
+    }
+
+    pub(crate) fn attach(&mut self, client: Client) -> usize {
+        self.env.clients.insert(client)
+    }
+
+    pub(crate) fn detach(&mut self, client: usize) {
+        self.env.clients.try_remove(client);
+    }
+
+    fn lane_index(&self, offset: u64) -> usize {
+        let lane = self.env.shared.lane_of(offset) as usize;
+        lane / self.env.shared.runtime.data.len()
+    }
+
+    /// Starts a request of `client`.
+    pub(crate) fn submit(&mut self, cx: &Cx, client: usize, request: LaneRequest) {
+        match request.op {
+            LaneOp::Visit => self.visit(cx, client, request.tag),
+            LaneOp::Cancel => {
+                for lane in &mut self.lanes {
+                    lane.cancel(&mut self.env, Some(client));
+                }
+                self.leave_queues();
+            }
+            _ => {
+                let lane = self.lane_index(request.range.start());
+                if let Some(lane) = self.lanes.get_mut(lane) {
+                    lane.submit(&mut self.env, cx, client, request);
+                }
+            }
+        }
+    }
+
+    /// A FLUSH has come: closes what is open; answers once all of it has a sequence.
+    fn visit(&mut self, cx: &Cx, client: usize, tag: u64) {
+        let mut targets = Vec::new();
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let Some(order) = lane.newest_unplaced() else { continue };
+            lane.stats(&self.env.shared).flushes.add(1);
+            lane.close(&mut self.env, cx, super::close::Cause::Flush);
+            targets.push((index, order));
+        }
+        self.visits.push(Visit { client, tag, targets });
+        self.answer_visits();
+    }
+
+    fn answer_visits(&mut self) {
+        let failed = self.env.shared.has_failed();
+        let lanes = &self.lanes;
+        let env = &mut self.env;
+        self.visits.retain(|visit| {
+            let placed = visit
+                .targets
+                .iter()
+                .all(|&(lane, order)| lanes.get(lane).is_none_or(|l| l.placed_order >= order));
+            if !placed && !failed {
+                return true;
+            }
+            let status = if failed { IoStatus::IoError } else { IoStatus::Ok };
+            let done = LaneDone { tag: visit.tag, status, data: crate::bdev::Data::None };
+            env.reply(visit.client, done);
+            false
+        });
+    }
+
+    /// Closes what is open and gives up what waits, for good; see [`Group::is_at_rest`].
+    pub(crate) fn begin_stop(&mut self, cx: &Cx) {
+        self.stopping = true;
+        for lane in &mut self.lanes {
+            lane.cancel(&mut self.env, None);
+            lane.close(&mut self.env, cx, super::close::Cause::Pressure);
+        }
+        self.leave_queues();
+    }
+
+    /// Whether every key is in a durable kset and no backing read is under way.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.stopping && self.lanes.iter().all(Lane::is_at_rest)
+    }
+
+    /// Empties the staging slots, after a clean stop.
+    pub(crate) fn clear_staging(&mut self) {
+        for lane in &mut self.lanes {
+            lane.staging.clear();
+        }
+    }
+
+    fn drain_clients(&mut self, cx: &Cx, budget: u32) -> u32 {
+        let mut handled = 0;
+        let mut gone = None;
+        for number in 0..self.env.clients.capacity() {
+            loop {
+                let Some(Client::Remote { requests, done, parked, reactor }) =
+                    self.env.clients.get_mut(number)
+                else {
+                    break;
+                };
+                while let Some(reply) = parked.pop_front() {
+                    if let Err(reply) = done.push(reply) {
+                        parked.push_front(reply);
+                        self.env.retry = true;
+                        break;
+                    }
+                    reactor.ring();
+                }
+                if handled >= budget {
+                    self.env.retry = true;
+                    break;
+                }
+                let Some(request) = requests.pop() else {
+                    if requests.is_orphaned() && requests.is_empty() {
+                        gone = Some(number);
+                    }
+                    break;
+                };
+                handled += 1;
+                self.submit(cx, number, request);
+            }
+        }
+        if let Some(number) = gone {
+            self.detach(number);
+        }
+        handled
+    }
+
+    fn apply_posts(&mut self) -> u32 {
+        let mut handled = 0;
+        while let Some(batch) = self.posts.pop() {
+            for post in &batch {
+                let lane = self.lane_index(post.range.start());
+                let (subtree, start, end) = Lane::locate(&self.env.shared, post.range);
+                debug_assert!(post.range.is_aligned(BLOCK));
+                if let Some(lane) = self.lanes.get_mut(lane) {
+                    lane.index.remove_exact(subtree, start, end, &post.ident);
+                    lane.stats(&self.env.shared).gc_posts.add(1);
+                }
+            }
+            handled += 1;
+        }
+        handled
+    }
+
+    fn poll_backing(&mut self, cx: &Cx) -> u32 {
+        if self.env.backing_pending == 0 {
+            return 0;
+        }
+        let mut done = std::mem::take(&mut self.completions);
+        self.env.backing.poll(cx, &mut done);
+        let handled = u32::try_from(done.len()).unwrap_or(u32::MAX);
+        for Completion { tag, status, data } in done.drain(..) {
+            self.env.backing_pending -= 1;
+            let number = usize::try_from(tag >> 48).unwrap_or(usize::MAX);
+            let slot = usize::try_from(tag & 0xffff_ffff_ffff).unwrap_or(usize::MAX);
+            let index = number / self.env.shared.runtime.data.len();
+            if let Some(lane) = self.lanes.get_mut(index) {
+                lane.miss_done(&mut self.env, cx, slot, status, data);
+            }
+        }
+        self.completions = done;
+        handled
+    }
+
+    fn leave_queues(&mut self) {
+        if self.env.leave_queue.is_empty() {
+            return;
+        }
+        let Some(mut alloc) = self.env.shared.alloc.try_lock() else {
+            self.env.retry = true;
+            return;
+        };
+        for number in self.env.leave_queue.drain(..) {
+            let index = usize::from(number) / self.env.shared.runtime.data.len();
+            // A lane that has begun to wait again keeps its turn.
+            if self.lanes.get(index).is_none_or(|lane| lane.waiting.is_empty()) {
+                alloc.stop_waiting(number);
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
+        self.env.now = cx.now();
+        self.env.retry = false;
+        self.env.poll_barrier(cx);
+        let mut handled = self.apply_posts();
+        handled += self.poll_backing(cx);
+        handled += self.drain_clients(cx, budget);
+        for lane in &mut self.lanes {
+            lane.close_if_due(&mut self.env, cx);
+            if !lane.closing.is_empty() || !lane.placed.is_empty() || !lane.acks.is_empty() {
+                lane.pump(&mut self.env, cx);
+            }
+            lane.serve_waiting(&mut self.env, cx);
+        }
+        if self.env.raise_wanted {
+            self.env.raise_if_wanted();
+        }
+        self.leave_queues();
+        if !self.visits.is_empty() {
+            self.answer_visits();
+        }
+        handled
+    }
+
+    fn wake(&self) -> Wake {
+        let mut wake = Wake::OnEvent;
+        if self.env.retry {
+            return Wake::Now;
+        }
+        if self.env.backing_pending > 0 {
+            wake = wake.sooner(self.env.backing.wake());
+        }
+        if self.env.barrier_done < self.env.barrier_submitted && !self.env.shared.has_failed() {
+            wake = wake.sooner(self.env.barrier.wake());
+        }
+        let limit = self.env.shared.options.kset_flush_ns();
+        let timeout = self.env.shared.options.no_space_timeout_ns();
+        for lane in &self.lanes {
+            if let Some(open) = lane.open.as_ref().filter(|open| open.count > 0) {
+                wake = wake.sooner(Wake::At(open.opened.after(limit)));
+            }
+            if let Some(since) = lane.waiting.front().and_then(|job| job.waits_since)
+                && timeout > 0
+            {
+                wake = wake.sooner(Wake::At(since.after(timeout + 1)));
+            }
+        }
+        wake
+    }
+}
+
+impl Poller for GroupPoller {
+    fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
+        self.0.0.borrow_mut().poll(cx, budget)
+    }
+
+    fn wake(&self) -> Wake {
+        self.0.0.borrow().wake()
+    }
+}

@@ -1,0 +1,220 @@
+//! The keys of one lane: for every block the newest key that covers it.
+//!
+//! Invariant: the keys of a subtree are sorted and no two share a block; each lies within one leaf.
+//!
+//! A subtree (4 MiB) is 64 leaves of 64 KiB; a leaf is a sorted vector. A look-up costs two array
+//! steps and a search among at most 128 keys that lie together; an overwrite of the same range
+//! changes one key in place. Keys longer than a leaf (write-zeroes, placeholders) are stored as one
+//! part a leaf.
+
+#[cfg(test)]
+mod tests;
+
+use super::key::{Key, KeyIdent};
+
+/// Bytes of a block in the index: the smallest logical block.
+pub(crate) const BLOCK: u64 = 512;
+/// Bytes of a subtree.
+pub(crate) const SUBTREE_BYTES: u64 = 4 << 20;
+/// Bytes of a leaf; no data key crosses a multiple of it.
+pub(crate) const LEAF_BYTES: u64 = 64 << 10;
+const LEAF_BLOCKS: u16 = 128;
+const LEAVES: usize = 64;
+
+#[derive(Clone, Debug, Default)]
+struct Leaf {
+    keys: Vec<Key>,
+}
+
+impl Leaf {
+    /// Makes room for blocks `start..end`: cuts what overlaps, and returns where a key that starts
+    /// there belongs.
+    fn clear(&mut self, start: u16, end: u16) -> usize {
+        let first = self.keys.partition_point(|k| k.end() <= start);
+        let behind = first + self.keys[first..].partition_point(|k| k.start < end);
+        if first == behind {
+            return first;
+        }
+        let left = self.keys[first];
+        let right = self.keys[behind - 1];
+        let keep_left = left.start < start;
+        let keep_right = right.end() > end;
+        match (keep_left, keep_right) {
+            (true, true) if first + 1 == behind => {
+                self.keys[first] = left.before(start);
+                self.keys.insert(first + 1, right.from(end));
+                return first + 1;
+            }
+            _ => {}
+        }
+        let mut from = first;
+        let mut to = behind;
+        if keep_left {
+            self.keys[first] = left.before(start);
+            from += 1;
+        }
+        if keep_right {
+            self.keys[behind - 1] = right.from(end);
+            to -= 1;
+        }
+        self.keys.drain(from..to);
+        from
+    }
+
+    fn insert(&mut self, key: Key) {
+        let at = self.keys.partition_point(|k| k.end() <= key.start);
+        if let Some(old) = self.keys.get_mut(at)
+            && old.start == key.start
+            && old.len == key.len
+        {
+            *old = key;
+            return;
+        }
+        let at = self.clear(key.start, key.end());
+        self.keys.insert(at, key);
+    }
+}
+
+#[derive(Debug)]
+struct Subtree {
+    leaves: Box<[Leaf; LEAVES]>,
+}
+
+impl Default for Subtree {
+    fn default() -> Self {
+        Self { leaves: Box::new(std::array::from_fn(|_| Leaf::default())) }
+    }
+}
+
+/// One step of [`KeyIndex::walk`]: blocks `start..end` and the key over them, if any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// First block.
+    pub(crate) start: u16,
+    /// Block behind the last.
+    pub(crate) end: u16,
+    /// The key, which may reach further on both sides; nothing over a gap.
+    pub(crate) key: Option<Key>,
+}
+
+/// The keys of a lane. Subtrees are numbered within the lane.
+#[derive(Debug, Default)]
+pub(crate) struct KeyIndex {
+    subtrees: Vec<Option<Subtree>>,
+}
+
+/// Blocks that a subtree has.
+pub(crate) const SUBTREE_BLOCKS: u16 = LEAF_BLOCKS * 64;
+
+fn leaf_of(block: u16) -> usize {
+    usize::from(block / LEAF_BLOCKS)
+}
+
+fn leaf_end(leaf: usize) -> u16 {
+    u16::try_from(leaf + 1).unwrap_or(64) * LEAF_BLOCKS
+}
+
+impl KeyIndex {
+    fn subtree(&mut self, subtree: usize) -> &mut Subtree {
+        if subtree >= self.subtrees.len() {
+            self.subtrees.resize_with(subtree + 1, || None);
+        }
+        self.subtrees[subtree].get_or_insert_with(Subtree::default)
+    }
+
+    /// Puts `key` over whatever is there: covered keys go, overlapped ones are trimmed, a containing
+    /// one is split. Placeholders are treated alike.
+    pub(crate) fn insert(&mut self, subtree: usize, key: Key) {
+        debug_assert!(key.len > 0 && key.end() <= SUBTREE_BLOCKS, "{key:?}");
+        let tree = self.subtree(subtree);
+        let (first, last) = (leaf_of(key.start), leaf_of(key.end() - 1));
+        if first == last {
+            tree.leaves[first].insert(key);
+            return;
+        }
+        let mut rest = key;
+        for leaf in first..last {
+            let border = leaf_end(leaf);
+            tree.leaves[leaf].insert(rest.before(border));
+            rest = rest.from(border);
+        }
+        tree.leaves[last].insert(rest);
+    }
+
+    /// Calls `visit` for the pieces that make up blocks `start..end`, in order.
+    pub(crate) fn walk(&self, subtree: usize, start: u16, end: u16, mut visit: impl FnMut(Piece)) {
+        let mut at = start;
+        let Some(Some(tree)) = self.subtrees.get(subtree) else {
+            visit(Piece { start, end, key: None });
+            return;
+        };
+        while at < end {
+            let leaf = leaf_of(at);
+            let stop = end.min(leaf_end(leaf));
+            let keys = &tree.leaves[leaf].keys;
+            let first = keys.partition_point(|k| k.end() <= at);
+            for key in &keys[first..] {
+                if key.start >= stop {
+                    break;
+                }
+                if key.start > at {
+                    visit(Piece { start: at, end: key.start, key: None });
+                    at = key.start;
+                }
+                let to = key.end().min(stop);
+                visit(Piece { start: at, end: to, key: Some(*key) });
+                at = to;
+            }
+            if at < stop {
+                visit(Piece { start: at, end: stop, key: None });
+                at = stop;
+            }
+        }
+    }
+
+    /// Forgets the parts within blocks `start..end` for which `wanted` says so.
+    fn remove_where(
+        &mut self,
+        subtree: usize,
+        start: u16,
+        end: u16,
+        mut wanted: impl FnMut(&Key) -> bool,
+    ) {
+        let Some(Some(tree)) = self.subtrees.get_mut(subtree) else { return };
+        for leaf in leaf_of(start)..=leaf_of(end.max(start + 1) - 1) {
+            let keys = &mut tree.leaves[leaf].keys;
+            keys.retain(|k| k.end() <= start || k.start >= end || !wanted(k));
+            if keys.is_empty() {
+                *keys = Vec::new();
+            }
+        }
+    }
+
+    /// Forgets what is left of one key of the log, which covered blocks `start..end`.
+    pub(crate) fn remove_exact(&mut self, subtree: usize, start: u16, end: u16, ident: &KeyIdent) {
+        self.remove_where(subtree, start, end, |k| k.same_original(ident));
+    }
+
+    /// Forgets the placeholders of miss `id` within blocks `start..end`.
+    pub(crate) fn remove_placeholders(&mut self, subtree: usize, start: u16, end: u16, id: u64) {
+        self.remove_where(subtree, start, end, |k| k.kind.is_placeholder() && k.generation == id);
+    }
+
+    /// Asserts the invariant.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        for tree in self.subtrees.iter().flatten() {
+            let mut covered_to = 0;
+            for (number, leaf) in tree.leaves.iter().enumerate() {
+                for key in &leaf.keys {
+                    assert!(key.len > 0, "{key:?} is empty");
+                    assert!(key.start >= covered_to, "{key:?} overlaps the key before it");
+                    assert_eq!(leaf_of(key.start), number, "{key:?} in leaf {number}");
+                    assert_eq!(leaf_of(key.end() - 1), number, "{key:?} leaves leaf {number}");
+                    assert!(key.trim + key.len <= key.whole, "{key:?} exceeds its original");
+                    covered_to = key.end();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! A lane: owns, alone and without locks, its subtrees' keys, its open kset, its data head and its
+//! misses in flight. It lives on one reactor, in a [`super::group::Group`].
+
+use super::close::{Closing, OpenKset, PlacedKset};
+use super::geometry::SegIx;
+use super::group::Env;
+use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
+use super::read::{Miss, ReadOp};
+use super::shared::{SEALED, Shared};
+use super::staging::LaneStaging;
+use super::stats::LaneStats;
+use crate::bdev::{Data, Extent, IoStatus};
+use crate::units::ByteRange;
+use reactors::{Cx, Nanos};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+/// What a lane is asked to do; the range lies within one subtree of the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneOp {
+    Read,
+    Write { fua: bool },
+    Zero { unmap: bool, fua: bool },
+    Prefetch,
+    Extents,
+    /// A FLUSH visits all lanes of a reactor: ends when all keys they hold have a sequence.
+    Visit,
+    /// The client gives up what waits for space.
+    Cancel,
+}
+
+/// A request, or the part of one that concerns one lane.
+#[derive(Debug)]
+pub(crate) struct LaneRequest {
+    pub(crate) tag: u64,
+    pub(crate) op: LaneOp,
+    pub(crate) range: ByteRange,
+    pub(crate) data: Data,
+}
+
+/// The end of a [`LaneRequest`].
+#[derive(Debug)]
+pub(crate) struct LaneDone {
+    pub(crate) tag: u64,
+    pub(crate) status: IoStatus,
+    pub(crate) data: Data,
+}
+
+/// A request on its lane.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) client: usize,
+    pub(crate) request: LaneRequest,
+    /// Bytes that are in the index already.
+    pub(crate) progress: u64,
+    pub(crate) waits_since: Option<Nanos>,
+}
+
+/// Why a step of a request can't go on now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// No space: writeback and GC must make some, and will ring.
+    Space,
+    /// Somebody else holds a lock, or a staging slot is not free yet: try again from the loop.
+    Moment,
+}
+
+/// The segment that a lane fills.
+#[derive(Debug)]
+pub(crate) struct DataHead {
+    pub(crate) segment: SegIx,
+    pub(crate) offset: u32,
+    pub(crate) generation: u64,
+    pub(crate) added: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    /// Its number within the cache.
+    pub(crate) number: u16,
+    pub(crate) index: KeyIndex,
+    pub(crate) head: Option<DataHead>,
+    pub(crate) staging: LaneStaging,
+    pub(crate) open: Option<OpenKset>,
+    /// Closed ksets without a place in the log, oldest first.
+    pub(crate) closing: VecDeque<Closing>,
+    /// Placed ksets that are not durable yet, oldest first.
+    pub(crate) placed: VecDeque<PlacedKset>,
+    /// The log has promised room for the next kset.
+    pub(crate) promised: bool,
+    /// Counts this lane's ksets: the next to be opened.
+    pub(crate) next_order: u64,
+    /// All ksets up to this one have a place …
+    pub(crate) placed_order: u64,
+    /// … and are durable.
+    pub(crate) durable_order: u64,
+    /// Writes that wait until a kset is durable: (order, client, end).
+    pub(crate) acks: VecDeque<(u64, usize, LaneDone)>,
+    /// Close the open kset as soon as no other is closing.
+    pub(crate) close_wanted: bool,
+    /// Requests that wait for space, and all writes behind them, in order.
+    pub(crate) waiting: VecDeque<Job>,
+    pub(crate) reads: Slab<ReadOp>,
+    pub(crate) misses: Slab<Miss>,
+    pub(crate) next_miss: u64,
+    /// Last serial given to a key without data.
+    pub(crate) serial: u64,
+    pub(crate) seen_close_all: u64,
+}
+
+/// What a lane starts from: fresh, or as replay left it.
+#[derive(Debug)]
+pub(crate) struct LaneSeed {
+    pub(crate) number: u16,
+    pub(crate) index: KeyIndex,
+    pub(crate) staging: LaneStaging,
+    pub(crate) serial: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(seed: LaneSeed, shared: &Shared) -> Self {
+        Self {
+            number: seed.number,
+            index: seed.index,
+            head: None,
+            staging: seed.staging,
+            open: None,
+            closing: VecDeque::new(),
+            placed: VecDeque::new(),
+            promised: false,
+            next_order: 1,
+            placed_order: 0,
+            durable_order: 0,
+            acks: VecDeque::new(),
+            close_wanted: false,
+            waiting: VecDeque::new(),
+            reads: Slab::new(),
+            misses: Slab::new(),
+            next_miss: 1,
+            serial: seed.serial,
+            seen_close_all: shared.close_all.load(Ordering::SeqCst),
+        }
+    }
+
+    pub(crate) fn stats<'a>(&self, shared: &'a Shared) -> &'a LaneStats {
+        &shared.stats[usize::from(self.number)]
+    }
+
+    /// The subtree's number within the lane, and the range in blocks of it.
+    pub(crate) fn locate(shared: &Shared, range: ByteRange) -> (usize, u16, u16) {
+        let subtree = range.start() / SUBTREE_BYTES;
+        let start = (range.start() % SUBTREE_BYTES) / BLOCK;
+        let blocks = range.len() / BLOCK;
+        let subtree = usize::try_from(subtree / u64::from(shared.lanes)).unwrap_or(usize::MAX);
+        let start16 = u16::try_from(start).unwrap_or(u16::MAX);
+        let end16 = u16::try_from(start + blocks).unwrap_or(u16::MAX);
+        (subtree, start16, end16)
+    }
+
+    /// Starts `request` for `client`. Whatever can be done at once is done when this returns.
+    pub(crate) fn submit(&mut self, env: &mut Env, cx: &Cx, client: usize, request: LaneRequest) {
+        let job = Job { client, request, progress: 0, waits_since: None };
+        match job.request.op {
+            LaneOp::Read => self.read(env, cx, job),
+            LaneOp::Prefetch => self.read(env, cx, job),
+            LaneOp::Extents => self.extents(env, job),
+            LaneOp::Write { .. } | LaneOp::Zero { .. } => {
+                if self.waiting.is_empty() {
+                    if let Err((job, wait)) = self.modify(env, cx, job) {
+                        self.start_waiting(env, cx, job, wait);
+                    }
+                } else {
+                    self.enqueue(env, job);
+                }
+            }
+            LaneOp::Visit | LaneOp::Cancel => {
+                let LaneRequest { tag, data, .. } = job.request;
+                env.reply(client, LaneDone { tag, status: IoStatus::Invalid, data });
+            }
+        }
+    }
+
+    fn enqueue(&mut self, env: &Env, mut job: Job) {
+        job.waits_since = Some(env.now);
+        self.stats(&env.shared).space_waits.add(1);
+        self.waiting.push_back(job);
+    }
+
+    /// The first of this lane that waits makes every lane close its open kset, since only closed
+    /// ones can be written back and dropped, and wakes those who make room.
+    fn start_waiting(&mut self, env: &mut Env, cx: &Cx, job: Job, wait: Wait) {
+        self.enqueue(env, job);
+        env.shared.waiting_lanes.fetch_add(1, Ordering::SeqCst);
+        match wait {
+            Wait::Moment => env.retry = true,
+            Wait::Space => {
+                self.close(env, cx, super::close::Cause::Pressure);
+                env.shared.close_all_ksets();
+                env.shared.kick_writeback();
+                env.shared.kick_gc();
+            }
+        }
+    }
+
+    /// Lets waiting requests go on, in order.
+    pub(crate) fn serve_waiting(&mut self, env: &mut Env, cx: &Cx) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        while let Some(job) = self.waiting.pop_front() {
+            let since = job.waits_since.unwrap_or(env.now);
+            let limit = env.shared.options.no_space_timeout_ns();
+            if limit > 0 && env.now.since(since) > limit {
+                self.end_waiting_job(env, job, IoStatus::NoSpace);
+                continue;
+            }
+            let failed = env.shared.has_failed();
+            match self.modify(env, cx, job) {
+                Ok(()) => self.stats(&env.shared).space_wait_ns.add(env.now.since(since)),
+                Err((mut job, wait)) => {
+                    job.waits_since = Some(since);
+                    env.retry |= wait == Wait::Moment && !failed;
+                    self.waiting.push_front(job);
+                    return;
+                }
+            }
+        }
+        self.stop_waiting(env);
+    }
+
+    fn stop_waiting(&mut self, env: &mut Env) {
+        env.shared.waiting_lanes.fetch_sub(1, Ordering::SeqCst);
+        env.leave_queue.push(self.number);
+    }
+
+    fn end_waiting_job(&mut self, env: &mut Env, job: Job, status: IoStatus) {
+        let LaneRequest { tag, data, .. } = job.request;
+        env.reply(job.client, LaneDone { tag, status, data });
+    }
+
+    /// Gives up what `client` has waiting for space; what of it is in the index stays.
+    pub(crate) fn cancel(&mut self, env: &mut Env, client: Option<usize>) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        for job in std::mem::take(&mut self.waiting) {
+            if client.is_none_or(|c| c == job.client) {
+                self.end_waiting_job(env, job, IoStatus::Aborted);
+            } else {
+                self.waiting.push_back(job);
+            }
+        }
+        if self.waiting.is_empty() {
+            self.stop_waiting(env);
+        }
+    }
+
+    /// The newest kset that has keys and no sequence.
+    pub(crate) fn newest_unplaced(&self) -> Option<u64> {
+        let open = self.open.as_ref().filter(|open| open.count > 0).map(|open| open.order);
+        open.or_else(|| self.closing.back().map(|closing| closing.order))
+    }
+
+    /// Whether it holds keys that have no sequence yet.
+    pub(crate) fn has_unplaced(&self) -> bool {
+        self.newest_unplaced().is_some()
+    }
+
+    /// No key will be added to the head's segment: what it holds may be released once dropped.
+    pub(crate) fn seal_head(&mut self, shared: &Shared) {
+        if let Some(head) = self.head.take() {
+            shared.added[head.segment.index()].store(SEALED | head.added, Ordering::SeqCst);
+        }
+    }
+
+    /// Tells what the range consists of.
+    fn extents(&mut self, env: &mut Env, job: Job) {
+        let (subtree, start, end) = Self::locate(&env.shared, job.request.range);
+        let anything_dirty = env.shared.dirty_bytes() > 0;
+        let mut found: Vec<Extent> = Vec::new();
+        let shared = env.shared.clone();
+        self.index.walk(subtree, start, end, |piece| {
+            let mut extent = Extent::allocated(u64::from(piece.end - piece.start) * BLOCK);
+            if let Some(key) = piece.key.filter(|k| !k.kind.is_placeholder()) {
+                let flags = key.kind.flags();
+                let current = !flags.has_data() || shared.is_current(key.segment, key.generation);
+                extent.cached = current;
+                extent.dirty = current && anything_dirty && flags.is_dirty();
+                extent.zero = flags.has(crate::media::KeyFlags::ZERO);
+                extent.hole = extent.zero && flags.has(crate::media::KeyFlags::UNMAP);
+            }
+            match found.last_mut() {
+                Some(last) if Extent { len: 0, ..*last } == Extent { len: 0, ..extent } => {
+                    last.len += extent.len;
+                }
+                _ => found.push(extent),
+            }
+        });
+        let done = LaneDone {
+            tag: job.request.tag,
+            status: IoStatus::Ok,
+            data: Data::Extents(found),
+        };
+        env.reply(job.client, done);
+    }
+}

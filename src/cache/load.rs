@@ -1,0 +1,484 @@
+//! Loading a cache: replay, then the steps that make what was read true, then its parts start.
+//!
+//! The order is that of section 8 of the engine's specification; each step says why it stands where it
+//! does. Until the first of them media are untouched.
+
+use super::CacheError;
+use super::cache::{Cache, CacheParts};
+use super::control_io::PairState;
+use super::gc::{GcSeed, PostBatch, next_salt};
+use super::geometry::{SegIx, SegmentItem, log_reserve};
+use super::group::GroupSeed;
+use super::lane::LaneSeed;
+use super::live_options::LiveOptions;
+use super::log::{LogHead, Place, ReadySegment};
+use super::log_reader::{Incarnations, LogReader, LogView};
+use super::options::CacheOptions;
+use super::pool::Pool;
+use super::replay::{Control, Replayed, load_generations, open_view, replay};
+use super::segment_alloc::SegmentAlloc;
+use super::seq_tracker::SeqTracker;
+use super::shared::{Maintenance, Runtime, SEALED, Shared};
+use super::staging::{LaneStaging, Section, SectionHeader, StagedKset, StagingFile};
+use super::stats::{GcStats, LaneStats, WritebackStats};
+use super::try_lock::TryLock;
+use super::writeback::WritebackSeed;
+use crate::bdev::Bdev;
+use crate::media::{
+    self, Boot, CacheEntry, CleanStop, Incarnation, KSET_BYTES_MAX, KsetHeader, LogStart, SlotKind,
+    encode_kset, encode_last, kset_bytes,
+};
+use crossbeam_utils::CachePadded;
+use reactors::ring::{Consumer, spsc};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use uuid::Uuid;
+use zerocopy::little_endian::{U32, U64};
+
+/// Batches of posts that GC may have under way to a reactor.
+const POST_RING: usize = 64;
+
+fn check_backing(entry: &CacheEntry, backing: &dyn Bdev, force: bool) -> Result<(), CacheError> {
+    let info = backing.info();
+    let changed = |what, found: String, recorded: String| {
+        Err(CacheError::BackingChanged { name: info.name.clone(), what, found, recorded })
+    };
+    let recorded = Uuid::from_bytes(entry.backing_uuid);
+    if info.uuid != recorded && !force {
+        return changed("identity", info.uuid.to_string(), recorded.to_string());
+    }
+    let bytes = entry.backing_bytes.get();
+    if info.bytes() < bytes || (info.bytes() != bytes && !force) {
+        return changed("size", info.bytes().to_string(), bytes.to_string());
+    }
+    Ok(())
+}
+
+/// The staging slots of a cache, and what an earlier process left in them.
+struct Staged {
+    section: Section,
+    lanes: Vec<LaneStaging>,
+    left_over: Vec<Vec<StagedKset>>,
+    missing: bool,
+}
+
+fn open_staging(
+    pool: &Pool,
+    place: usize,
+    entry: &CacheEntry,
+    control: &Control,
+    runtime: &Runtime,
+) -> Result<Staged, CacheError> {
+    let file = StagingFile::open(&runtime.run_dir, pool.uuid())?;
+    let section = file.header(place)?;
+    let count = entry.lanes.get() as usize;
+    let mut lanes = Vec::with_capacity(count);
+    for lane in 0..count {
+        lanes.push(file.lane(place, lane)?);
+    }
+    let incarnation = control.incarnation.0.incarnation.get();
+    let same_boot = control.boot.0 == runtime.boot_id;
+    let stopped_clean = control.clean_stop.0.clean.get() == 1;
+    // One above is a load that was cut off after it took the slots over.
+    let ours = section.read().is_some_and(|header| {
+        header.cache == entry.uuid
+            && header.lanes == entry.lanes.get()
+            && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
+    });
+    let usable = ours && same_boot && !stopped_clean;
+    let left_over = if usable {
+        lanes.iter().map(LaneStaging::left_over).collect()
+    } else {
+        lanes.iter_mut().for_each(LaneStaging::clear);
+        vec![Vec::new(); count]
+    };
+    let missing = same_boot && !stopped_clean && !ours;
+    Ok(Staged { section, lanes, left_over, missing })
+}
+
+/// Makes what was read durable and says that a new run begins.
+fn begin_run(
+    view: &LogView,
+    control: &mut Control,
+    replayed: &Replayed,
+    staged: &mut Staged,
+    runtime: &Runtime,
+) -> Result<u32, CacheError> {
+    let pmem = &*view.pmem;
+    for kset in staged.left_over.iter().flatten() {
+        for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
+            let ident = view.ident(key);
+            if ident.has_data {
+                let at = view.data_at(ident.segment, ident.segment_offset);
+                pmem.write_back(at, key.len.get().into());
+            }
+        }
+    }
+    // (1) Process death can leave stores that are visible but not durable; to read them now and lose
+    // them at the next power cut would show two values.
+    pmem.barrier_wait()?;
+    // Slots that are in the log are done with; the rest have no place any more. This must come before
+    // the first kset of this run, which takes such a place: if this load is cut off behind it, the
+    // next one could not tell the two apart.
+    let first = replayed.end.sequence;
+    staged.lanes.iter_mut().for_each(|lane| lane.take_over(first));
+    // The slots belong to the new run before media say so, so that they are found if this is cut off.
+    let incarnation = control.incarnation.0.incarnation.get() + 1;
+    let lanes = u32::try_from(staged.lanes.len()).unwrap_or(0);
+    staged.section.write(&SectionHeader { cache: view.cache, incarnation, lanes });
+    // (2) Leftovers behind the end of the log must not fit behind the ksets of this run.
+    let body = Incarnation {
+        incarnation: U32::new(incarnation),
+        spare_before: U32::ZERO,
+        first_sequence: U64::new(first),
+        spare: [0; 32],
+    };
+    control.incarnation.1.store(pmem, SlotKind::Incarnation, &body);
+    control.incarnation.0 = body;
+    let boot = Boot { boot_id: runtime.boot_id, spare: [0; 32] };
+    control.boot.1.store(pmem, SlotKind::Boot, &boot);
+    let clean = CleanStop {
+        clean: U32::ZERO,
+        spare_before: U32::ZERO,
+        final_sequence: U64::ZERO,
+        spare: [0; 32],
+    };
+    control.clean_stop.1.store(pmem, SlotKind::CleanStop, &clean);
+    pmem.barrier_wait()?;
+    Ok(incarnation)
+}
+
+/// Segments that nothing refers to, and those of them that become the log's reserve.
+fn prepare_reserve(
+    view: &LogView,
+    replayed: &Replayed,
+    staged_references: &[u64],
+    reserve: u32,
+    incarnation: u32,
+    salt: &mut u64,
+) -> Result<(VecDeque<SegIx>, VecDeque<ReadySegment>), CacheError> {
+    let mut free: VecDeque<SegIx> = (0..view.segments.len())
+        .map(SegIx::of)
+        .filter(|segment| {
+            replayed.references[segment.index()] == 0
+                && staged_references[segment.index()] == 0
+                && !replayed.log_segments.contains(segment)
+        })
+        .collect();
+    let mut ready = VecDeque::new();
+    while ready.len() < reserve as usize {
+        let Some(segment) = free.pop_front() else { break };
+        let id = view.segments.id(segment);
+        let salt = next_salt(salt);
+        let body = LogStart {
+            cache: view.cache,
+            segment: U32::new(id.0),
+            incarnation: U32::new(incarnation),
+            sequence: U64::new(replayed.end.sequence),
+            salt: U64::new(salt),
+            spare: [0; 8],
+        };
+        let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
+        let pmem = &*view.pmem;
+        let mut pair =
+            super::control_io::load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
+                .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
+        pair.store(pmem, SlotKind::LogStart, &body);
+        ready.push_back(ReadySegment { segment, pool_segment: id.0, salt });
+    }
+    view.pmem.barrier_wait()?;
+    Ok((free, ready))
+}
+
+/// References that staged keys hold, so that their segments are not taken for free.
+fn count_staged(view: &LogView, staged: &Staged) -> Vec<u64> {
+    let mut references = vec![0; view.segments.len()];
+    for key in staged.left_over.iter().flatten().flat_map(|kset| &kset.keys) {
+        if view.check_key(key).is_ok() && key.flags().has_data() {
+            references[view.ident(key).segment.index()] += 1;
+        }
+    }
+    references
+}
+
+/// (3) Applies what an earlier process acknowledged and could not log, and closes it as ksets of this
+/// run. The slots are emptied once these are durable.
+fn close_staged(
+    view: &LogView,
+    staged: &mut Staged,
+    replayed: &mut Replayed,
+    generations: &[u64],
+    log: &mut LogHead,
+    incarnation: u32,
+) -> Result<(), CacheError> {
+    let first = replayed.end.sequence;
+    let durable = first - 1;
+    let header = |place: &Place| KsetHeader {
+        incarnation,
+        salt: place.salt,
+        sequence: place.sequence,
+        durable,
+        epoch: place.epoch,
+    };
+    for kset in staged.left_over.iter().flatten() {
+        if kset.sequence != 0 && kset.sequence < first {
+            continue;
+        }
+        let mut keys: Vec<media::Key> = Vec::with_capacity(kset.keys.len());
+        for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
+            if replayed.apply(view, generations, key) {
+                replayed.count_dirty(key);
+                replayed.report.staged_keys += 1;
+                keys.push(*key);
+            }
+        }
+        if keys.is_empty() {
+            continue;
+        }
+        if !log.promise() {
+            let reason = super::error::LogDamage::Last { next: u32::MAX };
+            return Err(view.damaged(&replayed.end, reason));
+        }
+        let placed = log.place(kset_bytes(keys.len()), false);
+        if placed.promised_again {
+            log.give_back();
+        }
+        if let Some((place, last)) = placed.last {
+            let at = view.data_at(place.segment, place.offset);
+            view.pmem.store(at, &encode_last(&header(&place), last));
+            replayed.log_segments.push(placed.kset.segment);
+        }
+        let mut bytes = [0; KSET_BYTES_MAX];
+        let len = encode_kset(&header(&placed.kset), &keys, &mut bytes);
+        view.pmem.store(view.data_at(placed.kset.segment, placed.kset.offset), &bytes[..len]);
+    }
+    view.pmem.barrier_wait()?;
+    staged.lanes.iter_mut().for_each(LaneStaging::clear);
+    Ok(())
+}
+
+/// Everything that the running cache shares, from what replay found.
+struct Loaded {
+    view: LogView,
+    control: Control,
+    replayed: Replayed,
+    generations: Vec<u64>,
+    log: LogHead,
+    free: VecDeque<SegIx>,
+    incarnation: u32,
+    reserve: u32,
+}
+
+impl Loaded {
+    fn share(&mut self, entry: &CacheEntry, options: &CacheOptions, runtime: &Runtime) -> Shared {
+        let lanes = entry.lanes.get();
+        let durable = self.log.last_sequence();
+        let ready = u32::try_from(self.log.ready.len()).unwrap_or(0);
+        let added = self.replayed.references.iter().map(|&references| match references {
+            0 => AtomicU64::new(0),
+            count => AtomicU64::new(SEALED | count),
+        });
+        let stats: Box<[CachePadded<LaneStats>]> = (0..lanes).map(|_| CachePadded::default()).collect();
+        for (stats, &dirty) in stats.iter().zip(&self.replayed.dirty) {
+            stats.dirty_added.add(dirty);
+        }
+        let log_segments = u32::try_from(self.replayed.log_segments.len()).unwrap_or(u32::MAX);
+        let maintenance = Maintenance {
+            log_segments: AtomicU32::new(log_segments),
+            between_boundaries: AtomicBool::new(
+                self.control.window_end.0 > self.control.dirty_tail.0.sequence,
+            ),
+            ..Maintenance::default()
+        };
+        let at = Place {
+            segment: self.log.segment,
+            offset: self.log.offset,
+            salt: self.log.salt,
+            sequence: self.log.next_sequence,
+            epoch: self.log.epoch,
+        };
+        let data_bytes = self.view.geometry.segment_data_bytes();
+        let log = std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes));
+        Shared {
+            name: entry.name(),
+            uuid: entry.uuid,
+            pmem: Arc::clone(&self.view.pmem),
+            geometry: self.view.geometry,
+            segments: self.view.segments.ids().into(),
+            lanes,
+            log_reserve: self.reserve,
+            block_bytes: entry.block_bytes.get(),
+            data_crc: options.data_crc,
+            incarnation: self.incarnation,
+            options: LiveOptions::new(options),
+            runtime: runtime.clone(),
+            generations: self.generations.iter().map(|&g| AtomicU64::new(g)).collect(),
+            added: added.collect(),
+            free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
+            alloc: TryLock::new(SegmentAlloc::new(std::mem::take(&mut self.free))),
+            log: TryLock::new(log),
+            log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),
+            last_sequence: CachePadded::new(AtomicU64::new(durable)),
+            stored: SeqTracker::new(durable),
+            durable: SeqTracker::new(durable),
+            waiting_lanes: CachePadded::default(),
+            close_all: CachePadded::default(),
+            durable_waiters: CachePadded::default(),
+            failed: AtomicBool::new(false),
+            unplaced: runtime.data.iter().map(|_| CachePadded::default()).collect(),
+            stats,
+            maintenance,
+        }
+    }
+}
+
+fn load_media(
+    pool: &Pool,
+    place: usize,
+    entry: &CacheEntry,
+    runtime: &Runtime,
+) -> Result<(Loaded, Vec<LaneStaging>), CacheError> {
+    let view = open_view(pool, entry)?;
+    let mut control = Control::load(&view)?;
+    let generations = load_generations(&view)?;
+    let lanes = entry.lanes.get();
+    let mut replayed = replay(&view, &control, &generations, lanes as usize)?;
+    let mut staged = open_staging(pool, place, entry, &control, runtime)?;
+    replayed.report.staging_missing = staged.missing;
+    if staged.missing {
+        tracing::error!(
+            cache = %entry.name(), run_dir = %runtime.run_dir.display(),
+            "the staging file is gone though the machine was not rebooted: writes that were \
+             acknowledged and not flushed may be lost"
+        );
+    }
+    let incarnation = begin_run(&view, &mut control, &replayed, &mut staged, runtime)?;
+    let reserve = log_reserve(lanes, view.geometry.segment_bytes);
+    let mut salt = runtime.seed ^ u64::from(incarnation) << 32;
+    let references = count_staged(&view, &staged);
+    let (free, ready) =
+        prepare_reserve(&view, &replayed, &references, reserve, incarnation, &mut salt)?;
+    let at = Place {
+        segment: replayed.end.segment,
+        offset: replayed.end.offset,
+        salt: replayed.end_salt,
+        sequence: replayed.end.sequence,
+        // What was written before the death belongs to an epoch of its own: a flush that ended it
+        // may have been acknowledged.
+        epoch: replayed.end.epoch + 1,
+    };
+    let mut log = LogHead::new(at, ready, view.geometry.segment_data_bytes());
+    close_staged(&view, &mut staged, &mut replayed, &generations, &mut log, incarnation)?;
+    let loaded =
+        Loaded { view, control, replayed, generations, log, free, incarnation, reserve };
+    Ok((loaded, staged.lanes))
+}
+
+impl Pool {
+    /// Loads the cache `name` (or UUID) in front of `backing` and starts its parts on the reactors.
+    /// On control threads only; waits for barriers. The parts have started once
+    /// [`Cache::is_installed`].
+    ///
+    /// # Errors
+    /// A backing that is not the recorded one (unless `force`), damage with its position, a medium
+    /// or system that fails. Dirty data are safe in any case.
+    pub fn load_cache(
+        self: &Arc<Self>,
+        name: &str,
+        backing: Arc<dyn Bdev>,
+        runtime: &Runtime,
+        force: bool,
+    ) -> Result<Arc<Cache>, CacheError> {
+        let (place, entry) = self.find(name)?;
+        check_backing(&entry, &*backing, force)?;
+        let options = CacheOptions::load(&entry)?;
+        self.note_loaded(entry.uuid)?;
+        let loaded = load_media(self, place, &entry, runtime);
+        let cache = loaded.and_then(|(loaded, staging)| {
+            self.start_cache(&entry, options, backing, runtime, loaded, staging)
+        });
+        if cache.is_err() {
+            self.note_unloaded(entry.uuid);
+        }
+        cache
+    }
+
+    fn start_cache(
+        self: &Arc<Self>,
+        entry: &CacheEntry,
+        options: CacheOptions,
+        backing: Arc<dyn Bdev>,
+        runtime: &Runtime,
+        mut loaded: Loaded,
+        staging: Vec<LaneStaging>,
+    ) -> Result<Arc<Cache>, CacheError> {
+        let shared = Arc::new(loaded.share(entry, &options, runtime));
+        let Loaded { view, control, replayed, incarnation, .. } = loaded;
+        shared.publish_dirty_tail(&control.dirty_tail.0);
+        shared.publish_key_tail(&control.key_tail.0);
+        let lanes = replayed.indexes.into_iter().zip(replayed.serials).zip(staging).enumerate();
+        let lanes = lanes.map(|(number, ((index, serial), staging))| LaneSeed {
+            number: u16::try_from(number).unwrap_or(u16::MAX),
+            index,
+            staging,
+            serial,
+        });
+        let reactors = runtime.data.len().min(entry.lanes.get() as usize);
+        let mut by_reactor: Vec<Vec<LaneSeed>> = (0..reactors).map(|_| Vec::new()).collect();
+        for lane in lanes {
+            by_reactor[usize::from(lane.number) % runtime.data.len()].push(lane);
+        }
+        let rings = (0..reactors).map(|_| spsc::<PostBatch>(POST_RING));
+        let (posts, their_posts): (Vec<_>, Vec<Consumer<PostBatch>>) = rings.unzip();
+        let groups = by_reactor.into_iter().zip(their_posts).enumerate();
+        let groups = groups.map(|(reactor, (lanes, posts))| GroupSeed {
+            shared: Arc::clone(&shared),
+            reactor,
+            lanes,
+            backing: Arc::clone(&backing),
+            posts,
+        });
+        let incarnations = Incarnations {
+            current: incarnation,
+            first_sequence: control.incarnation.0.first_sequence.get(),
+        };
+        let (writeback_stats, gc_stats) = (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
+        let parts = CacheParts {
+            groups: groups.collect(),
+            writeback: WritebackSeed {
+                shared: Arc::clone(&shared),
+                view: view.clone(),
+                incarnations,
+                reader: LogReader::new(&view, control.dirty_tail.0)?,
+                tail_pair: control.dirty_tail.1,
+                window_pair: control.window_end.1,
+                stats: Arc::clone(&writeback_stats),
+                backing_volatile: backing.info().volatile_cache,
+            },
+            gc: GcSeed {
+                shared: Arc::clone(&shared),
+                view: view.clone(),
+                incarnations,
+                reader: LogReader::new(&view, control.key_tail.0)?,
+                tail_pair: control.key_tail.1,
+                posts,
+                salt_state: runtime.seed.rotate_left(17) ^ u64::from(incarnation),
+                stats: Arc::clone(&gc_stats),
+            },
+        };
+        Cache::start(super::cache::CacheStart {
+            pool: Arc::clone(self),
+            shared,
+            options,
+            backing,
+            report: replayed.report,
+            clean_stop_pair: control.clean_stop.1,
+            durable_mark_pair: control.durable_mark.1,
+            writeback_stats,
+            gc_stats,
+            parts,
+        })
+    }
+}
+

@@ -1,0 +1,244 @@
+//! Walks the log: for replay, writeback, GC and `check`.
+
+use super::CacheError;
+use super::control_io::load_pair;
+use super::error::LogDamage;
+use super::geometry::{PoolGeometry, SEGMENT_CONTROL_BYTES, SegIx, SegmentItem};
+use super::key::KeyIdent;
+use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
+use super::segment_map::SegmentMap;
+use super::shared::LogPos;
+use crate::bdev::Pmem;
+use crate::media::{
+    self, KSET_BYTES_MAX, KsetError, LAST_BYTES, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
+    parse_kset,
+};
+use crate::units::ByteRange;
+use std::sync::Arc;
+
+/// What is needed to find and judge ksets.
+#[derive(Clone, Debug)]
+pub(crate) struct LogView {
+    pub(crate) pmem: Arc<dyn Pmem>,
+    pub(crate) geometry: PoolGeometry,
+    pub(crate) segments: Arc<SegmentMap>,
+    pub(crate) cache: [u8; 16],
+    pub(crate) backing_bytes: u64,
+}
+
+impl LogView {
+    /// Where byte `offset` of a segment's data is on the medium.
+    pub(crate) fn data_at(&self, segment: SegIx, offset: u32) -> u64 {
+        self.geometry.data_at(self.segments.id(segment)) + u64::from(offset)
+    }
+
+    /// The START of a log segment.
+    pub(crate) fn start_of(&self, segment: SegIx) -> Result<LogStart, CacheError> {
+        let id = self.segments.id(segment);
+        let at = self.geometry.segment_start(id) + SegmentItem::LogStart as u64;
+        let (start, _) =
+            load_pair::<LogStart>(&*self.pmem, at, SlotKind::LogStart, "START of a log segment")?;
+        if start.segment.get() != id.0 || start.cache != self.cache {
+            let (found, expected) = (start.segment.get().into(), id.0.into());
+            return Err(CacheError::Identity { item: "START", at, found, expected });
+        }
+        Ok(start)
+    }
+
+    pub(crate) fn damaged(&self, pos: &LogPos, reason: LogDamage) -> CacheError {
+        CacheError::LogDamaged {
+            segment: self.segments.id(pos.segment),
+            offset: pos.offset,
+            reason,
+        }
+    }
+
+    /// Checks every field of a key against the geometry.
+    pub(crate) fn check_key(&self, key: &media::Key) -> Result<(), (&'static str, u64)> {
+        let (offset, len) = (key.offset.get(), u64::from(key.len.get()));
+        let flags = key.flags();
+        if !flags.is_known() {
+            return Err(("flags", u64::from(flags.0)));
+        }
+        let range = ByteRange::new(offset, len).filter(|r| r.end() <= self.backing_bytes);
+        let Some(range) = range.filter(|r| r.is_aligned(BLOCK)) else {
+            return Err(("offset", offset));
+        };
+        if range.is_empty() || (range.end() - 1) / SUBTREE_BYTES != offset / SUBTREE_BYTES {
+            return Err(("len", len));
+        }
+        if !flags.has_data() {
+            return Ok(());
+        }
+        if (range.end() - 1) / LEAF_BYTES != offset / LEAF_BYTES
+            || len > super::geometry::DATA_KEY_BYTES_MAX
+        {
+            return Err(("len", len));
+        }
+        if self.segments.find(key.segment.get()).is_none() {
+            return Err(("segment", u64::from(key.segment.get())));
+        }
+        let at = u64::from(key.segment_offset.get());
+        if at % BLOCK != 0 || at + len > self.geometry.segment_data_bytes() {
+            return Err(("segment_offset", at));
+        }
+        Ok(())
+    }
+
+    /// Names the key for the index.
+    pub(crate) fn ident(&self, key: &media::Key) -> KeyIdent {
+        let has_data = key.flags().has_data();
+        KeyIdent {
+            segment: self.segments.find(key.segment.get()).filter(|_| has_data).unwrap_or_default(),
+            segment_offset: key.segment_offset.get(),
+            generation: key.generation.get(),
+            has_data,
+        }
+    }
+}
+
+/// What [`LogReader::next`] found.
+#[derive(Debug)]
+pub(crate) enum Entry<'a> {
+    /// Keys.
+    Kset(SealedKset<'a>),
+    /// The log went on from this segment into another.
+    Last {
+        /// The segment that has been left.
+        left: SegIx,
+    },
+}
+
+/// Why there is no next entry.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// What stands there is not the kset that would continue the log.
+    NotThere(LogDamage),
+    /// The kset is good and in its place, but what it says cannot be; or the medium failed.
+    Error(CacheError),
+}
+
+/// Which ksets are of this log, and not leftovers of an earlier run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Incarnations {
+    /// The current one.
+    pub(crate) current: u32,
+    /// Its first sequence.
+    pub(crate) first_sequence: u64,
+}
+
+/// A position that walks along the log.
+#[derive(Clone, Debug)]
+pub(crate) struct LogReader {
+    pub(crate) pos: LogPos,
+    salt: u64,
+    buf: Box<[u8; KSET_BYTES_MAX]>,
+}
+
+impl LogReader {
+    /// Stands at `pos`, whose segment must be a log segment.
+    pub(crate) fn new(view: &LogView, pos: LogPos) -> Result<Self, CacheError> {
+        let salt = view.start_of(pos.segment)?.salt.get();
+        Ok(Self { pos, salt, buf: Box::new([0; KSET_BYTES_MAX]) })
+    }
+
+    pub(crate) fn salt(&self) -> u64 {
+        self.salt
+    }
+
+    /// Where it stands, to come back to.
+    pub(crate) fn mark(&self) -> (LogPos, u64) {
+        (self.pos, self.salt)
+    }
+
+    /// Goes back to a mark.
+    pub(crate) fn return_to(&mut self, mark: (LogPos, u64)) {
+        (self.pos, self.salt) = mark;
+    }
+
+    /// The entry that continues the log here, and steps behind it.
+    pub(crate) fn next(
+        &mut self,
+        view: &LogView,
+        incarnations: &Incarnations,
+    ) -> Result<Entry<'_>, Stop> {
+        let pos = self.pos;
+        let room = view.geometry.segment_data_bytes() - u64::from(pos.offset);
+        let len = usize::try_from(room).unwrap_or(usize::MAX).min(KSET_BYTES_MAX);
+        let at = view.data_at(pos.segment, pos.offset);
+        let expected = pos.sequence;
+        view.pmem.load(at, &mut self.buf[..len]).map_err(|e| Stop::Error(e.into()))?;
+        let parsed = parse_kset(&self.buf[..len])
+            .map_err(|error| Stop::NotThere(LogDamage::Kset { expected, error }))?;
+        let header = match &parsed {
+            Parsed::Kset(kset) => kset.header,
+            Parsed::Last(header, _) => *header,
+        };
+        let found = header.sequence;
+        let fits_incarnation = if found >= incarnations.first_sequence {
+            header.incarnation == incarnations.current
+        } else {
+            header.incarnation < incarnations.current
+        };
+        if found != expected || header.salt != self.salt || !fits_incarnation {
+            return Err(Stop::NotThere(LogDamage::Sequence { expected, found }));
+        }
+        self.pos.sequence = expected + 1;
+        self.pos.epoch = header.epoch;
+        match parsed {
+            Parsed::Kset(kset) => {
+                self.pos.offset += u32::try_from(kset_bytes(kset.keys.len())).unwrap_or(0);
+                for (index, key) in kset.keys.iter().enumerate() {
+                    view.check_key(key).map_err(|(field, value)| {
+                        let index = u32::try_from(index).unwrap_or(u32::MAX);
+                        let damage = LogDamage::Key { sequence: expected, index, field, value };
+                        Stop::Error(view.damaged(&pos, damage))
+                    })?;
+                }
+                Ok(Entry::Kset(kset))
+            }
+            Parsed::Last(_, last) => {
+                let next = view.segments.find(last.next_segment);
+                let start = next.map(|next| view.start_of(next)).transpose().map_err(Stop::Error)?;
+                let (Some(next), Some(start)) = (next, start) else {
+                    let damage = LogDamage::Last { next: last.next_segment };
+                    return Err(Stop::Error(view.damaged(&pos, damage)));
+                };
+                if start.salt.get() != last.next_salt {
+                    let damage = LogDamage::Last { next: last.next_segment };
+                    return Err(Stop::Error(view.damaged(&pos, damage)));
+                }
+                self.pos.segment = next;
+                self.pos.offset = 0;
+                self.salt = last.next_salt;
+                Ok(Entry::Last { left: pos.segment })
+            }
+        }
+    }
+
+    /// Looks whether a later kset in this segment proves that the one expected here was durable
+    /// once: then the log is damaged, not merely at its end.
+    pub(crate) fn probe_hole(&self, view: &LogView) -> Result<Option<u64>, CacheError> {
+        let data = view.geometry.segment_bytes - SEGMENT_CONTROL_BYTES;
+        let mut bytes = vec![0; usize::try_from(data).unwrap_or(0)];
+        view.pmem.load(view.data_at(self.pos.segment, 0), &mut bytes)?;
+        let mut at = self.pos.offset as usize + media::KSET_ALIGN;
+        while at + LAST_BYTES <= bytes.len() {
+            let found = match parse_kset(&bytes[at..]) {
+                Ok(Parsed::Kset(kset)) => Some(kset.header),
+                Ok(Parsed::Last(header, _)) => Some(header),
+                Err(KsetError::Short { .. } | KsetError::Count(_) | KsetError::Flags(_)) => None,
+                Err(KsetError::Crc { .. }) => None,
+            };
+            if let Some(header) = found
+                && header.salt == self.salt
+                && header.sequence > self.pos.sequence
+                && header.durable >= self.pos.sequence
+            {
+                return Ok(Some(header.durable));
+            }
+            at += media::KSET_ALIGN;
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,51 @@
+//! The engine: a log-structured write-back cache on persistent memory in front of a block device.
+//!
+//! A [`Pool`] is a formatted pmem bdev; it holds caches. A [`Cache`] is a bdev on two others. Its
+//! logical space belongs to *lanes*, which run on the data reactors and share nothing on a hit;
+//! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
+//! `docs/format.md` the media.
+
+#[expect(clippy::module_inception, reason = "the cache itself is one noun among the engine's")]
+mod cache;
+mod channel;
+mod close;
+mod control_io;
+mod create;
+mod error;
+mod gc;
+mod geometry;
+mod group;
+mod key;
+mod key_index;
+mod lane;
+mod live_options;
+mod load;
+mod log;
+mod log_reader;
+mod options;
+mod pool;
+mod read;
+mod replay;
+mod segment_alloc;
+mod segment_map;
+mod seq_tracker;
+mod shared;
+mod staging;
+mod stats;
+mod try_lock;
+mod window;
+mod write;
+mod writeback;
+
+pub use cache::{Cache, CacheStatus};
+pub use create::CreateCache;
+pub use error::{CacheError, LogDamage};
+pub use geometry::{
+    LANES_MAX, PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_CONTROL_BYTES,
+    SEGMENTS_MAX, data_start, log_reserve, segments_min,
+};
+pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
+pub use pool::{Pool, PoolFormat};
+pub use replay::ReplayReport;
+pub use shared::Runtime;
+pub use stats::{GcFigures, LaneFigures, WritebackFigures};

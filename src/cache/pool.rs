@@ -1,0 +1,275 @@
+//! A pool: a formatted pmem bdev, its superblock, and which segments belong to whom.
+//!
+//! Everything here is done by control threads and may wait for barriers.
+
+use super::CacheError;
+use super::control_io::{PairState, load_pair, load_superblock, store_superblock, wipe_pair};
+use super::geometry::{
+    PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_SECOND, SegmentItem, data_start,
+};
+use crate::bdev::Pmem;
+use crate::media::{
+    CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock,
+};
+use crate::units::SegmentId;
+use std::sync::{Arc, PoisonError, RwLock};
+use zerocopy::little_endian::{U32, U64};
+
+/// How to format a pool.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolFormat {
+    /// Its identity.
+    pub uuid: [u8; 16],
+    /// Bytes of a segment: a power of two from 256 KiB to 64 MiB.
+    pub segment_bytes: u64,
+    /// Erase what is there.
+    pub force: bool,
+}
+
+#[derive(Debug)]
+struct Table {
+    superblock: Superblock,
+    /// The newer copy is the second one.
+    newest_is_second: bool,
+    /// Caches that are running.
+    loaded: Vec<[u8; 16]>,
+}
+
+/// An open pool.
+#[derive(Debug)]
+pub struct Pool {
+    pub(crate) pmem: Arc<dyn Pmem>,
+    pub(crate) geometry: PoolGeometry,
+    uuid: [u8; 16],
+    table: RwLock<Table>,
+}
+
+fn write_segment_info(pmem: &dyn Pmem, geometry: &PoolGeometry, id: SegmentId, cache: [u8; 16], place: u32) {
+    let at = geometry.segment_start(id) + SegmentItem::Info as u64;
+    let mut pair = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info")
+        .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
+    let body = SegmentInfo {
+        cache,
+        segment: U32::new(id.0),
+        place: U32::new(place),
+        flags: U32::ZERO,
+        spare: [0; 20],
+    };
+    pair.store(pmem, SlotKind::SegmentInfo, &body);
+}
+
+fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
+    let mut page = [0_u8; 4096];
+    pmem.load(0, &mut page)?;
+    Ok(page.iter().all(|&b| b == 0))
+}
+
+impl Pool {
+    /// Formats `pmem` as a pool. Step by step: segments first, the superblock last, so that a format
+    /// that was cut off leaves no pool.
+    ///
+    /// # Errors
+    /// [`CacheError::Formatted`] or [`CacheError::Foreign`] without `force`; sizes that can't be.
+    pub fn format(pmem: &dyn Pmem, format: &PoolFormat) -> Result<(), CacheError> {
+        let bytes = format.segment_bytes;
+        if !bytes.is_power_of_two() || !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
+            return Err(CacheError::Invalid(format!(
+                "segment size {bytes} is not a power of two from {SEGMENT_BYTES_MIN} to \
+                 {SEGMENT_BYTES_MAX}"
+            )));
+        }
+        let start = data_start(bytes);
+        let segments = pmem.bytes().saturating_sub(start) / bytes;
+        let Some(segments) = u32::try_from(segments).ok().filter(|&n| n >= 1) else {
+            return Err(CacheError::Invalid(format!(
+                "{} bytes hold no segment of {bytes}",
+                pmem.bytes()
+            )));
+        };
+        if !format.force {
+            let mut magic = [0; 8];
+            for at in [0, SUPERBLOCK_SECOND] {
+                pmem.load(at, &mut magic)?;
+                if magic == MAGIC {
+                    return Err(CacheError::Formatted);
+                }
+            }
+            if !is_blank(pmem)? {
+                return Err(CacheError::Foreign);
+            }
+        }
+        for at in [0, SUPERBLOCK_SECOND] {
+            pmem.store(at, &[0; 4096]);
+        }
+        pmem.barrier_wait()?;
+        let geometry = PoolGeometry { segment_bytes: bytes, data_start: start, segments };
+        for id in (0..segments).map(SegmentId) {
+            let control = geometry.segment_start(id);
+            for item in [SegmentItem::Info, SegmentItem::Generation, SegmentItem::LogStart] {
+                wipe_pair(pmem, control + item as u64);
+            }
+            write_segment_info(pmem, &geometry, id, [0; 16], 0);
+            let body = Generation {
+                segment: U32::new(id.0),
+                spare_before: U32::ZERO,
+                generation: U64::new(1),
+                spare: [0; 32],
+            };
+            PairState::fresh(control + SegmentItem::Generation as u64).store(
+                pmem,
+                SlotKind::Generation,
+                &body,
+            );
+        }
+        pmem.barrier_wait()?;
+        let superblock = Superblock {
+            seq: 1,
+            uuid: format.uuid,
+            segment_bytes: bytes,
+            data_start: start,
+            segments,
+            caches: vec![CacheEntry::empty(); CACHES_MAX],
+        };
+        store_superblock(pmem, &superblock, false);
+        pmem.barrier_wait()?;
+        Ok(())
+    }
+
+    /// Opens a formatted pool.
+    ///
+    /// # Errors
+    /// No good superblock, or one that does not fit the medium; a medium whose barrier fails.
+    pub fn open(pmem: Arc<dyn Pmem>) -> Result<Arc<Self>, CacheError> {
+        // On an ordinary file what is in the page cache may not be what is on disk, if a barrier of
+        // an earlier process failed: settle before anything is taken as truth.
+        pmem.settle()?;
+        let (superblock, newest_is_second) = load_superblock(&*pmem)?;
+        let geometry = PoolGeometry {
+            segment_bytes: superblock.segment_bytes,
+            data_start: superblock.data_start,
+            segments: superblock.segments,
+        };
+        let needed = geometry.segment_start(SegmentId(superblock.segments));
+        let available = pmem.bytes();
+        if needed > available {
+            return Err(CacheError::MediumTooSmall { needed, available });
+        }
+        let uuid = superblock.uuid;
+        let table = RwLock::new(Table { superblock, newest_is_second, loaded: Vec::new() });
+        Ok(Arc::new(Self { pmem, geometry, uuid, table }))
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn uuid(&self) -> [u8; 16] {
+        self.uuid
+    }
+
+    /// Sizes and places.
+    #[must_use]
+    pub fn geometry(&self) -> PoolGeometry {
+        self.geometry
+    }
+
+    /// The medium.
+    #[must_use]
+    pub fn pmem(&self) -> Arc<dyn Pmem> {
+        Arc::clone(&self.pmem)
+    }
+
+    /// The caches in its table.
+    #[must_use]
+    pub fn caches(&self) -> Vec<CacheEntry> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.superblock.caches.iter().filter(|entry| !entry.is_empty()).copied().collect()
+    }
+
+    /// Segments that belong to no cache.
+    #[must_use]
+    pub fn free_segments(&self) -> u32 {
+        let used: u32 = self.caches().iter().map(|entry| entry.segments.get()).sum();
+        self.geometry.segments.saturating_sub(used)
+    }
+
+    /// The cache with this name or UUID, and its place in the table.
+    ///
+    /// # Errors
+    /// [`CacheError::NoSuchCache`].
+    pub(crate) fn find(&self, name: &str) -> Result<(usize, CacheEntry), CacheError> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let uuid = uuid::Uuid::parse_str(name).ok();
+        let found = table.superblock.caches.iter().enumerate().find(|(_, entry)| {
+            !entry.is_empty()
+                && (entry.name() == name || uuid.is_some_and(|u| u.as_bytes() == &entry.uuid))
+        });
+        found
+            .map(|(place, entry)| (place, *entry))
+            .ok_or_else(|| CacheError::NoSuchCache(name.to_owned()))
+    }
+
+    /// Writes the changed table: the older copy first becomes the newer one, durably.
+    pub(crate) fn update(
+        &self,
+        change: impl FnOnce(&mut [CacheEntry]) -> Result<(), CacheError>,
+    ) -> Result<(), CacheError> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = table.superblock.clone();
+        change(&mut changed.caches)?;
+        changed.seq = changed.seq.wrapping_add(1);
+        let second = !table.newest_is_second;
+        store_superblock(&*self.pmem, &changed, second);
+        self.pmem.barrier_wait()?;
+        table.superblock = changed;
+        table.newest_is_second = second;
+        Ok(())
+    }
+
+    /// Notes that a cache runs; it can do so only once.
+    pub(crate) fn note_loaded(&self, uuid: [u8; 16]) -> Result<(), CacheError> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.loaded.contains(&uuid) {
+            return Err(CacheError::Busy("the cache is loaded already".into()));
+        }
+        table.loaded.push(uuid);
+        Ok(())
+    }
+
+    /// Undoes [`Pool::note_loaded`].
+    pub(crate) fn note_unloaded(&self, uuid: [u8; 16]) {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.loaded.retain(|loaded| *loaded != uuid);
+    }
+
+    /// Whether some cache of it runs.
+    #[must_use]
+    pub fn has_loaded(&self) -> bool {
+        !self.table.read().unwrap_or_else(PoisonError::into_inner).loaded.is_empty()
+    }
+
+    /// The info of every segment.
+    ///
+    /// # Errors
+    /// Corrupt metadata, naming the segment's place.
+    pub(crate) fn segment_infos(&self) -> Result<Vec<SegmentInfo>, CacheError> {
+        (0..self.geometry.segments).map(|id| read_segment_info(self, SegmentId(id))).collect()
+    }
+
+    /// Gives segments to a cache. They count only once the table names the cache.
+    pub(crate) fn assign(&self, ids: &[SegmentId], cache: [u8; 16]) {
+        for (place, id) in ids.iter().enumerate() {
+            let place = u32::try_from(place).unwrap_or(u32::MAX);
+            write_segment_info(&*self.pmem, &self.geometry, *id, cache, place);
+        }
+    }
+}
+
+fn read_segment_info(pool: &Pool, id: SegmentId) -> Result<SegmentInfo, CacheError> {
+    let at = pool.geometry.segment_start(id) + SegmentItem::Info as u64;
+    let (info, _) =
+        load_pair::<SegmentInfo>(&*pool.pmem, at, SlotKind::SegmentInfo, "segment info")?;
+    if info.segment.get() != id.0 {
+        let (found, expected) = (info.segment.get().into(), id.0.into());
+        return Err(CacheError::Identity { item: "segment info", at, found, expected });
+    }
+    Ok(info)
+}

@@ -1,0 +1,315 @@
+//! Reading: hits are copied out, gaps are fetched from the backing once for all who want them.
+//!
+//! A gap that is being fetched is marked by a placeholder in the index, which later writes trim like
+//! any key. What is left of it when the data arrive is filled; the rest has a newer value already.
+
+use super::geometry::DATA_KEY_BYTES_MAX;
+use super::group::Env;
+use super::key::{Key, Kind};
+use super::key_index::{BLOCK, SUBTREE_BYTES};
+use super::lane::{Job, Lane, LaneDone, LaneOp, Wait};
+use super::shared::Shared;
+use crate::bdev::{Data, IoBuf, IoStatus, Op, Request};
+use crate::media::KeyFlags;
+use crate::units::ByteRange;
+use reactors::Cx;
+use std::sync::atomic::Ordering;
+
+/// A read that waits for misses.
+#[derive(Debug)]
+pub(crate) struct ReadOp {
+    client: usize,
+    tag: u64,
+    /// First byte on the backing.
+    offset: u64,
+    /// Nothing for a prefetch.
+    buf: Option<IoBuf>,
+    /// Pieces that it still waits for.
+    pending: usize,
+    status: IoStatus,
+}
+
+/// A backing read in flight.
+#[derive(Debug)]
+pub(crate) struct Miss {
+    /// Tells its placeholders from those of other misses.
+    id: u64,
+    range: ByteRange,
+    /// Who wants which part.
+    wanted: Vec<(usize, ByteRange)>,
+    /// The second attempt of one reader, on its own range: fills nothing.
+    is_retry: bool,
+}
+
+/// What a walk over the index found that is not a hit.
+#[derive(Debug, Default)]
+struct Absent {
+    gaps: Vec<ByteRange>,
+    joins: Vec<(usize, ByteRange)>,
+}
+
+impl Absent {
+    fn add_gap(&mut self, gap: ByteRange) {
+        match self.gaps.last_mut() {
+            Some(last) if last.end() == gap.start() => {
+                *last = ByteRange::between(last.start(), gap.end());
+            }
+            _ => self.gaps.push(gap),
+        }
+    }
+}
+
+fn part_of(buf: &mut IoBuf, offset: u64, part: ByteRange) -> Option<&mut [u8]> {
+    let from = usize::try_from(part.start().checked_sub(offset)?).ok()?;
+    let len = usize::try_from(part.len()).ok()?;
+    buf.get_mut(from..from.checked_add(len)?)
+}
+
+/// Copies what `key` has for `part` out of the medium; true if it was there and could be read.
+fn copy_hit(shared: &Shared, key: &Key, part_block: u16, into: &mut [u8]) -> bool {
+    if key.kind.flags().has(KeyFlags::ZERO) {
+        into.fill(0);
+        return true;
+    }
+    let skipped = u32::from(key.trim) + u32::from(part_block - key.start);
+    let from = key.segment_offset + skipped * u32::try_from(BLOCK).unwrap_or(512);
+    shared.pmem.load(shared.data_at(key.segment, from), into).is_ok()
+}
+
+impl Lane {
+    /// Serves a read or prefetch as far as the cache has it, and fetches the rest.
+    pub(crate) fn read(&mut self, env: &mut Env, cx: &Cx, job: Job) {
+        let range = job.request.range;
+        let mut buf = job.request.data.into_buf();
+        let shared = env.shared.clone();
+        let mut status = IoStatus::Ok;
+        let mut absent = Absent::default();
+        let (subtree, start, end) = Self::locate(&shared, range);
+        let tree_start = range.start() - range.start() % SUBTREE_BYTES;
+        self.index.walk(subtree, start, end, |piece| {
+            let part = ByteRange::between(
+                tree_start + u64::from(piece.start) * BLOCK,
+                tree_start + u64::from(piece.end) * BLOCK,
+            );
+            match piece.key {
+                Some(key) if key.kind.is_placeholder() => {
+                    absent.joins.push((key.segment.index(), part));
+                }
+                Some(key)
+                    if !key.kind.flags().has_data()
+                        || shared.is_current(key.segment, key.generation) =>
+                {
+                    let Some(buf) = &mut buf else { return };
+                    let copied = part_of(buf, range.start(), part)
+                        .is_some_and(|into| copy_hit(&shared, &key, piece.start, into));
+                    if !copied {
+                        status = IoStatus::IoError;
+                    }
+                }
+                _ => absent.add_gap(part),
+            }
+        });
+        let stats = self.stats(&shared);
+        if job.request.op == LaneOp::Read {
+            stats.reads.add(1);
+            stats.read_bytes.add(range.len());
+            let missing: u64 = absent.gaps.iter().chain(absent.joins.iter().map(|(_, r)| r))
+                .map(|r| r.len()).sum();
+            match missing {
+                0 => stats.hits.add(1),
+                _ if missing == range.len() => stats.misses.add(1),
+                _ => stats.partial_hits.add(1),
+            }
+        }
+        if absent.gaps.is_empty() && absent.joins.is_empty() {
+            let data = buf.map_or(Data::None, Data::Buf);
+            env.reply(job.client, LaneDone { tag: job.request.tag, status, data });
+            return;
+        }
+        let read = self.reads.insert(ReadOp {
+            client: job.client,
+            tag: job.request.tag,
+            offset: range.start(),
+            buf,
+            pending: absent.gaps.len() + absent.joins.len(),
+            status,
+        });
+        self.fetch_absent(env, cx, read, absent);
+    }
+
+    fn fetch_absent(&mut self, env: &mut Env, cx: &Cx, read: usize, absent: Absent) {
+        let stats = self.stats(&env.shared);
+        stats.joins.add(absent.joins.len() as u64);
+        for (miss, part) in absent.joins {
+            match self.misses.get_mut(miss) {
+                Some(miss) => miss.wanted.push((read, part)),
+                // A placeholder without its miss would be our own bug; fetch it all the same.
+                None => self.start_miss(env, cx, part, read, true),
+            }
+        }
+        for gap in absent.gaps {
+            self.start_miss(env, cx, gap, read, false);
+        }
+    }
+
+    /// Reads `range` from the backing for `read`.
+    fn start_miss(&mut self, env: &mut Env, cx: &Cx, range: ByteRange, read: usize, is_retry: bool) {
+        let id = self.next_miss;
+        self.next_miss += 1;
+        let wanted = vec![(read, range)];
+        let slot = self.misses.insert(Miss { id, range, wanted, is_retry });
+        if !is_retry {
+            let (subtree, start, end) = Self::locate(&env.shared, range);
+            let placeholder = Key {
+                start,
+                len: end - start,
+                trim: 0,
+                whole: end - start,
+                segment: super::geometry::SegIx::of(slot),
+                segment_offset: 0,
+                generation: id,
+                crc: 0,
+                kind: Kind::PLACEHOLDER,
+            };
+            self.index.insert(subtree, placeholder);
+        }
+        let stats = self.stats(&env.shared);
+        stats.backing_reads.add(1);
+        stats.backing_read_bytes.add(range.len());
+        let len = usize::try_from(range.len()).unwrap_or(0);
+        let data = Data::Buf(env.pool.take(len));
+        let tag = env.backing_tag(self.number, slot);
+        env.submit_backing(cx, Request { tag, op: Op::Read, range, data });
+    }
+
+    /// A backing read has ended.
+    pub(crate) fn miss_done(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        slot: usize,
+        status: IoStatus,
+        data: Data,
+    ) {
+        let Some(miss) = self.misses.try_remove(slot) else { return };
+        let buf = data.into_buf();
+        let Some(buf) = buf.filter(|_| status.is_ok()) else {
+            self.miss_failed(env, cx, &miss, status);
+            return;
+        };
+        for &(read, part) in &miss.wanted {
+            if let Some(op) = self.reads.get_mut(read) {
+                let from = usize::try_from(part.start() - miss.range.start()).unwrap_or(0);
+                let offset = op.offset;
+                let len = usize::try_from(part.len()).unwrap_or(0);
+                if let Some(into) = op.buf.as_mut().and_then(|b| part_of(b, offset, part))
+                    && let Some(bytes) = buf.get(from..from + len)
+                {
+                    into.copy_from_slice(bytes);
+                }
+            }
+        }
+        if !miss.is_retry {
+            self.fill(env, cx, &miss, &buf);
+        }
+        env.pool.give(buf);
+        for &(read, _) in &miss.wanted {
+            self.piece_done(env, read, IoStatus::Ok);
+        }
+    }
+
+    /// A failed read that was merged or joined is tried once more for each reader, on its own range:
+    /// one bad sector fails nobody else.
+    fn miss_failed(&mut self, env: &mut Env, cx: &Cx, miss: &Miss, status: IoStatus) {
+        self.stats(&env.shared).backing_errors.add(1);
+        if !miss.is_retry {
+            let (subtree, start, end) = Self::locate(&env.shared, miss.range);
+            self.index.remove_placeholders(subtree, start, end, miss.id);
+        }
+        let alone = matches!(miss.wanted.as_slice(), [(_, part)] if *part == miss.range);
+        let final_status = if status.is_ok() { IoStatus::IoError } else { status };
+        for &(read, part) in &miss.wanted {
+            if miss.is_retry || alone || final_status == IoStatus::Aborted {
+                self.piece_done(env, read, final_status);
+            } else {
+                self.start_miss(env, cx, part, read, true);
+            }
+        }
+    }
+
+    fn piece_done(&mut self, env: &mut Env, read: usize, status: IoStatus) {
+        let Some(op) = self.reads.get_mut(read) else { return };
+        op.status = op.status.and(status);
+        op.pending -= 1;
+        if op.pending > 0 {
+            return;
+        }
+        if let Some(op) = self.reads.try_remove(read) {
+            let data = op.buf.map_or(Data::None, Data::Buf);
+            env.reply(op.client, LaneDone { tag: op.tag, status: op.status, data });
+        }
+    }
+
+    /// Keeps what a miss brought, where nobody wrote since and while there is room.
+    fn fill(&mut self, env: &mut Env, cx: &Cx, miss: &Miss, buf: &IoBuf) {
+        let shared = env.shared.clone();
+        let (subtree, start, end) = Self::locate(&shared, miss.range);
+        let mut pieces = Vec::new();
+        self.index.walk(subtree, start, end, |piece| {
+            if piece.key.is_some_and(|k| k.kind.is_placeholder() && k.generation == miss.id) {
+                pieces.push((piece.start, piece.end));
+            }
+        });
+        self.index.remove_placeholders(subtree, start, end, miss.id);
+        let tree_start = miss.range.start() - miss.range.start() % SUBTREE_BYTES;
+        for (start, end) in pieces {
+            let mut left = ByteRange::between(
+                tree_start + u64::from(start) * BLOCK,
+                tree_start + u64::from(end) * BLOCK,
+            );
+            while !left.is_empty() {
+                let Ok(len) = self.fill_extent(env, cx, miss, left, buf) else {
+                    self.stats(&shared).fills_skipped.add(1);
+                    env.shared.skipped_fill();
+                    return;
+                };
+                left = ByteRange::between(left.start() + len, left.end());
+            }
+        }
+    }
+
+    fn fill_extent(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        miss: &Miss,
+        left: ByteRange,
+        buf: &IoBuf,
+    ) -> Result<u64, Wait> {
+        if !self.waiting.is_empty() || env.shared.has_failed() {
+            return Err(Wait::Space);
+        }
+        self.reserve_key(env, cx)?;
+        let space = match self.reserve_data(env, left.len().min(DATA_KEY_BYTES_MAX)) {
+            Ok(space) => space,
+            Err(wait) => {
+                env.leave_queue.push(self.number);
+                return Err(wait);
+            }
+        };
+        let extent = ByteRange::between(left.start(), left.start() + u64::from(space.len));
+        let from = usize::try_from(extent.start() - miss.range.start()).unwrap_or(0);
+        let bytes = buf.get(from..from + space.len as usize).unwrap_or(&[]);
+        self.put_extent(env, cx, extent, space, bytes, KeyFlags::CLEAN);
+        self.stats(&env.shared).fills.add(1);
+        Ok(u64::from(space.len))
+    }
+}
+
+impl Shared {
+    /// A fill found no room: GC shall make some, also below its threshold.
+    pub(crate) fn skipped_fill(&self) {
+        self.maintenance.fill_skipped.store(true, Ordering::SeqCst);
+        self.kick_gc();
+    }
+}

@@ -1,0 +1,267 @@
+//! What the lanes of a cache, its writeback and its GC share: each part with the smallest possible
+//! critical section, and nothing that is written on a hit.
+
+use super::geometry::{PoolGeometry, SegIx};
+use super::key_index::SUBTREE_BYTES;
+use super::live_options::LiveOptions;
+use super::log::{LogHead, Place};
+use super::segment_alloc::SegmentAlloc;
+use super::seq_tracker::SeqTracker;
+use super::stats::LaneStats;
+use super::try_lock::TryLock;
+use crate::bdev::Pmem;
+use crate::units::SegmentId;
+use crossbeam_utils::CachePadded;
+use reactors::{Quiescence, ReactorHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+/// Set in [`Shared::added`] once no key will be added to a segment.
+pub(crate) const SEALED: u64 = 1 << 63;
+
+/// A place in the log with what is expected there, as the tails are published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogPos {
+    pub(crate) segment: SegIx,
+    pub(crate) offset: u32,
+    pub(crate) sequence: u64,
+    pub(crate) epoch: u64,
+}
+
+impl From<Place> for LogPos {
+    fn from(place: Place) -> Self {
+        Self {
+            segment: place.segment,
+            offset: place.offset,
+            sequence: place.sequence,
+            epoch: place.epoch,
+        }
+    }
+}
+
+/// State of the maintenance pollers, for status and wake-ups.
+#[derive(Debug, Default)]
+pub(crate) struct Maintenance {
+    /// Writeback shall look again now.
+    pub(crate) kick_writeback: AtomicBool,
+    /// A fill was left out for lack of space.
+    pub(crate) fill_skipped: AtomicBool,
+    /// GC shall look again now.
+    pub(crate) kick_gc: AtomicBool,
+    /// An operator wants all dirty data written back.
+    pub(crate) flush_all: AtomicBool,
+    /// Both pollers shall come to rest.
+    pub(crate) stop: AtomicBool,
+    /// Pollers that have come to rest.
+    pub(crate) rested: AtomicU32,
+    /// Writeback meets errors.
+    pub(crate) degraded: AtomicBool,
+    /// The backing is between flush boundaries.
+    pub(crate) between_boundaries: AtomicBool,
+    /// Sequence at the published dirty tail: all below is written back, durably.
+    pub(crate) dirty_sequence: CachePadded<AtomicU64>,
+    /// Epoch of the last kset before the dirty tail.
+    pub(crate) dirty_epoch: AtomicU64,
+    /// Sequence at the durable key tail.
+    pub(crate) key_sequence: AtomicU64,
+    /// Log segments from key tail to head.
+    pub(crate) log_segments: AtomicU32,
+    /// Dirty bytes that writeback has passed.
+    pub(crate) dirty_passed: AtomicU64,
+    /// Positions of the tails, for status: segment << 32 | offset.
+    pub(crate) dirty_position: AtomicU64,
+    /// See `dirty_position`.
+    pub(crate) key_position: AtomicU64,
+    /// Time at which the oldest dirty kset was first seen by writeback, ns; 0 for none.
+    pub(crate) oldest_dirty_since: AtomicU64,
+}
+
+/// Who runs what.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// The data reactors, in order.
+    pub data: Vec<ReactorHandle>,
+    /// The maintenance reactors: writeback on the first, GC on the last.
+    pub maintenance: Vec<ReactorHandle>,
+    /// The quiescence domain of all of them.
+    pub quiescence: Arc<Quiescence>,
+    /// Where the staging files are; on tmpfs.
+    pub run_dir: std::path::PathBuf,
+    /// The kernel's boot id.
+    pub boot_id: [u8; 16],
+    /// Seed for what must be unguessable: the salts of log segments.
+    pub seed: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) pmem: Arc<dyn Pmem>,
+    pub(crate) geometry: PoolGeometry,
+    /// The cache's segments; their numbers in the pool.
+    pub(crate) segments: Box<[SegmentId]>,
+    pub(crate) lanes: u32,
+    pub(crate) log_reserve: u32,
+    pub(crate) block_bytes: u32,
+    pub(crate) data_crc: bool,
+    pub(crate) incarnation: u32,
+    pub(crate) options: LiveOptions,
+    pub(crate) runtime: Runtime,
+    /// Raised in RAM first, then on media, before a segment is used again.
+    pub(crate) generations: Box<[AtomicU64]>,
+    /// Keys that were ever added for data in a segment, published with [`SEALED`].
+    pub(crate) added: Box<[AtomicU64]>,
+    pub(crate) alloc: TryLock<SegmentAlloc>,
+    pub(crate) free_segments: AtomicU32,
+    pub(crate) log: TryLock<LogHead>,
+    /// Segments that the log reserve lacks.
+    pub(crate) log_deficit: AtomicU32,
+    /// Highest sequence given out.
+    pub(crate) last_sequence: CachePadded<AtomicU64>,
+    /// Up to where all ksets are stored …
+    pub(crate) stored: SeqTracker,
+    /// … and durable.
+    pub(crate) durable: SeqTracker,
+    /// Lanes whose requests wait for space.
+    pub(crate) waiting_lanes: CachePadded<AtomicU32>,
+    /// Raised to make every lane close its open kset.
+    pub(crate) close_all: CachePadded<AtomicU64>,
+    /// Somebody waits for the durable sequence.
+    pub(crate) durable_waiters: CachePadded<AtomicU32>,
+    /// The medium's barrier has failed: nothing is acknowledged any more.
+    pub(crate) failed: AtomicBool,
+    /// Bit per lane that has keys without a sequence; a word pair per data reactor, written by it
+    /// alone.
+    pub(crate) unplaced: Box<[CachePadded<[AtomicU64; 2]>]>,
+    pub(crate) stats: Box<[CachePadded<LaneStats>]>,
+    pub(crate) maintenance: Maintenance,
+}
+
+impl Shared {
+    /// The lane that serves the bytes at `offset`.
+    pub(crate) fn lane_of(&self, offset: u64) -> u32 {
+        u32::try_from(offset / SUBTREE_BYTES % u64::from(self.lanes)).unwrap_or(0)
+    }
+
+    /// Which data reactor runs `lane`.
+    pub(crate) fn reactor_of(&self, lane: u32) -> usize {
+        lane as usize % self.runtime.data.len()
+    }
+
+    /// Where byte `offset` of a segment's data is on the medium.
+    pub(crate) fn data_at(&self, segment: SegIx, offset: u32) -> u64 {
+        self.geometry.data_at(self.segments[segment.index()]) + u64::from(offset)
+    }
+
+    /// Whether what a key of `generation` says of `segment` is still true.
+    pub(crate) fn is_current(&self, segment: SegIx, generation: u64) -> bool {
+        self.generations[segment.index()].load(Ordering::Acquire) == generation
+    }
+
+    /// Wakes every data reactor that sleeps.
+    pub(crate) fn ring_lanes(&self) {
+        for handle in &self.runtime.data {
+            handle.ring();
+        }
+    }
+
+    /// Makes every lane close its open kset.
+    pub(crate) fn close_all_ksets(&self) {
+        self.close_all.fetch_add(1, Ordering::SeqCst);
+        self.ring_lanes();
+    }
+
+    /// Lets writeback look now.
+    pub(crate) fn kick_writeback(&self) {
+        if !self.maintenance.kick_writeback.swap(true, Ordering::SeqCst) {
+            self.ring_maintenance();
+        }
+    }
+
+    /// Lets GC look now.
+    pub(crate) fn kick_gc(&self) {
+        if !self.maintenance.kick_gc.swap(true, Ordering::SeqCst) {
+            self.ring_maintenance();
+        }
+    }
+
+    pub(crate) fn ring_maintenance(&self) {
+        for handle in &self.runtime.maintenance {
+            handle.ring();
+        }
+    }
+
+    /// A kset is durable: moves the mark, and tells those who wait for it.
+    pub(crate) fn finish_durable(&self, sequence: u64) {
+        self.durable.finish(sequence);
+        fence(Ordering::SeqCst);
+        if self.durable_waiters.load(Ordering::Relaxed) > 0 {
+            self.ring_lanes();
+        }
+    }
+
+    /// The medium has failed for good: stops all acknowledgements.
+    pub(crate) fn fail(&self, error: &dyn std::error::Error) {
+        if !self.failed.swap(true, Ordering::SeqCst) {
+            tracing::error!(cache = %self.name, %error, "the pool is read-only from now on");
+            self.ring_lanes();
+            self.ring_maintenance();
+        }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Logical bytes that the backing lacks.
+    pub(crate) fn dirty_bytes(&self) -> u64 {
+        let passed = self.maintenance.dirty_passed.load(Ordering::Acquire);
+        let added: u64 = self.stats.iter().map(|s| s.dirty_added.get()).sum();
+        added.saturating_sub(passed)
+    }
+
+    /// Most log segments before requests that only log have to wait.
+    pub(crate) fn log_segments_max(&self) -> u32 {
+        (self.log_reserve + 2).max(self.segment_count() / 8)
+    }
+
+    pub(crate) fn segment_count(&self) -> u32 {
+        u32::try_from(self.segments.len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Shared {
+    /// Whether the dirty bytes exceed `percent` of the data space.
+    pub(crate) fn is_dirty_above(&self, percent: u32) -> bool {
+        let segments = self.segment_count().saturating_sub(self.log_reserve);
+        let space = u64::from(segments) * self.geometry.segment_data_bytes();
+        self.dirty_bytes() > space / 100 * u64::from(percent)
+    }
+
+    /// All before `pos` is written back, durably.
+    pub(crate) fn publish_dirty_tail(&self, pos: &LogPos) {
+        self.maintenance.dirty_epoch.store(pos.epoch, Ordering::Relaxed);
+        self.maintenance.dirty_position.store(self.position(pos), Ordering::Relaxed);
+        self.maintenance.dirty_sequence.store(pos.sequence, Ordering::Release);
+    }
+
+    /// Replay begins at `pos`, durably.
+    pub(crate) fn publish_key_tail(&self, pos: &LogPos) {
+        self.maintenance.key_position.store(self.position(pos), Ordering::Relaxed);
+        self.maintenance.key_sequence.store(pos.sequence, Ordering::Release);
+    }
+
+    /// Pool segment and offset in one word, for status.
+    pub(crate) fn position(&self, pos: &LogPos) -> u64 {
+        u64::from(self.segments[pos.segment.index()].0) << 32 | u64::from(pos.offset)
+    }
+
+    /// Wakes the lanes if some wait for space.
+    pub(crate) fn ring_waiting_lanes(&self) {
+        if self.waiting_lanes.load(Ordering::SeqCst) > 0 {
+            self.ring_lanes();
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Counters. Each is written by one owner only, with plain stores, and read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`; the owner alone may call it.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($(#[$outer:meta])* $name:ident / $(#[$snap:meta])* $snapshot:ident { $($(#[$doc:meta])* $field:ident),* $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Debug, Default)]
+        pub(crate) struct $name { $(pub(crate) $field: Counter),* }
+
+        $(#[$snap])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $snapshot { $($(#[$doc])* pub $field: u64),* }
+
+        impl $name {
+            /// The counters now; may be torn between, never within one.
+            pub(crate) fn snapshot(&self) -> $snapshot {
+                $snapshot { $($field: self.$field.get()),* }
+            }
+        }
+
+        impl $snapshot {
+            /// Adds another lane's figures.
+            pub fn add(&mut self, other: &Self) { $(self.$field += other.$field;)* }
+
+            /// Names and values, in order.
+            #[must_use]
+            pub fn fields(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field)),*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Counters of a lane.
+    LaneStats / 
+    /// Counters of a lane or a sum over lanes, since the cache was loaded.
+    LaneFigures {
+        /// Read requests (a request that spans lanes counts in each).
+        reads,
+        /// Bytes read.
+        read_bytes,
+        /// Write requests.
+        writes,
+        /// Bytes written.
+        write_bytes,
+        /// Discard and write-zeroes requests.
+        zeroes,
+        /// Bytes discarded or zeroed.
+        zero_bytes,
+        /// FLUSH visits.
+        flushes,
+        /// Reads served from the cache alone.
+        hits,
+        /// Reads served in part.
+        partial_hits,
+        /// Reads served from the backing alone.
+        misses,
+        /// Pieces that joined a miss in flight.
+        joins,
+        /// Backing reads.
+        backing_reads,
+        /// Bytes of backing reads.
+        backing_read_bytes,
+        /// Failed backing reads.
+        backing_errors,
+        /// Keys filled after a miss.
+        fills,
+        /// Fills left out for lack of space.
+        fills_skipped,
+        /// Requests that waited for space.
+        space_waits,
+        /// Nanoseconds that they waited.
+        space_wait_ns,
+        /// Keys logged.
+        keys,
+        /// Ksets closed because they were full …
+        closed_full,
+        /// … old …
+        closed_age,
+        /// … for a FLUSH …
+        closed_flush,
+        /// … for a FUA or durable write …
+        closed_fua,
+        /// … for lack of space, or at stop.
+        closed_pressure,
+        /// Dirty bytes ever added, those found by replay included.
+        dirty_added,
+        /// Keys that GC asked to remove.
+        gc_posts,
+    }
+}
+
+counters! {
+    /// Counters of writeback.
+    WritebackStats /
+    /// What writeback did since the cache was loaded.
+    WritebackFigures {
+        /// Windows finished.
+        windows,
+        /// Ksets passed.
+        ksets,
+        /// Backing writes.
+        requests,
+        /// Bytes written.
+        bytes,
+        /// Keys merged into a larger write.
+        merged,
+        /// Bytes of keys that a later key of the window overwrote.
+        elided_bytes,
+        /// Failed writes and flushes.
+        errors,
+        /// Flushes of the backing.
+        flushes,
+        /// Windows that spanned epochs.
+        spanning_windows,
+    }
+}
+
+counters! {
+    /// Counters of GC.
+    GcStats /
+    /// What GC did since the cache was loaded.
+    GcFigures {
+        /// Ksets passed.
+        ksets,
+        /// Keys passed.
+        keys,
+        /// Data segments released.
+        data_segments,
+        /// Log segments released.
+        log_segments,
+        /// Log segments made ready.
+        starts,
+    }
+}

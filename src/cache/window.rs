@@ -1,0 +1,193 @@
+//! A writeback window: the dirty keys of a stretch of the log, what later ones leave of earlier ones,
+//! merged into as few writes as possible.
+
+use super::CacheError;
+use super::geometry::SegIx;
+use super::log_reader::LogView;
+use super::shared::LogPos;
+use crate::bdev::{Data, MemView, Op, Request};
+use crate::media::{self, KeyFlags};
+use crate::units::ByteRange;
+use std::collections::BTreeMap;
+
+/// Most bytes of one backing write.
+const WRITE_BYTES_MAX: u64 = 1 << 20;
+/// Most pieces of memory of one backing write.
+const PIECES_MAX: usize = 64;
+
+/// A dirty key of the window, as it was logged.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    range: ByteRange,
+    segment: SegIx,
+    segment_offset: u32,
+    flags: KeyFlags,
+    crc: u32,
+}
+
+/// What is left of a source after later ones; keyed by its start.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    end: u64,
+    source: usize,
+}
+
+/// One backing write.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    range: ByteRange,
+    /// Nothing for zeroes.
+    pieces: Vec<(ByteRange, usize)>,
+    flags: KeyFlags,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    sources: Vec<Source>,
+    parts: BTreeMap<u64, Part>,
+    pub(crate) writes: Vec<Write>,
+    /// Dirty bytes of all its keys, elided ones included.
+    pub(crate) dirty_bytes: u64,
+    pub(crate) elided_bytes: u64,
+    pub(crate) merged: u64,
+    pub(crate) ksets: u64,
+    /// Where the log goes on behind it.
+    pub(crate) end: LogPos,
+}
+
+impl Window {
+    /// Adds a key; it overwrites what earlier keys of the window have there. Clean keys don't.
+    pub(crate) fn add(&mut self, view: &LogView, key: &media::Key) {
+        let flags = key.flags();
+        if !flags.is_dirty() {
+            return;
+        }
+        let start = key.offset.get();
+        let end = start + u64::from(key.len.get());
+        let range = ByteRange::between(start, end);
+        let source = Source {
+            range,
+            segment: view.ident(key).segment,
+            segment_offset: key.segment_offset.get(),
+            flags,
+            crc: key.crc.get(),
+        };
+        self.dirty_bytes += range.len();
+        self.clear(range);
+        self.parts.insert(start, Part { end, source: self.sources.len() });
+        self.sources.push(source);
+    }
+
+    /// Cuts `range` out of the parts.
+    fn clear(&mut self, range: ByteRange) {
+        let (start, end) = (range.start(), range.end());
+        if let Some((&at, &part)) = self.parts.range(..start).next_back()
+            && part.end > start
+        {
+            self.parts.insert(at, Part { end: start, ..part });
+            self.elided_bytes += part.end.min(end) - start;
+            if part.end > end {
+                self.parts.insert(end, part);
+            }
+        }
+        while let Some((&at, &part)) = self.parts.range(start..end).next() {
+            self.parts.remove(&at);
+            self.elided_bytes += part.end.min(end) - at;
+            if part.end > end {
+                self.parts.insert(end, part);
+            }
+        }
+    }
+
+    /// How much it holds, to decide when it is large enough.
+    pub(crate) fn is_full(&self, keys_max: usize) -> bool {
+        self.sources.len() >= keys_max
+    }
+
+    /// Sorts and merges what is left, after checking the data's checksums.
+    ///
+    /// # Errors
+    /// [`CacheError::DataDamaged`] for the first source whose bytes are not what was written.
+    pub(crate) fn seal(&mut self, view: &LogView, data_crc: bool) -> Result<(), CacheError> {
+        let mut checked = vec![false; self.sources.len()];
+        for (&start, part) in &self.parts {
+            let source = self.sources[part.source];
+            if data_crc && source.flags.has_data() && !checked[part.source] {
+                checked[part.source] = true;
+                verify(view, &source)?;
+            }
+            let range = ByteRange::between(start, part.end);
+            let mergeable = self.writes.last().is_some_and(|last| {
+                last.range.end() == start
+                    && last.flags == source.flags
+                    && (!source.flags.has_data()
+                        || (last.range.len() + range.len() <= WRITE_BYTES_MAX
+                            && last.pieces.len() < PIECES_MAX))
+            });
+            let piece = (range, part.source);
+            match self.writes.last_mut() {
+                Some(last) if mergeable => {
+                    last.range = ByteRange::between(last.range.start(), part.end);
+                    if source.flags.has_data() {
+                        last.pieces.push(piece);
+                    }
+                    self.merged += 1;
+                }
+                _ => {
+                    let pieces = if source.flags.has_data() { vec![piece] } else { Vec::new() };
+                    self.writes.push(Write { range, pieces, flags: source.flags });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The request for write number `index`, with the data straight from the medium: the keys are
+    /// between the tails, so their segments stay as they are until the request has ended.
+    pub(crate) fn request(&self, view: &LogView, index: usize) -> Option<Request> {
+        let write = self.writes.get(index)?;
+        let (op, data) = if write.flags.has(KeyFlags::ZERO) {
+            let may_unmap = write.flags.has(KeyFlags::UNMAP);
+            (Op::WriteZeroes { may_unmap, fua: false }, Data::None)
+        } else {
+            let views: Vec<MemView> = write
+                .pieces
+                .iter()
+                .map(|&(range, source)| {
+                    let source = self.sources[source];
+                    let skipped = range.start() - source.range.start();
+                    let at = view.data_at(source.segment, source.segment_offset) + skipped;
+                    view.pmem.view(at, usize::try_from(range.len()).unwrap_or(0))
+                })
+                .collect();
+            (Op::Write { fua: false }, Data::Gather(views))
+        };
+        Some(Request { tag: index as u64, op, range: write.range, data })
+    }
+
+    /// Bytes of write number `index`.
+    pub(crate) fn bytes(&self, index: usize) -> u64 {
+        self.writes.get(index).map_or(0, |write| write.range.len())
+    }
+}
+
+fn verify(view: &LogView, source: &Source) -> Result<(), CacheError> {
+    let at = view.data_at(source.segment, source.segment_offset);
+    let len = u32::try_from(source.range.len()).unwrap_or(0);
+    let mut bytes = [0; super::geometry::DATA_KEY_BYTES_MAX as usize];
+    let bytes = &mut bytes[..len as usize];
+    view.pmem.load(at, bytes)?;
+    let computed = media::crc(bytes);
+    if computed == source.crc {
+        return Ok(());
+    }
+    Err(CacheError::DataDamaged {
+        segment: view.segments.id(source.segment),
+        segment_offset: source.segment_offset,
+        offset: source.range.start(),
+        len,
+        stored: source.crc,
+        computed,
+    })
+}

@@ -1,0 +1,259 @@
+//! Writing: reserve first, then mutate.
+//!
+//! Nothing that can fail or wait stands between the reservation of an extent (data space, a slot in
+//! the open kset, log room to close it) and its insertion into the index: a request never waits while
+//! it holds an extent that is not in the index yet.
+
+use super::close::Cause;
+use super::geometry::{DATA_KEY_BYTES_MAX, SegIx};
+use super::group::Env;
+use super::key::{Key, Kind};
+use super::key_index::{BLOCK, LEAF_BYTES};
+use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, LaneRequest, Wait};
+use crate::bdev::{Data, IoStatus};
+use crate::media::{self, KEYS_MAX, KeyFlags};
+use crate::units::ByteRange;
+use reactors::Cx;
+use std::sync::atomic::Ordering;
+use zerocopy::little_endian::{U32, U64};
+
+/// Data space for one extent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DataSpace {
+    pub(crate) segment: SegIx,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+    pub(crate) generation: u64,
+}
+
+/// How long the extent that starts at `offset` may be when `left` bytes are wanted.
+fn extent_len(offset: u64, left: u64) -> u64 {
+    left.min(DATA_KEY_BYTES_MAX).min(LEAF_BYTES - offset % LEAF_BYTES)
+}
+
+impl Lane {
+    /// Does a write, discard or write-zeroes as far as there is room; hands it back if it has to wait.
+    pub(crate) fn modify(&mut self, env: &mut Env, cx: &Cx, mut job: Job) -> Result<(), (Job, Wait)> {
+        if env.shared.has_failed() {
+            let LaneRequest { tag, data, .. } = job.request;
+            env.reply(job.client, LaneDone { tag, status: IoStatus::ReadOnly, data });
+            return Ok(());
+        }
+        let result = match job.request.op {
+            LaneOp::Zero { unmap, .. } => self.write_zeroes(env, cx, &mut job, unmap),
+            _ => self.write_extents(env, cx, &mut job),
+        };
+        if let Err(wait) = result {
+            return Err((job, wait));
+        }
+        let LaneRequest { tag, op, range, data } = job.request;
+        let stats = self.stats(&env.shared);
+        let fua = match op {
+            LaneOp::Zero { fua, .. } => {
+                stats.zeroes.add(1);
+                stats.zero_bytes.add(range.len());
+                fua
+            }
+            LaneOp::Write { fua } => {
+                stats.writes.add(1);
+                stats.write_bytes.add(range.len());
+                fua
+            }
+            _ => false,
+        };
+        let done = LaneDone { tag, status: IoStatus::Ok, data };
+        if fua || env.shared.options.durable_writes() {
+            self.acknowledge_when_durable(env, cx, job.client, done, fua);
+        } else {
+            env.reply(job.client, done);
+        }
+        Ok(())
+    }
+
+    /// Completes a write once the kset with its last key is durable, and closes that kset.
+    fn acknowledge_when_durable(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        client: usize,
+        done: LaneDone,
+        fua: bool,
+    ) {
+        if self.acks.is_empty() {
+            env.shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
+        }
+        // The newest kset holds it: the open one, or the one that it has just filled.
+        self.acks.push_back((self.next_order - 1, client, done));
+        if let Some(open) = &mut self.open {
+            open.raise |= fua;
+        } else if fua && let Some(closing) = self.closing.back_mut() {
+            closing.raise = true;
+        } else if fua {
+            env.raise_wanted = true;
+        }
+        if self.closing.is_empty() {
+            self.close(env, cx, Cause::Fua);
+        } else {
+            self.close_wanted = true;
+        }
+        self.pump(env, cx);
+    }
+
+    fn write_extents(&mut self, env: &mut Env, cx: &Cx, job: &mut Job) -> Result<(), Wait> {
+        let range = job.request.range;
+        while job.progress < range.len() {
+            let offset = range.start() + job.progress;
+            let wanted = extent_len(offset, range.len() - job.progress);
+            self.reserve_key(env, cx)?;
+            let space = self.reserve_data(env, wanted)?;
+            let from = usize::try_from(job.progress).unwrap_or(usize::MAX);
+            let Data::Buf(buf) = &job.request.data else { return Ok(()) };
+            let Some(bytes) = buf.get(from..from + space.len as usize) else { return Ok(()) };
+            let extent = ByteRange::between(offset, offset + u64::from(space.len));
+            self.put_extent(env, cx, extent, space, bytes, KeyFlags::DIRTY);
+            job.progress += u64::from(space.len);
+        }
+        Ok(())
+    }
+
+    /// Stores the bytes of an extent in the space that was reserved for it, and makes it known: from
+    /// here on it can't fail.
+    pub(crate) fn put_extent(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        extent: ByteRange,
+        space: DataSpace,
+        bytes: &[u8],
+        flags: KeyFlags,
+    ) {
+        let at = env.shared.data_at(space.segment, space.offset);
+        let crc = if env.shared.data_crc {
+            env.shared.pmem.store_crc(at, bytes)
+        } else {
+            env.shared.pmem.store(at, bytes);
+            0
+        };
+        self.insert_key(&env.shared.clone(), extent, space, crc, flags);
+        let key = media::Key {
+            offset: U64::new(extent.start()),
+            len: U32::new(space.len),
+            flags: U32::new(flags.0),
+            segment: U32::new(env.shared.segments[space.segment.index()].0),
+            segment_offset: U32::new(space.offset),
+            generation: U64::new(space.generation),
+            crc: U32::new(crc),
+            spare: U32::ZERO,
+        };
+        self.append_key(env, cx, &key);
+    }
+
+    fn insert_key(
+        &mut self,
+        shared: &super::shared::Shared,
+        extent: ByteRange,
+        space: DataSpace,
+        crc: u32,
+        flags: KeyFlags,
+    ) {
+        let (subtree, start, end) = Self::locate(shared, extent);
+        let key = Key {
+            start,
+            len: end - start,
+            trim: 0,
+            whole: end - start,
+            segment: space.segment,
+            segment_offset: space.offset,
+            generation: space.generation,
+            crc,
+            kind: Kind::of(flags),
+        };
+        self.index.insert(subtree, key);
+    }
+
+    /// Discard and write-zeroes: one key without data.
+    fn write_zeroes(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        job: &mut Job,
+        unmap: bool,
+    ) -> Result<(), Wait> {
+        let log_segments = env.shared.maintenance.log_segments.load(Ordering::Relaxed);
+        if log_segments > env.shared.log_segments_max() {
+            return Err(Wait::Space);
+        }
+        self.reserve_key(env, cx)?;
+        let range = job.request.range;
+        let flags = if unmap { KeyFlags::ZERO.with(KeyFlags::UNMAP) } else { KeyFlags::ZERO };
+        self.serial += 1;
+        let len = u32::try_from(range.len()).unwrap_or(u32::MAX);
+        let space = DataSpace { segment: SegIx(0), offset: 0, len, generation: self.serial };
+        self.insert_key(&env.shared.clone(), range, space, 0, flags);
+        let key = media::Key {
+            offset: U64::new(range.start()),
+            len: U32::new(len),
+            flags: U32::new(flags.0),
+            segment: U32::ZERO,
+            segment_offset: U32::ZERO,
+            generation: U64::new(self.serial),
+            crc: U32::ZERO,
+            spare: U32::ZERO,
+        };
+        self.append_key(env, cx, &key);
+        job.progress = range.len();
+        Ok(())
+    }
+
+    /// Takes data space, with its reference, from the lane's data head; at most `wanted` bytes.
+    pub(crate) fn reserve_data(&mut self, env: &mut Env, wanted: u64) -> Result<DataSpace, Wait> {
+        let data_bytes = env.shared.geometry.segment_data_bytes();
+        if self.head.as_ref().is_some_and(|h| u64::from(h.offset) >= data_bytes) {
+            self.seal_head(&env.shared);
+        }
+        if self.head.is_none() {
+            self.head = Some(self.new_head(env)?);
+        }
+        let Some(head) = &mut self.head else { return Err(Wait::Moment) };
+        let left = data_bytes - u64::from(head.offset);
+        let len = u32::try_from(wanted.min(left)).unwrap_or(0);
+        debug_assert!(u64::from(len) >= BLOCK);
+        let space = DataSpace {
+            segment: head.segment,
+            offset: head.offset,
+            len,
+            generation: head.generation,
+        };
+        head.offset += len;
+        head.added += 1;
+        if u64::from(head.offset) >= data_bytes {
+            self.seal_head(&env.shared);
+        }
+        Ok(space)
+    }
+
+    fn new_head(&mut self, env: &mut Env) -> Result<DataHead, Wait> {
+        let shared = &env.shared;
+        let Some(mut alloc) = shared.alloc.try_lock() else { return Err(Wait::Moment) };
+        let deficit = shared.log_deficit.load(Ordering::SeqCst);
+        let Some(segment) = alloc.take_data(self.number, deficit) else { return Err(Wait::Space) };
+        let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
+        shared.free_segments.store(free, Ordering::Relaxed);
+        drop(alloc);
+        shared.added[segment.index()].store(0, Ordering::SeqCst);
+        if super::gc::above_threshold(shared) {
+            shared.kick_gc();
+        }
+        let generation = shared.generations[segment.index()].load(Ordering::Acquire);
+        Ok(DataHead { segment, offset: 0, generation, added: 0 })
+    }
+
+    /// Makes sure that the open kset takes another key, and that it can be closed then.
+    pub(crate) fn reserve_key(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+        if let Some(open) = &self.open {
+            debug_assert!(open.count < KEYS_MAX, "a full kset is closed at once");
+            return Ok(());
+        }
+        self.open_kset(env, cx)
+    }
+}

@@ -1,0 +1,550 @@
+//! Writeback: brings dirty data to the backing, window by window, and moves the dirty tail behind
+//! them. Its own poller, on a maintenance reactor.
+//!
+//! A window is: gather (and, if it spans epochs, make its end durable), write, flush the backing if it
+//! has a volatile cache, make the new dirty tail durable. The next window's first write comes after
+//! that: else a crash would write an older epoch over a newer one.
+
+use super::CacheError;
+use super::control_io::PairState;
+use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::options::WritebackOrder;
+use super::shared::{LogPos, Shared};
+use super::stats::WritebackStats;
+use super::window::Window;
+use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
+use crate::media::{SlotKind, Tail, WindowEnd};
+use crate::units::ByteRange;
+use reactors::{Cx, Nanos, Poller, Wake};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use zerocopy::little_endian::{U32, U64};
+
+/// Looks for work this often when nobody kicks, ns.
+const PERIOD_NS: u64 = 1_000_000_000;
+/// Most keys of a window; under pressure, and otherwise.
+const KEYS_PRESSED: usize = 4096;
+const KEYS_CALM: usize = 512;
+/// First and longest pause after an error, ns.
+const BACK_OFF_NS: (u64, u64) = (100_000_000, 5_000_000_000);
+/// Tag of the backing flush.
+const FLUSH_TAG: u64 = u64::MAX;
+
+#[derive(Debug)]
+enum State {
+    /// Nothing to do until then.
+    Idle(Nanos),
+    /// The end of a spanning window becomes durable.
+    Mark(BarrierTicket),
+    /// Writes are under way: the next to start, and those that failed.
+    Write { next: usize, failed: VecDeque<usize> },
+    /// An error: all writes of the window are issued again then.
+    BackOff(Nanos),
+    /// The backing's flush is under way.
+    Flush,
+    /// The new dirty tail becomes durable.
+    Tail(BarrierTicket),
+    /// Damage was found, or the medium failed: only a restart helps.
+    Halted,
+    /// Stopped on request.
+    Rested,
+}
+
+/// What the poller starts from.
+#[derive(Debug)]
+pub(crate) struct WritebackSeed {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) view: LogView,
+    pub(crate) incarnations: Incarnations,
+    pub(crate) reader: LogReader,
+    pub(crate) tail_pair: PairState,
+    pub(crate) window_pair: PairState,
+    pub(crate) stats: Arc<WritebackStats>,
+    /// The backing may lose completed writes at power failure.
+    pub(crate) backing_volatile: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Writeback {
+    seed: WritebackSeed,
+    backing: Box<dyn Channel>,
+    barrier: Box<dyn Barrier>,
+    state: State,
+    window: Window,
+    in_flight: usize,
+    pause_ns: u64,
+    /// When which sequence was seen durable: for the delay and the lag.
+    seen: VecDeque<(u64, Nanos)>,
+    /// Earliest time of the next request, by the rate limit.
+    next_request: Nanos,
+    completions: Vec<Completion>,
+    /// Sequence up to which everything is to be written back, on an operator's request.
+    flush_target: Option<u64>,
+}
+
+impl Writeback {
+    pub(crate) fn new(
+        seed: WritebackSeed,
+        backing: Box<dyn Channel>,
+        barrier: Box<dyn Barrier>,
+        now: Nanos,
+    ) -> Self {
+        Self {
+            seed,
+            backing,
+            barrier,
+            state: State::Idle(now),
+            window: Window::default(),
+            in_flight: 0,
+            pause_ns: 0,
+            seen: VecDeque::new(),
+            next_request: now,
+            completions: Vec::new(),
+            flush_target: None,
+        }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.seed.shared
+    }
+
+    /// Notes what is durable now, and how long the oldest dirty kset has been.
+    fn observe(&mut self, now: Nanos) {
+        let durable = self.shared().durable.mark();
+        let tail = self.seed.reader.pos.sequence;
+        while self.seen.front().is_some_and(|(sequence, _)| *sequence < tail) {
+            self.seen.pop_front();
+        }
+        if durable >= tail && self.seen.back().is_none_or(|(sequence, _)| *sequence < durable) {
+            // Bounded: one sample a tenth of a second at most.
+            let fresh = self.seen.back().is_none_or(|(_, at)| now.since(*at) >= PERIOD_NS / 10);
+            if fresh {
+                self.seen.push_back((durable, now));
+            } else if let Some(last) = self.seen.back_mut() {
+                last.0 = durable;
+            }
+        }
+        let oldest = self.seen.front().map_or(0, |(_, at)| at.0.max(1));
+        self.shared().maintenance.oldest_dirty_since.store(oldest, Ordering::Relaxed);
+    }
+
+    fn lag_ns(&self, now: Nanos) -> u64 {
+        self.seen.front().map_or(0, |(_, at)| now.since(*at))
+    }
+
+    /// Whether somebody suffers if writeback takes its time.
+    fn is_pressed(&self) -> bool {
+        let shared = self.shared();
+        shared.waiting_lanes.load(Ordering::SeqCst) > 0
+            || shared.maintenance.flush_all.load(Ordering::SeqCst)
+            || shared.is_dirty_above(shared.options.dirty_high_percent())
+    }
+
+    /// The highest sequence that may be written back now.
+    fn limit(&self, now: Nanos) -> u64 {
+        let delay = self.shared().options.writeback_delay_ns();
+        if delay == 0 || self.is_pressed() {
+            return self.shared().durable.mark();
+        }
+        let old = self.seen.iter().rev().find(|(_, at)| now.since(*at) >= delay);
+        old.map_or(0, |(sequence, _)| *sequence)
+    }
+
+    /// Collects a window from the log. `Ok(None)`: there is nothing to write back.
+    fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
+        let limit = self.limit(now);
+        let order = self.shared().options.order();
+        let pressed = self.is_pressed();
+        let lagging = self.lag_ns(now) >= self.shared().options.writeback_lag_ns();
+        let may_span = match order {
+            WritebackOrder::Strict => false,
+            WritebackOrder::Adaptive => pressed || lagging,
+            WritebackOrder::Relaxed => true,
+        };
+        let keys_max = if pressed { KEYS_PRESSED } else { KEYS_CALM };
+        let mut window = Window::default();
+        let mut epochs = 0_u32;
+        // Where the last whole epoch ends; a window that spans epochs ends on a boundary.
+        let mut border = None;
+        let mut epoch = None;
+        let begin = self.seed.reader.mark();
+        while self.seed.reader.pos.sequence <= limit && !window.is_full(keys_max) {
+            let before = self.seed.reader.mark();
+            let (view, incarnations) = (&self.seed.view, &self.seed.incarnations);
+            match self.seed.reader.next(view, incarnations) {
+                Ok(Entry::Last { .. }) => {}
+                Ok(Entry::Kset(kset)) => {
+                    if epoch != Some(kset.header.epoch) {
+                        if epoch.is_some() && !may_span {
+                            self.seed.reader.return_to(before);
+                            break;
+                        }
+                        border = epoch.map(|_| before);
+                        epochs += 1;
+                        epoch = Some(kset.header.epoch);
+                    }
+                    for key in kset.keys {
+                        window.add(view, key);
+                    }
+                    window.ksets += 1;
+                }
+                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before.0, damage)),
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+        let spans = epochs > 1;
+        if spans && order != WritebackOrder::Relaxed && let Some(border) = border {
+            return self.gather_again(begin, border.0.sequence).map(Some);
+        }
+        window.end = self.seed.reader.pos;
+        if window.end.sequence == begin.0.sequence {
+            return Ok(None);
+        }
+        window.seal(&self.seed.view, self.seed.shared.data_crc)?;
+        self.window = window;
+        Ok(Some(spans))
+    }
+
+    /// Collects the window from `begin` up to a boundary that the first attempt has found. Says
+    /// whether it spans epochs.
+    fn gather_again(&mut self, begin: (LogPos, u64), end: u64) -> Result<bool, CacheError> {
+        self.seed.reader.return_to(begin);
+        let mut window = Window::default();
+        let mut epochs = Vec::new();
+        while self.seed.reader.pos.sequence < end {
+            let before = self.seed.reader.pos;
+            let (view, incarnations) = (&self.seed.view, &self.seed.incarnations);
+            match self.seed.reader.next(view, incarnations) {
+                Ok(Entry::Last { .. }) => {}
+                Ok(Entry::Kset(kset)) => {
+                    if epochs.last() != Some(&kset.header.epoch) {
+                        epochs.push(kset.header.epoch);
+                    }
+                    kset.keys.iter().for_each(|key| window.add(view, key));
+                    window.ksets += 1;
+                }
+                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before, damage)),
+                Err(Stop::Error(error)) => return Err(error),
+            }
+        }
+        window.end = self.seed.reader.pos;
+        window.seal(&self.seed.view, self.seed.shared.data_crc)?;
+        self.window = window;
+        Ok(epochs.len() > 1)
+    }
+
+    fn halt(&mut self, error: &CacheError) {
+        self.seed.stats.errors.add(1);
+        tracing::error!(cache = %self.shared().name, %error, "writeback has stopped");
+        self.shared().maintenance.degraded.store(true, Ordering::SeqCst);
+        self.state = State::Halted;
+    }
+
+    fn start_window(&mut self, cx: &Cx) {
+        let now = cx.now();
+        let shared = self.shared().clone();
+        if shared.options.durable_writes() {
+            // Nobody flushes: each window ends an epoch.
+            if let Some(mut log) = shared.log.try_lock() {
+                log.raise_epoch();
+            }
+        }
+        match self.gather(now) {
+            Err(error) => self.halt(&error),
+            Ok(None) => {
+                let target = self.flush_target;
+                if target.is_some_and(|target| self.seed.reader.pos.sequence > target) {
+                    self.flush_target = None;
+                    shared.maintenance.flush_all.store(false, Ordering::SeqCst);
+                }
+                self.state = State::Idle(now.after(PERIOD_NS));
+            }
+            Ok(Some(true)) => {
+                self.seed.stats.spanning_windows.add(1);
+                shared.maintenance.between_boundaries.store(true, Ordering::SeqCst);
+                let end = WindowEnd {
+                    sequence: U64::new(self.window.end.sequence),
+                    spare: [0; 40],
+                };
+                self.seed.window_pair.store(&*shared.pmem, SlotKind::WindowEnd, &end);
+                self.state = State::Mark(self.barrier.submit(cx));
+            }
+            Ok(Some(false)) => self.begin_writes(),
+        }
+    }
+
+    fn begin_writes(&mut self) {
+        self.state = State::Write { next: 0, failed: VecDeque::new() };
+    }
+
+    /// Starts as many writes as depth and rate allow.
+    fn feed(&mut self, cx: &Cx) -> u32 {
+        let options = &self.seed.shared.options;
+        let pressed = self.is_pressed();
+        // Paced while nobody waits, so that the foreground's tail latency stays as it is.
+        let depth = if pressed {
+            options.writeback_depth()
+        } else if self.seed.shared.is_dirty_above(options.dirty_low_percent()) {
+            options.writeback_depth().min(4)
+        } else {
+            1
+        };
+        let rate = u64::from(options.writeback_rate_mbps());
+        let mut started = 0;
+        while self.in_flight < depth {
+            let State::Write { next, .. } = &mut self.state else { break };
+            if *next >= self.window.writes.len() || cx.now() < self.next_request {
+                break;
+            }
+            let Some(request) = self.window.request(&self.seed.view, *next) else { break };
+            *next += 1;
+            if rate > 0 {
+                let ns = request.range.len().saturating_mul(1000) / rate;
+                self.next_request = self.next_request.max(cx.now()).after(ns);
+            }
+            self.in_flight += 1;
+            started += 1;
+            self.backing.submit(cx, request);
+        }
+        started
+    }
+
+    fn reap(&mut self, cx: &Cx) -> u32 {
+        if self.in_flight == 0 {
+            return 0;
+        }
+        let mut done = std::mem::take(&mut self.completions);
+        self.backing.poll(cx, &mut done);
+        let count = u32::try_from(done.len()).unwrap_or(u32::MAX);
+        for Completion { tag, status, .. } in done.drain(..) {
+            self.in_flight -= 1;
+            self.completed(cx, tag, status);
+        }
+        self.completions = done;
+        count
+    }
+
+    fn completed(&mut self, cx: &Cx, tag: u64, status: IoStatus) {
+        if tag == FLUSH_TAG {
+            if status.is_ok() {
+                self.seed.stats.flushes.add(1);
+                self.store_tail(cx);
+            } else {
+                // Every write since the last good flush is issued again before the next.
+                self.fail(cx, "flush", status);
+            }
+            return;
+        }
+        let index = usize::try_from(tag).unwrap_or(usize::MAX);
+        if status.is_ok() {
+            self.seed.stats.requests.add(1);
+            self.seed.stats.bytes.add(self.window.bytes(index));
+        } else if let State::Write { failed, .. } = &mut self.state {
+            failed.push_back(index);
+        }
+    }
+
+    fn fail(&mut self, cx: &Cx, what: &str, status: IoStatus) {
+        self.seed.stats.errors.add(1);
+        self.pause_ns = (self.pause_ns * 2).clamp(BACK_OFF_NS.0, BACK_OFF_NS.1);
+        let shared = self.shared();
+        if !shared.maintenance.degraded.swap(true, Ordering::SeqCst) {
+            tracing::warn!(cache = %shared.name, ?status, "{what} of the backing failed; retrying");
+        }
+        self.state = State::BackOff(cx.now().after(self.pause_ns));
+    }
+
+    /// All writes have ended: flush, or go back.
+    fn writes_done(&mut self, cx: &Cx) {
+        let State::Write { next, failed } = &self.state else { return };
+        if self.in_flight > 0 || *next < self.window.writes.len() {
+            return;
+        }
+        if !failed.is_empty() {
+            self.fail(cx, "write", IoStatus::IoError);
+            return;
+        }
+        if self.seed.backing_volatile && !self.window.writes.is_empty() {
+            self.state = State::Flush;
+            self.in_flight += 1;
+            let request = Request {
+                tag: FLUSH_TAG,
+                op: Op::Flush,
+                range: ByteRange::default(),
+                data: Data::None,
+            };
+            self.backing.submit(cx, request);
+        } else {
+            self.store_tail(cx);
+        }
+    }
+
+    fn store_tail(&mut self, cx: &Cx) {
+        self.pause_ns = 0;
+        self.shared().maintenance.degraded.store(false, Ordering::SeqCst);
+        let body = tail_body(&self.seed.view, &self.window.end);
+        self.seed.tail_pair.store(&*self.seed.shared.pmem, SlotKind::DirtyTail, &body);
+        self.state = State::Tail(self.barrier.submit(cx));
+    }
+
+    /// The dirty tail is durable: publishes it.
+    fn publish(&mut self, cx: &Cx) {
+        let window = std::mem::take(&mut self.window);
+        let stats = &self.seed.stats;
+        stats.windows.add(1);
+        stats.ksets.add(window.ksets);
+        stats.merged.add(window.merged);
+        stats.elided_bytes.add(window.elided_bytes);
+        let shared = self.shared();
+        shared.maintenance.dirty_passed.fetch_add(window.dirty_bytes, Ordering::SeqCst);
+        shared.maintenance.between_boundaries.store(false, Ordering::SeqCst);
+        shared.publish_dirty_tail(&window.end);
+        if shared.waiting_lanes.load(Ordering::SeqCst) > 0 || super::gc::above_threshold(shared) {
+            shared.kick_gc();
+        }
+        self.state = State::Idle(cx.now());
+        self.observe(cx.now());
+    }
+
+    /// True when `ticket` is done; halts if the barrier failed.
+    fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
+        match self.barrier.poll(cx) {
+            Ok(done) => done >= ticket,
+            Err(error) => {
+                self.shared().fail(&error);
+                self.halt(&error.into());
+                false
+            }
+        }
+    }
+
+    /// Comes to rest when that is asked for; true while it rests.
+    fn rest_if_asked(&mut self) -> bool {
+        if !self.shared().maintenance.stop.load(Ordering::SeqCst) {
+            return false;
+        }
+        let at_rest = match self.state {
+            State::Rested => return true,
+            State::Idle(_) | State::BackOff(_) | State::Halted => true,
+            State::Write { .. } | State::Flush => self.in_flight == 0,
+            State::Mark(_) | State::Tail(_) => false,
+        };
+        if at_rest {
+            self.state = State::Rested;
+            self.shared().maintenance.rested.fetch_add(1, Ordering::SeqCst);
+        }
+        at_rest
+    }
+
+    fn step(&mut self, cx: &Cx) -> u32 {
+        match self.state {
+            State::Idle(until) => {
+                let kicked = self.shared().maintenance.kick_writeback.swap(false, Ordering::SeqCst);
+                if !kicked && cx.now() < until && !self.is_pressed() {
+                    return 0;
+                }
+                self.observe(cx.now());
+                self.note_flush_target();
+                if self.seed.reader.pos.sequence > self.limit(cx.now()) && self.flush_target.is_none()
+                {
+                    self.state = State::Idle(cx.now().after(PERIOD_NS));
+                    return 0;
+                }
+                self.start_window(cx);
+                1
+            }
+            State::Mark(ticket) => {
+                let done = self.barrier_done(cx, ticket);
+                if done {
+                    self.begin_writes();
+                }
+                u32::from(done)
+            }
+            State::Write { .. } => {
+                let started = if self.shared().maintenance.stop.load(Ordering::SeqCst) {
+                    0
+                } else {
+                    self.feed(cx)
+                };
+                self.writes_done(cx);
+                started
+            }
+            State::BackOff(until) => {
+                if cx.now() < until || self.in_flight > 0 {
+                    return 0;
+                }
+                self.begin_writes();
+                1
+            }
+            State::Tail(ticket) => {
+                let done = self.barrier_done(cx, ticket);
+                if done {
+                    self.publish(cx);
+                }
+                u32::from(done)
+            }
+            State::Flush | State::Halted | State::Rested => 0,
+        }
+    }
+
+    /// An operator asked for everything: what is logged by now, once every lane has closed.
+    fn note_flush_target(&mut self) {
+        let shared = self.shared();
+        if !shared.maintenance.flush_all.load(Ordering::SeqCst) || self.flush_target.is_some() {
+            return;
+        }
+        let open = shared.unplaced.iter().any(|w| w.iter().any(|w| w.load(Ordering::Acquire) != 0));
+        if !open {
+            self.flush_target = Some(shared.last_sequence.load(Ordering::SeqCst));
+        }
+    }
+}
+
+/// The body of a tail that stands at `pos`.
+pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
+    Tail {
+        segment: U32::new(view.segments.id(pos.segment).0),
+        offset: U32::new(pos.offset),
+        sequence: U64::new(pos.sequence),
+        epoch: U64::new(pos.epoch),
+        spare: [0; 24],
+    }
+}
+
+impl Poller for Writeback {
+    fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
+        let reaped = self.reap(cx);
+        if self.rest_if_asked() {
+            return reaped;
+        }
+        reaped + self.step(cx)
+    }
+
+    fn wake(&self) -> Wake {
+        let kicked = self.shared().maintenance.kick_writeback.load(Ordering::SeqCst);
+        let stop = self.shared().maintenance.stop.load(Ordering::SeqCst);
+        let backing = if self.in_flight > 0 { self.backing.wake() } else { Wake::OnEvent };
+        match self.state {
+            State::Rested => backing,
+            _ if stop && self.in_flight == 0 => Wake::Now,
+            // A flush waits for lanes to close: look again soon; they ring nobody for it.
+            State::Idle(until) => {
+                let soon = self.shared().maintenance.flush_all.load(Ordering::SeqCst);
+                if kicked { Wake::Now } else if soon { Wake::At(Nanos(0)) } else { Wake::At(until) }
+            }
+            State::Mark(_) | State::Tail(_) => self.barrier.wake(),
+            State::Write { next, .. } => {
+                if next < self.window.writes.len() && self.in_flight == 0 {
+                    Wake::At(self.next_request)
+                } else {
+                    backing
+                }
+            }
+            State::BackOff(until) => Wake::At(until).sooner(backing),
+            State::Flush => backing,
+            State::Halted => Wake::OnEvent,
+        }
+    }
+}
