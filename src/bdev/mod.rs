@@ -13,6 +13,7 @@ mod inline;
 mod malloc;
 mod null;
 mod passthru;
+pub mod pmem;
 mod pmem_api;
 mod request;
 #[cfg(test)]
