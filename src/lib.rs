@@ -5,4 +5,6 @@
 
 pub mod bdev;
 pub mod media;
+pub mod target;
 pub mod units;
+pub mod wire;
