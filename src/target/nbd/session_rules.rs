@@ -131,6 +131,10 @@ impl Rules {
     }
 
     fn check_range(&self, header: &RequestHeader, job: Job) -> Result<(), WireErrno> {
+        let has_payload = matches!(header.command, Command::Read | Command::Write);
+        if has_payload && header.len > self.payload_max {
+            return Err(WireErrno::Invalid);
+        }
         let range = ByteRange::new(header.offset, u64::from(header.len));
         let Some(range) = range.filter(|range| range.end() <= self.bytes) else {
             return Err(match job {
@@ -138,10 +142,10 @@ impl Rules {
                 _ => WireErrno::Invalid,
             });
         };
-        let has_payload = matches!(header.command, Command::Read | Command::Write);
-        if !range.is_aligned(self.block) || (has_payload && header.len > self.payload_max) {
-            return Err(WireErrno::Invalid);
+        if range.is_aligned(self.block) {
+            Ok(())
+        } else {
+            Err(WireErrno::Invalid)
         }
-        Ok(())
     }
 }
