@@ -6,4 +6,6 @@
 pub mod bdev;
 pub mod cache;
 pub mod media;
+pub mod target;
 pub mod units;
+pub mod wire;
