@@ -4,5 +4,6 @@
 //! `tests/layers.rs` enforces it.
 
 pub mod bdev;
+pub mod bench;
 pub mod media;
 pub mod units;
