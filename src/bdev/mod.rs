@@ -5,10 +5,20 @@
 //! under way and hands it back with the completion.
 
 mod buf;
+mod identity;
+mod inline;
+mod malloc;
+mod null;
 mod pmem_api;
 mod request;
+#[cfg(test)]
+mod rig;
+mod shared_mem;
 
 pub use buf::{BufPool, IoBuf, MemView};
+pub use identity::{check_block_size, check_name, derived_uuid};
+pub use malloc::{MallocBdev, MallocConfig};
+pub use null::{NullBdev, NullConfig};
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
 pub use request::{Completion, Data, Extent, IoStatus, Op, Request};
 
