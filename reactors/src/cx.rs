@@ -1,90 +1,23 @@
-//! What a poller sees of its reactor ([`Cx`]), and what other threads see of it ([`ReactorHandle`]).
+//! What a poller sees of its reactor.
 
+use crate::handle::{ReactorHandle, ReactorId};
+use crate::stats::{PollerCounters, PollerStats};
+use crate::watch::{Interest, WatchSet};
 use crate::{Clock, Nanos, Poller, PollerId};
-use crossbeam_queue::ArrayQueue;
 use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-
-/// Counts reactors from 0, data reactors first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReactorId(pub u32);
-
-/// A control message: runs once on the reactor that it was sent to.
-pub type Message = Box<dyn FnOnce(&Cx) + Send>;
-
-/// The inbox is full; the message comes back, to be sent again later.
-pub struct InboxFull(pub Message);
-
-impl fmt::Debug for InboxFull {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InboxFull")
-    }
-}
-
-/// The part of a reactor that other threads may touch.
-pub struct Inbox {
-    pub(crate) messages: ArrayQueue<Message>,
-    pub(crate) sleeping: AtomicBool,
-    pub(crate) doorbell: OwnedFd,
-}
-
-impl fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inbox")
-            .field("waiting", &self.messages.len())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Sends messages to a reactor and rings its doorbell, from any thread.
-#[derive(Clone, Debug)]
-pub struct ReactorHandle {
-    pub(crate) id: ReactorId,
-    pub(crate) inbox: Arc<Inbox>,
-}
-
-impl ReactorHandle {
-    /// Which reactor this is.
-    #[must_use]
-    pub fn id(&self) -> ReactorId {
-        self.id
-    }
-
-    /// Puts `message` in the inbox and wakes the reactor if it sleeps.
-    ///
-    /// # Errors
-    /// [`InboxFull`] with the message in it.
-    pub fn send(&self, message: Message) -> Result<(), InboxFull> {
-        self.inbox.messages.push(message).map_err(InboxFull)?;
-        self.ring();
-        Ok(())
-    }
-
-    /// Wakes the reactor if it has said that it sleeps. Call it after having published what the
-    /// reactor shall find; costs one fence and one read when the reactor is awake.
-    pub fn ring(&self) {
-        fence(Ordering::SeqCst);
-        if self.inbox.sleeping.load(Ordering::Relaxed) {
-            // A full counter means that the doorbell has rung already.
-            let _ = rustix::io::write(&self.inbox.doorbell, &1_u64.to_ne_bytes());
-        }
-    }
-}
 
 type Locals = HashMap<(TypeId, u64), Rc<dyn Any>>;
 
 /// A change to the reactor that takes effect when the current round of polling is over.
 pub(crate) enum Change {
-    Add(PollerId, &'static str, Option<u64>, Box<dyn Poller>),
+    Add(Rc<PollerCounters>, Box<dyn Poller>),
     Remove(PollerId),
-    Watch(RawFd),
-    Unwatch(RawFd),
 }
 
 /// What code that runs on a reactor may ask of it. Never leaves its thread.
@@ -96,6 +29,9 @@ pub struct Cx {
     pub(crate) next_poller: Cell<u64>,
     pub(crate) changes: RefCell<Vec<Change>>,
     pub(crate) locals: RefCell<Locals>,
+    /// Of the pollers there are, in the order in which they run.
+    pub(crate) pollers: RefCell<Vec<Rc<PollerCounters>>>,
+    pub(crate) watches: WatchSet,
 }
 
 impl fmt::Debug for Cx {
@@ -144,9 +80,10 @@ impl Cx {
     fn add(&self, name: &'static str, period: Option<u64>, poller: Box<dyn Poller>) -> PollerId {
         let id = PollerId(self.next_poller.get());
         self.next_poller.set(id.0 + 1);
+        let counters = Rc::new(PollerCounters::new(id, name, period));
         self.changes
             .borrow_mut()
-            .push(Change::Add(id, name, period, poller));
+            .push(Change::Add(counters, poller));
         id
     }
 
@@ -170,15 +107,30 @@ impl Cx {
         self.changes.borrow_mut().push(Change::Remove(id));
     }
 
-    /// Lets a sleeping reactor wake when `fd` is readable. The caller keeps it open until after
-    /// [`Cx::unwatch`]. Level-triggered: somebody's poller must take what makes it readable.
+    /// What the reactor's pollers have done, in the order in which they run.
+    #[must_use]
+    pub fn poller_stats(&self) -> Vec<PollerStats> {
+        let pollers = self.pollers.borrow();
+        pollers.iter().map(|counters| counters.read()).collect()
+    }
+
+    /// Lets a sleeping reactor wake when `fd` is readable; the same as
+    /// [`Cx::watch_for`] with [`Interest::Read`].
     pub fn watch(&self, fd: RawFd) {
-        self.changes.borrow_mut().push(Change::Watch(fd));
+        self.watch_for(fd, Interest::Read);
+    }
+
+    /// Lets a sleeping reactor wake when `fd` becomes what `interest` says; replaces an earlier
+    /// interest in the same descriptor. The caller keeps it open until after [`Cx::unwatch`].
+    /// Level-triggered: somebody's poller must take what makes it ready, or the reactor spins. One
+    /// that the kernel cannot watch (a regular file) makes the reactor wake once a millisecond.
+    pub fn watch_for(&self, fd: RawFd, interest: Interest) {
+        self.watches.watch(fd, interest);
     }
 
     /// Ends [`Cx::watch`]; to be called before the descriptor is closed.
     pub fn unwatch(&self, fd: RawFd) {
-        self.changes.borrow_mut().push(Change::Unwatch(fd));
+        self.watches.unwatch(fd);
     }
 
     /// What was stored on this reactor under `key` and this type.

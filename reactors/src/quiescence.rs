@@ -4,9 +4,9 @@
 //! since stood at a quiescent point (the top of its loop) or sleeps. Participants write their own
 //! cache line only, and only when somebody asked.
 
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 use crossbeam_utils::CachePadded;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 /// A request that passes once all participants were quiescent after it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,10 +64,10 @@ impl Quiescence {
         let Some(participant) = self.participants.get(index) else {
             return;
         };
-        let newest = self.newest.load(Ordering::Relaxed);
+        // Acquire: what was unpublished before the request is seen unpublished from here on.
+        let newest = self.newest.load(Ordering::Acquire);
         if participant.seen.load(Ordering::Relaxed) != newest {
-            fence(Ordering::SeqCst);
-            let newest = self.newest.load(Ordering::Relaxed);
+            // Release: our earlier reads are over when the requester sees this.
             participant.seen.store(newest, Ordering::Release);
         }
     }
@@ -85,5 +85,91 @@ impl Quiescence {
             participant.asleep.store(false, Ordering::SeqCst);
             fence(Ordering::SeqCst);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::Quiescence;
+
+    #[test]
+    fn ticket_waits_for_every_participant_that_is_awake() {
+        let quiescence = Quiescence::new(3);
+        quiescence.wake(0);
+        quiescence.wake(1);
+        let ticket = quiescence.request();
+        quiescence.pass(0);
+        assert!(!quiescence.has_passed(ticket));
+        quiescence.pass(1);
+        assert!(quiescence.has_passed(ticket));
+        quiescence.wake(2);
+        assert!(!quiescence.has_passed(quiescence.request()));
+    }
+
+    #[test]
+    fn older_ticket_passes_with_a_newer_one_and_not_the_other_way_round() {
+        let quiescence = Quiescence::new(1);
+        quiescence.wake(0);
+        let older = quiescence.request();
+        quiescence.pass(0);
+        let newer = quiescence.request();
+        assert!(quiescence.has_passed(older));
+        assert!(!quiescence.has_passed(newer));
+        quiescence.sleep(0);
+        assert!(quiescence.has_passed(newer), "a sleeper holds nothing");
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use super::Quiescence;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicBool, Ordering};
+    use loom::thread;
+
+    /// A reader uses a cell while it finds it published, between quiescent points or naps; the
+    /// writer unpublishes it and may touch it once its ticket has passed. Loom reports any access
+    /// that is not ordered.
+    fn retire(nap: bool) {
+        let quiescence = Quiescence::new(1);
+        let published = Arc::new(AtomicBool::new(true));
+        let memory = Arc::new(UnsafeCell::new(1_u32));
+        quiescence.wake(0);
+        let reader = {
+            let (quiescence, published) = (quiescence.clone(), published.clone());
+            let memory = memory.clone();
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    if published.load(Ordering::Relaxed) {
+                        memory.with(|at| assert!(!at.is_null()));
+                    }
+                    if nap {
+                        quiescence.sleep(0);
+                        quiescence.wake(0);
+                    } else {
+                        quiescence.pass(0);
+                    }
+                }
+                quiescence.sleep(0);
+            })
+        };
+        published.store(false, Ordering::Relaxed);
+        let ticket = quiescence.request();
+        while !quiescence.has_passed(ticket) {
+            thread::yield_now();
+        }
+        memory.with_mut(|at| assert!(!at.is_null()));
+        reader.join().unwrap();
+    }
+
+    #[test]
+    fn loom_nobody_reads_what_has_been_retired_past_a_quiescent_point() {
+        loom::model(|| retire(false));
+    }
+
+    #[test]
+    fn loom_nobody_reads_what_was_retired_while_it_slept() {
+        loom::model(|| retire(true));
     }
 }
