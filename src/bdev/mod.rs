@@ -9,6 +9,7 @@ mod identity;
 mod inline;
 mod malloc;
 mod null;
+pub mod pmem;
 mod pmem_api;
 mod request;
 #[cfg(test)]

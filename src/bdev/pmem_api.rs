@@ -5,7 +5,8 @@ use reactors::{Cx, Wake};
 use std::fmt::Debug;
 
 /// What a barrier on a medium means (`docs/operations.md`, durability).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Persistence {
     /// Cache-line write-back and fence reach the persistence domain: devdax, or `MAP_SYNC`.
     Dax,
@@ -94,4 +95,16 @@ pub trait Pmem: Send + Sync + Debug {
     /// # Errors
     /// [`PmemError::BarrierFailed`], for good.
     fn barrier_wait(&self) -> Result<(), PmemError>;
+
+    /// Makes what [`Pmem::load`] returns from now on the truth about the medium: a barrier, and
+    /// where the operating system keeps pages of the medium in memory, it reads them again. After
+    /// the failed barrier of an earlier process such pages may be newer than the medium, for ever
+    /// unwritten. For control threads, before anything of the medium is believed; nobody stores or
+    /// holds a view meanwhile.
+    ///
+    /// # Errors
+    /// [`PmemError::BarrierFailed`], for good.
+    fn settle(&self) -> Result<(), PmemError> {
+        self.barrier_wait()
+    }
 }

@@ -1,0 +1,231 @@
+//! Barriers: at once where a fence or nothing is enough, later where a file must be synced.
+//!
+//! A kernel reports a failed write-back once per open file description. So each [`SyncBarrier`] has
+//! a description of its own, opened before the stores that it will cover; with a shared one, the
+//! sync of another reactor could swallow the error of this one's stores.
+
+use super::barrier_sys::SyncRing;
+use super::persist;
+use crate::bdev::{Barrier, BarrierTicket, PmemError};
+use reactors::{Cx, ReactorHandle, Wake};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// The first barrier failure of a medium: an errno, kept for good.
+#[derive(Debug, Default)]
+pub(super) struct Failure(AtomicI32);
+
+impl Failure {
+    /// Records `errno` unless there was a failure before.
+    pub(super) fn record(&self, errno: i32) {
+        // The first one stays: it is the cause.
+        let _ = self
+            .0
+            .compare_exchange(0, errno.max(1), Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// # Errors
+    /// The recorded failure.
+    pub(super) fn check(&self) -> Result<(), PmemError> {
+        match self.0.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            errno => Err(PmemError::BarrierFailed(errno)),
+        }
+    }
+}
+
+/// Counts tickets, and what of them the owner has been told.
+#[derive(Debug, Default)]
+struct Tickets {
+    submitted: u64,
+    completed: u64,
+    told: u64,
+}
+
+impl Tickets {
+    fn submit(&mut self) -> BarrierTicket {
+        self.submitted += 1;
+        BarrierTicket(self.submitted)
+    }
+
+    fn tell(&mut self) -> BarrierTicket {
+        self.told = self.completed;
+        BarrierTicket(self.told)
+    }
+
+    /// A completion that the owner has not polled yet rings no bell.
+    fn wake(&self) -> Wake {
+        if self.told < self.completed {
+            Wake::Now
+        } else {
+            Wake::OnEvent
+        }
+    }
+}
+
+/// Complete when submitted: a fence on a DAX medium, nothing on a volatile one.
+#[derive(Debug, Default)]
+pub(super) struct ImmediateBarrier {
+    fenced: bool,
+    tickets: Tickets,
+}
+
+impl ImmediateBarrier {
+    /// With a store fence if `fenced`.
+    pub(super) fn new(fenced: bool) -> Self {
+        Self {
+            fenced,
+            tickets: Tickets::default(),
+        }
+    }
+}
+
+impl Barrier for ImmediateBarrier {
+    fn submit(&mut self, _cx: &Cx) -> BarrierTicket {
+        if self.fenced {
+            persist::fence();
+        }
+        let ticket = self.tickets.submit();
+        self.tickets.completed = ticket.0;
+        ticket
+    }
+
+    fn poll(&mut self, _cx: &Cx) -> Result<BarrierTicket, PmemError> {
+        Ok(self.tickets.tell())
+    }
+
+    fn wake(&self) -> Wake {
+        self.tickets.wake()
+    }
+}
+
+/// What the ring of a [`SyncBarrier`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SyncState {
+    Idle,
+    /// The kernel would not take it yet.
+    Parked,
+    /// Under way, and covers this ticket and those before it: no later one, since those may be
+    /// about stores made after the kernel had begun.
+    InFlight(u64),
+}
+
+/// fdatasync through an io_uring of its own, one at a time; what is submitted meanwhile shares the
+/// next one.
+#[derive(Debug)]
+pub(super) struct SyncBarrier {
+    /// Only [`Drop`] takes it out.
+    ring: Option<SyncRing>,
+    state: SyncState,
+    tickets: Tickets,
+    failure: Arc<Failure>,
+    /// The owner has heard of the failure since it last submitted.
+    failure_told: bool,
+    reactor: ReactorHandle,
+}
+
+impl SyncBarrier {
+    /// `file`: a description of the medium's file that nobody else syncs.
+    ///
+    /// # Errors
+    /// What `io_uring_setup` says.
+    pub(super) fn new(cx: &Cx, file: File, failure: Arc<Failure>) -> io::Result<Self> {
+        let ring = SyncRing::new(file)?;
+        cx.watch(ring.fd());
+        Ok(Self {
+            ring: Some(ring),
+            state: SyncState::Idle,
+            tickets: Tickets::default(),
+            failure,
+            failure_told: false,
+            reactor: cx.handle(),
+        })
+    }
+
+    /// Starts a sync for all tickets so far, unless one is under way.
+    fn start(&mut self) {
+        let Some(ring) = &mut self.ring else { return };
+        if matches!(self.state, SyncState::InFlight(_)) || self.failure.check().is_err() {
+            return;
+        }
+        self.state = match ring.start() {
+            Ok(true) => SyncState::InFlight(self.tickets.submitted),
+            Ok(false) => SyncState::Parked,
+            Err(error) => {
+                self.fail(error.raw_os_error().unwrap_or(libc::EIO));
+                SyncState::Idle
+            }
+        };
+    }
+
+    /// Ends what is under way, tells the failure, and starts what waits.
+    fn progress(&mut self) -> Result<(), PmemError> {
+        if let SyncState::InFlight(covers) = self.state
+            && let Some(result) = self.ring.as_mut().and_then(SyncRing::take)
+        {
+            self.state = SyncState::Idle;
+            if result < 0 {
+                self.fail(result.saturating_neg());
+            } else {
+                self.tickets.completed = covers;
+            }
+        }
+        // Another reactor's failure counts too, and before our own success: nobody knows whose
+        // stores the kernel has lost.
+        self.failure.check()?;
+        if self.tickets.completed < self.tickets.submitted {
+            self.start();
+        }
+        self.failure.check()
+    }
+
+    fn fail(&self, errno: i32) {
+        tracing::error!(
+            errno,
+            "fdatasync failed: stores since the last barrier may be lost, the medium is done for"
+        );
+        self.failure.record(errno);
+    }
+}
+
+impl Barrier for SyncBarrier {
+    fn submit(&mut self, _cx: &Cx) -> BarrierTicket {
+        let ticket = self.tickets.submit();
+        self.failure_told = false;
+        self.start();
+        ticket
+    }
+
+    fn poll(&mut self, _cx: &Cx) -> Result<BarrierTicket, PmemError> {
+        let progress = self.progress();
+        self.failure_told = progress.is_err();
+        progress?;
+        Ok(self.tickets.tell())
+    }
+
+    fn wake(&self) -> Wake {
+        let failure_waits = !self.failure_told && self.failure.check().is_err();
+        if failure_waits || self.state == SyncState::Parked {
+            return Wake::Now;
+        }
+        self.tickets.wake()
+    }
+}
+
+impl Drop for SyncBarrier {
+    /// The reactor must forget the ring's descriptor before it is closed, and only its own thread
+    /// can tell it: the ring travels there.
+    fn drop(&mut self) {
+        if let Some(ring) = self.ring.take() {
+            let close = move |cx: &Cx| {
+                cx.unwatch(ring.fd());
+                drop(ring);
+            };
+            // A full inbox drops the message and with it the ring: closing a descriptor ends its
+            // watch in the kernel, which is all that is left to do.
+            let _ = self.reactor.send(Box::new(close));
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! A medium's bytes in our address space.
+//!
+//! Ordinary mappings are memmap2's; it has no `MAP_SYNC`, so those come from rustix. A mapping keeps
+//! its file, and with it the lock, until the last view of it is gone.
+#![expect(
+    unsafe_code,
+    reason = "maps files and anonymous memory and copies through raw pointers"
+)]
+
+use super::persist::Persist;
+use crate::bdev::MemView;
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::fs::File;
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// What a huge page is on x86-64 and most others; where anonymous memory is aligned to.
+pub(super) const HUGE_PAGE: usize = 2 << 20;
+
+/// What keeps the address range mapped.
+#[derive(Debug)]
+enum Owner {
+    /// Unmaps when dropped.
+    Memmap(#[expect(dead_code, reason = "kept to be dropped")] MmapRaw),
+    /// Mapped through rustix, from `base` for `bytes`; unmapped by hand.
+    Sync,
+}
+
+/// Mapped memory, readable and writable, from a page boundary on.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+    owner: Owner,
+    file: Option<File>,
+}
+
+// SAFETY: a mapping is only memory; it belongs to no thread.
+unsafe impl Send for Mapping {}
+// SAFETY: it is accessed through raw pointers only; who may touch which part meanwhile is the
+// business of the medium's users (`Pmem::view`, `Pmem::store`), as with any device.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if matches!(self.owner, Owner::Sync) {
+            // SAFETY: mapped by `file_sync` with this base and length; every view holds an `Arc`
+            // around `self`, so none is left. It can't fail for a range that is mapped.
+            let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+        }
+    }
+}
+
+fn non_null(base: *mut u8) -> io::Result<NonNull<u8>> {
+    NonNull::new(base).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+}
+
+impl Mapping {
+    /// Maps the first `bytes` of `file`, shared.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub(super) fn file(file: File, bytes: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(bytes).map_raw(&file)?;
+        Ok(Self {
+            base: non_null(map.as_mut_ptr())?,
+            bytes,
+            owner: Owner::Memmap(map),
+            file: Some(file),
+        })
+    }
+
+    /// Maps the first `bytes` of `file` such that a store that has left the CPU's caches is durable
+    /// without a system call. Hands the file back with the reason if it can't be mapped so.
+    ///
+    /// # Errors
+    /// What mmap says; `EOPNOTSUPP` or `EINVAL` where the file is not on a DAX file system.
+    pub(super) fn file_sync(file: File, bytes: usize) -> Result<Self, (File, io::Error)> {
+        let flags = MapFlags::SHARED_VALIDATE | MapFlags::SYNC;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses disturbs no other.
+        let mapped =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, access, flags, &file, 0) };
+        match mapped
+            .map_err(io::Error::from)
+            .and_then(|base| non_null(base.cast()))
+        {
+            Ok(base) => Ok(Self {
+                base,
+                bytes,
+                owner: Owner::Sync,
+                file: Some(file),
+            }),
+            Err(error) => Err((file, error)),
+        }
+    }
+
+    /// `bytes` of anonymous memory, zeroed, from a boundary of huge pages on.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub(super) fn anonymous(bytes: usize) -> io::Result<Self> {
+        let with_slack = bytes.saturating_add(HUGE_PAGE);
+        let map = MmapRaw::from(MmapOptions::new().len(with_slack).map_anon()?);
+        let start = map.as_mut_ptr();
+        let skew = (HUGE_PAGE - start as usize % HUGE_PAGE) % HUGE_PAGE;
+        // SAFETY: `skew` is less than the slack.
+        let base = unsafe { start.add(skew) };
+        Ok(Self {
+            base: non_null(base)?,
+            bytes,
+            owner: Owner::Memmap(map),
+            file: None,
+        })
+    }
+
+    /// How many bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The file that is mapped, unless anonymous.
+    pub(super) fn file_ref(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// Unmaps and gives the same open file back, lock included.
+    ///
+    /// # Errors
+    /// If the descriptor can't be duplicated.
+    pub(super) fn into_file(self) -> io::Result<File> {
+        match &self.file {
+            Some(file) => file.try_clone(),
+            None => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// The address, as `/proc/self/smaps` shows it.
+    pub(super) fn address(&self) -> usize {
+        self.base.as_ptr() as usize
+    }
+
+    /// Asks for huge pages. The kernel may refuse, and nothing is lost but speed.
+    pub(super) fn advise_huge(&self) {
+        // SAFETY: a hint on our own mapping; changes no content.
+        let _ = unsafe {
+            rustix::mm::madvise(self.base.as_ptr().cast(), self.bytes, Advice::LinuxHugepage)
+        };
+    }
+
+    /// Gives every page its memory and its page-table entry now rather than at its first store.
+    ///
+    /// # Errors
+    /// `ENOMEM`, `EFAULT` or `EHWPOISON` of the memory; `EINVAL` of a kernel before 5.14.
+    pub(super) fn populate(&self) -> io::Result<()> {
+        // SAFETY: as if every page were written with what it holds already.
+        unsafe {
+            rustix::mm::madvise(
+                self.base.as_ptr().cast(),
+                self.bytes,
+                Advice::LinuxPopulateWrite,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Drops our page-table entries, so that the kernel can drop the file's clean pages. Reads
+    /// fetch them again from the file.
+    ///
+    /// # Errors
+    /// What madvise says. Refused (`EINVAL`) for anonymous memory, whose content would be lost.
+    pub(super) fn forget_pages(&self) -> io::Result<()> {
+        if self.file.is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the mapping is a shared one of a file: its pages, dirty ones included, stay in
+        // the page cache and come back at the next access.
+        unsafe {
+            rustix::mm::madvise(self.base.as_ptr().cast(), self.bytes, Advice::LinuxDontNeed)?;
+        }
+        Ok(())
+    }
+
+    /// Where `len` bytes from `at` on begin. A range that leaves the medium is our own bug.
+    fn at(&self, at: u64, len: usize) -> *mut u8 {
+        let offset = usize::try_from(at)
+            .ok()
+            .filter(|at| at.checked_add(len).is_some_and(|end| end <= self.bytes));
+        assert!(
+            offset.is_some(),
+            "{len} bytes at {at:#x} leave a medium of {:#x} bytes",
+            self.bytes
+        );
+        // SAFETY: just checked to be inside the mapping, or at its end with nothing behind.
+        unsafe { self.base.as_ptr().add(offset.unwrap_or(0)) }
+    }
+
+    /// Stores `src` at `at`.
+    pub(super) fn store(&self, persist: &Persist, at: u64, src: &[u8]) {
+        let dst = self.at(at, src.len());
+        // SAFETY: `at` has checked the range; pages, and so lines, are mapped as a whole. `src` is
+        // not of this mapping, of which no `&[u8]` exists where somebody may store (`MemView::new`).
+        unsafe { persist.store(dst, src) };
+    }
+
+    /// Stores `src` at `at` and returns its CRC-32C.
+    pub(super) fn store_crc(&self, persist: &Persist, at: u64, src: &[u8]) -> u32 {
+        let dst = self.at(at, src.len());
+        // SAFETY: as in `store`.
+        unsafe { persist.store_crc(dst, src) }
+    }
+
+    /// Copies from `at` to `dst`.
+    pub(super) fn load(&self, at: u64, dst: &mut [u8]) {
+        let src = self.at(at, dst.len());
+        // SAFETY: `at` has checked the range; `dst` is exclusive memory of the caller.
+        unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
+    }
+
+    /// Writes back the lines of `len` bytes at `at`.
+    pub(super) fn write_back(&self, persist: &Persist, at: u64, len: usize) {
+        let start = self.at(at, len);
+        // SAFETY: `at` has checked the range; lines are mapped as a whole.
+        unsafe { persist.write_back(start, len) };
+    }
+
+    /// A view of `len` bytes at `at`, which keeps the mapping.
+    pub(super) fn view(self: &Arc<Self>, at: u64, len: usize) -> MemView {
+        let start = self.at(at, len);
+        // SAFETY: an address inside a mapping is not null.
+        let start = unsafe { NonNull::new_unchecked(start) };
+        let owner = Arc::clone(self);
+        // SAFETY: the bytes stay mapped as long as `owner` lives, and the caller of `Pmem::view`
+        // sees to it that nobody stores there meanwhile.
+        unsafe { MemView::new(start, len, owner) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::pmem::{CopyKernel, FlushMethod};
+
+    fn persist() -> Persist {
+        Persist::new(CopyKernel::detect(), FlushMethod::None)
+    }
+
+    #[test]
+    fn anonymous_memory_starts_on_a_huge_page_and_keeps_what_is_stored() {
+        let map = Mapping::anonymous(3 * HUGE_PAGE + 4096).unwrap();
+        assert_eq!(map.address() % HUGE_PAGE, 0);
+        let end = 3 * 2_097_152 + 4096 - 5;
+        map.store(&persist(), end, b"hello");
+        let mut back = [0; 5];
+        map.load(end, &mut back);
+        assert_eq!(&back, b"hello");
+        assert!(map.forget_pages().is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "leave a medium")]
+    fn a_store_that_leaves_the_medium_is_a_bug() {
+        let map = Mapping::anonymous(8192).unwrap();
+        map.store(&persist(), 8190, b"abc");
+    }
+
+    #[test]
+    #[should_panic(expected = "leave a medium")]
+    fn a_range_that_overflows_is_a_bug() {
+        let map = Mapping::anonymous(8192).unwrap();
+        map.load(u64::MAX, &mut [0; 2]);
+    }
+
+    #[test]
+    fn a_view_outlives_the_mapping_that_gave_it() {
+        let map = Arc::new(Mapping::anonymous(8192).unwrap());
+        map.store(&persist(), 100, b"still here");
+        let view = map.view(100, 10);
+        drop(map);
+        assert_eq!(&*view, b"still here");
+    }
+}
