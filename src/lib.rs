@@ -3,6 +3,7 @@
 //! `docs/architecture.md` says how the modules fit together; imports point down only, and
 //! `tests/layers.rs` enforces it.
 
+pub mod app;
 pub mod bdev;
 pub mod bench;
 pub mod media;

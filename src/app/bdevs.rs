@@ -4,6 +4,7 @@
 //! of users (exports), never both; with either it can't be deleted.
 
 use super::shared::Shared;
+use crate::bdev::pmem::PmemBdev;
 use crate::bdev::{Bdev, BdevError};
 use rpc::Error;
 use rustix::io::Errno;
@@ -19,6 +20,8 @@ pub(super) enum Kind {
     Malloc,
     /// `bdev_null_create`
     Null,
+    /// `bdev_pmem_create`
+    Pmem(Arc<PmemBdev>),
 }
 
 /// One bdev.
@@ -70,6 +73,11 @@ pub(super) struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
+    /// Which name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Puts the bdev there for all to see.
     pub(super) fn fill(
         mut self,

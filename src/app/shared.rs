@@ -16,14 +16,6 @@ pub(super) struct Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Shares `value`.
-    pub(super) fn new(value: T) -> Self {
-        Self {
-            value: Mutex::new(value),
-            changed: Condvar::new(),
-        }
-    }
-
     /// Runs `f` with the value; short, since others wait.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         // A thread that panicked here left a value that was whole before each single change.
@@ -58,8 +50,11 @@ mod tests {
 
     #[test]
     fn waits_until_somebody_changes_it_or_time_is_up() {
-        let shared = Arc::new(Shared::new(0));
-        assert_eq!(shared.wait_for(Duration::ZERO, |v| (*v > 0).then_some(())), None);
+        let shared = Arc::new(Shared::<i32>::default());
+        assert_eq!(
+            shared.wait_for(Duration::ZERO, |v| (*v > 0).then_some(())),
+            None
+        );
         let other = Arc::clone(&shared);
         let thread = std::thread::spawn(move || other.with(|v| *v = 7));
         let found = shared.wait_for(Duration::from_secs(30), |v| (*v > 0).then_some(*v));

@@ -53,6 +53,7 @@ pub fn start(cx: &Cx, bdev: &dyn Bdev, workload: &Workload, done: Done) -> Resul
         next_place: 0,
         slots: slots.collect(),
         under_way: 0,
+        left: workload.requests_max.unwrap_or(u64::MAX),
         channel: Some(channel),
         completions: Vec::with_capacity(workload.depth as usize),
         counted_from,
@@ -96,6 +97,8 @@ struct Driver {
     next_place: u64,
     slots: Vec<Slot>,
     under_way: u32,
+    /// How many may still be submitted.
+    left: u64,
     /// None once closed.
     channel: Option<Box<dyn Channel>>,
     completions: Vec<Completion>,
@@ -123,8 +126,12 @@ impl Driver {
         ByteRange::between(start, start + bytes)
     }
 
-    /// Submits the request of slot `index`, which must not be under way.
+    /// Submits the request of slot `index` if it is not under way and requests are left.
     fn submit(&mut self, cx: &Cx, index: usize) {
+        let is_free = self.slots.get(index).is_some_and(|slot| slot.buf.is_some());
+        if !is_free || self.left == 0 {
+            return;
+        }
         let range = self.next_range(cx);
         let op = match self.workload.pattern {
             Pattern::RandRead | Pattern::SeqRead => Op::Read,
@@ -137,6 +144,7 @@ impl Driver {
             return;
         };
         self.under_way += 1;
+        self.left -= 1;
         slot.submitted = cx.read_clock();
         let request = Request {
             tag: index as u64,
@@ -209,12 +217,12 @@ impl Poller for Driver {
             }
         }
         self.completions = completions;
-        if running && self.under_way < self.workload.depth {
+        if running && self.left > 0 && self.under_way < self.workload.depth {
             for index in 0..self.slots.len() {
                 self.submit(cx, index);
             }
         }
-        if !running && self.under_way == 0 {
+        if self.under_way == 0 && (!running || self.left == 0) {
             self.finish(cx);
         }
         handled
@@ -222,5 +230,121 @@ impl Poller for Driver {
 
     fn wake(&self) -> Wake {
         Wake::Now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::{MallocBdev, MallocConfig, NullBdev, NullConfig};
+    use reactors::{IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
+    use std::sync::Arc;
+    use uuid::Uuid;
+
+    struct Rig {
+        clock: Arc<ManualClock>,
+        reactor: Reactor,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let clock = Arc::new(ManualClock::default());
+            let config = ReactorConfig {
+                id: ReactorId(0),
+                idle: IdlePolicy::Poll,
+                seed: 1,
+            };
+            let reactor = Reactor::new(&config, clock.clone(), Quiescence::new(1)).unwrap();
+            Self { clock, reactor }
+        }
+
+        /// Runs a job, `step_ns` passing in each round.
+        fn run(&mut self, bdev: &dyn Bdev, workload: &Workload, step_ns: u64) -> Report {
+            let found = Rc::new(Cell::new(None));
+            let put = Rc::clone(&found);
+            let done: Done = Box::new(move |report| put.set(Some(report)));
+            start(self.reactor.cx(), bdev, workload, done).unwrap();
+            for _ in 0..100_000 {
+                self.reactor.step();
+                self.clock.advance(step_ns);
+                if let Some(report) = found.take() {
+                    return report;
+                }
+            }
+            panic!("the job never ends");
+        }
+    }
+
+    fn malloc(blocks: u64) -> MallocBdev {
+        let config = MallocConfig {
+            name: "m".to_owned(),
+            uuid: Uuid::nil(),
+            block_size: 512,
+            blocks,
+        };
+        MallocBdev::new(config).unwrap()
+    }
+
+    #[test]
+    fn a_job_keeps_its_depth_counts_and_ends_in_time() {
+        let mut rig = Rig::new();
+        let bdev = NullBdev::new(NullConfig {
+            name: "n".to_owned(),
+            uuid: Uuid::nil(),
+            block_size: 512,
+            blocks: 1024,
+        })
+        .unwrap();
+        let workload = Workload {
+            pattern: Pattern::RandRead,
+            block_bytes: 4096,
+            depth: 8,
+            range: ByteRange::between(0, 1024 * 512),
+            warmup_ns: 1_000,
+            run_ns: 10_000,
+            requests_max: None,
+        };
+        let report = rig.run(&bdev, &workload, 100);
+        // 100 rounds of 8 requests, each seen one round later.
+        assert!((780..=808).contains(&report.requests), "{report:?}");
+        assert_eq!((report.errors, report.latency_ns.p50), (0, 100));
+        assert!(report.elapsed_ns <= 10_000);
+    }
+
+    #[test]
+    fn filling_writes_every_block_once_and_then_ends() {
+        let mut rig = Rig::new();
+        let bdev = malloc(64);
+        let whole = ByteRange::between(0, 64 * 512);
+        let report = rig.run(&bdev, &Workload::fill(whole, 1024), 1);
+        assert_eq!((report.requests, report.errors), (32, 0));
+        let mut channel = bdev.open(rig.reactor.cx()).unwrap();
+        let request = Request {
+            tag: 0,
+            op: Op::Read,
+            range: whole,
+            data: Data::Buf(IoBuf::zeroed(64 * 512)),
+        };
+        channel.submit(rig.reactor.cx(), request);
+        let mut done = Vec::new();
+        channel.poll(rig.reactor.cx(), &mut done);
+        let buf = done.pop().unwrap().data.into_buf().unwrap();
+        assert!(
+            buf.chunks(512)
+                .all(|block| block.iter().any(|byte| *byte != 0))
+        );
+    }
+
+    #[test]
+    fn a_job_that_does_not_fit_does_not_start() {
+        let rig = Rig::new();
+        let bdev = malloc(64);
+        let workload = Workload::fill(ByteRange::between(0, 128 * 512), 512);
+        let done: Done = Box::new(|_| panic!("it ran"));
+        let error = start(rig.reactor.cx(), &bdev, &workload, done).unwrap_err();
+        assert!(matches!(
+            error,
+            StartError::Workload(WorkloadError::Range { .. })
+        ));
     }
 }

@@ -56,6 +56,8 @@ pub struct Workload {
     pub warmup_ns: u64,
     /// How long to count, in nanoseconds.
     pub run_ns: u64,
+    /// Ends earlier, after this many requests (warm-up included).
+    pub requests_max: Option<u64>,
 }
 
 /// Why a job can't run on a device.
@@ -86,6 +88,20 @@ pub enum WorkloadError {
 }
 
 impl Workload {
+    /// Writes all of `range` once, in order: memory is there, and no read is of a hole.
+    #[must_use]
+    pub fn fill(range: ByteRange, block_bytes: u32) -> Self {
+        Self {
+            pattern: Pattern::SeqWrite,
+            block_bytes,
+            depth: 4,
+            range,
+            warmup_ns: 0,
+            run_ns: u64::MAX,
+            requests_max: Some(range.len() / u64::from(block_bytes.max(1))),
+        }
+    }
+
     /// The number of places for a request on a device, once the job is known to fit it.
     ///
     /// # Errors
@@ -143,6 +159,7 @@ mod tests {
             range: ByteRange::between(0, 8192),
             warmup_ns: 0,
             run_ns: 1,
+            requests_max: None,
         };
         assert_eq!(good.places(&info), Ok(2));
         let mut bad = good.clone();
