@@ -7,4 +7,6 @@ pub mod app;
 pub mod bdev;
 pub mod bench;
 pub mod media;
+pub mod target;
 pub mod units;
+pub mod wire;

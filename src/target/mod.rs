@@ -1,0 +1,3 @@
+//! What exports bdevs to hosts, guests and tools. A target sees only the bdev trait.
+
+pub mod nbd;

@@ -1,0 +1,3 @@
+//! Protocol bytes and the structs they mean, shared by targets and initiators. No I/O.
+
+pub mod nbd;
