@@ -15,6 +15,7 @@ mod request;
 #[cfg(test)]
 mod rig;
 mod shared_mem;
+mod uring;
 
 pub use buf::{BufPool, IoBuf, MemView};
 pub use identity::{check_block_size, check_name, derived_uuid};
@@ -22,6 +23,7 @@ pub use malloc::{MallocBdev, MallocConfig};
 pub use null::{NullBdev, NullConfig};
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
 pub use request::{Completion, Data, Extent, IoStatus, Op, Request};
+pub use uring::{UringBdev, UringConfig, UringKind};
 
 use reactors::{Cx, Wake};
 use std::fmt::Debug;

@@ -43,7 +43,7 @@ impl NullBdev {
         check_name(&config.name)?;
         check_block_size(config.block_size)?;
         let bytes = config.blocks.checked_mul(u64::from(config.block_size));
-        if !bytes.is_some_and(|bytes| bytes > 0) {
+        if bytes.is_none_or(|bytes| bytes == 0) {
             return Err(BdevError::Invalid(format!(
                 "{} blocks is no size",
                 config.blocks

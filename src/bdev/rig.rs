@@ -139,6 +139,6 @@ pub(super) fn gather(at: u64, pieces: &[&[u8]]) -> Request {
 /// `len` bytes that differ by place and by `seed`.
 pub(super) fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
-        .map(|i| ((i * 31 + i / 512 * 7) % 251) as u8 ^ seed)
+        .map(|i| u8::try_from((i * 31 + i / 512 * 7) % 251).unwrap() ^ seed)
         .collect()
 }
