@@ -109,3 +109,56 @@ fn a_bdev_may_be_waited_for() {
     service.call("bdev_malloc_create", params);
     assert!(waiting.join().unwrap().unwrap().contains("late"));
 }
+
+#[test]
+fn a_file_is_a_bdev_under_both_names() {
+    let service = Service::start();
+    for (file, bytes) in [("u.img", 1 << 20), ("a.img", 2 << 20)] {
+        let file = std::fs::File::create(service.dir().join(file)).unwrap();
+        file.set_len(bytes).unwrap();
+    }
+    let params = json!({"name": "U0", "filename": "u.img", "block_size": 512});
+    assert_eq!(service.call("bdev_uring_create", params.clone()), "U0");
+    // As SPDK's client sends it: defaults included.
+    let params_aio = json!({
+        "name": "A0", "filename": "a.img", "block_size": 512,
+        "readonly": true, "fallocate": false, "nowait": false,
+    });
+    assert_eq!(service.call("bdev_aio_create", params_aio), "A0");
+    let found = service.call("bdev_get_bdevs", Value::Null);
+    assert_eq!(found[0]["product_name"], "AIO disk");
+    assert_eq!(found[0]["num_blocks"], 4096);
+    assert_eq!(found[0]["supported_io_types"]["write"], false);
+    assert_eq!(found[0]["driver_specific"]["aio"]["readonly"], true);
+    assert_eq!(found[1]["product_name"], "URING bdev");
+    assert_eq!(
+        found[1]["driver_specific"],
+        json!({"uring": {"filename": "u.img"}})
+    );
+
+    let (code, message) = service.refused("bdev_uring_create", params);
+    assert_eq!(code, -32603);
+    assert!(
+        message.starts_with("Unable to create URING bdev."),
+        "{message}"
+    );
+    let absent = json!({"name": "A1", "filename": "absent.img"});
+    assert_eq!(service.refused("bdev_aio_create", absent).0, -2);
+    let nowait = json!({"name": "A1", "filename": "u.img", "nowait": true});
+    assert_eq!(service.refused("bdev_aio_create", nowait).0, -32602);
+    assert_eq!(
+        service.call("bdev_uring_delete", json!({"name": "U0"})),
+        true
+    );
+    assert_eq!(
+        service
+            .refused("bdev_uring_delete", json!({"name": "A0"}))
+            .0,
+        -19
+    );
+    assert_eq!(service.call("bdev_aio_delete", json!({"name": "A0"})), true);
+    assert_eq!(
+        service.refused("bdev_aio_delete", json!({"name": "A0"})).0,
+        -19
+    );
+}

@@ -20,6 +20,10 @@ pub(super) enum Kind {
     Malloc,
     /// `bdev_null_create`
     Null,
+    /// `bdev_uring_create`
+    Uring,
+    /// `bdev_aio_create`
+    Aio,
     /// `bdev_pmem_create`
     Pmem(Arc<PmemBdev>),
 }

@@ -8,6 +8,7 @@ mod bench;
 mod cli;
 mod config;
 mod methods;
+mod nbd;
 mod rpc_client;
 mod serve;
 mod service;

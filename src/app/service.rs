@@ -2,6 +2,7 @@
 
 use super::bdevs::Bdevs;
 use super::methods;
+use super::nbd::Nbd;
 use super::shared::Shared;
 use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
@@ -47,7 +48,9 @@ pub(super) struct Service {
     degraded: Shared<Vec<Degraded>>,
     ready: Shared<bool>,
     /// All block devices.
-    pub(super) bdevs: Bdevs,
+    pub(super) bdevs: Arc<Bdevs>,
+    /// The NBD servers and exports.
+    pub(super) nbd: Nbd,
 }
 
 impl Service {
@@ -72,7 +75,8 @@ impl Service {
             data_dir: config.data_dir.clone(),
             degraded: Shared::default(),
             ready: Shared::default(),
-            bdevs: Bdevs::default(),
+            bdevs: Arc::default(),
+            nbd: Nbd::default(),
         })
     }
 
@@ -135,6 +139,7 @@ impl Service {
     /// Stops serving and closes everything, what is above before what is below. Dropping the
     /// service then stops its reactors.
     pub(super) fn close(&self) {
+        self.nbd.stop_all(&self.bdevs);
         self.bdevs.clear();
     }
 }

@@ -43,6 +43,21 @@ impl<T> Shared<T> {
     }
 }
 
+/// Looks every millisecond until `condition` holds, for at most about `patience`. Returns whether it
+/// does. For what happens on reactors, which tell control threads nothing of their own accord.
+pub(super) fn poll_until(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    const PAUSE: Duration = Duration::from_millis(1);
+    let mut waited = Duration::ZERO;
+    while !condition() {
+        if waited >= patience {
+            return false;
+        }
+        std::thread::park_timeout(PAUSE);
+        waited += PAUSE;
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

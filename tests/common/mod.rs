@@ -1,5 +1,9 @@
 //! A service of its own for a test: the binary in a directory that goes away with it.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file includes it, and uses a part of it"
+)]
 
 use rpc::{Client, ClientError};
 use serde_json::Value;

@@ -2,6 +2,8 @@
 //! function of the service; a file registers its own in `register`.
 
 mod bdev;
+mod files;
+mod nbd;
 mod pmem;
 mod reactor;
 mod service;
@@ -19,7 +21,9 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
     reactor::register(registry);
     bdev::register(registry);
+    files::register(registry);
     pmem::register(registry);
+    nbd::register(registry);
 }
 
 /// Parameters of the many methods that take a name only.
