@@ -1,6 +1,7 @@
 //! What every bdev must have right before it exists: a name, a block size, a stable uuid.
 
-use super::BdevError;
+use super::{Bdev, BdevError, BdevInfo};
+use std::sync::Arc;
 use uuid::{Builder, Uuid};
 
 /// Longest name of a bdev, in bytes.
@@ -52,6 +53,29 @@ pub fn derived_uuid(kind: &str, parts: &[&[u8]]) -> Uuid {
         eat(part);
     }
     Builder::from_custom_bytes(hash.to_be_bytes()).into_uuid()
+}
+
+/// What a filter named `name` over `base` says of itself: the base's geometry, and an identity that
+/// follows from the base's unless one is given.
+///
+/// # Errors
+/// [`BdevError::Invalid`] for a bad name.
+pub(super) fn filter_info(
+    base: &dyn Bdev,
+    name: String,
+    product_name: &'static str,
+    uuid: Option<Uuid>,
+) -> Result<Arc<BdevInfo>, BdevError> {
+    check_name(&name)?;
+    let below = base.info();
+    let derived = || derived_uuid(product_name, &[below.uuid.as_bytes(), name.as_bytes()]);
+    let uuid = uuid.unwrap_or_else(derived);
+    Ok(Arc::new(BdevInfo {
+        name,
+        product_name,
+        uuid,
+        ..(*below).clone()
+    }))
 }
 
 #[cfg(test)]

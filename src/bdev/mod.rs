@@ -5,10 +5,14 @@
 //! under way and hands it back with the completion.
 
 mod buf;
+mod delay;
+mod error;
 mod identity;
+mod in_flight;
 mod inline;
 mod malloc;
 mod null;
+mod passthru;
 pub mod pmem;
 mod pmem_api;
 mod request;
@@ -18,9 +22,12 @@ mod shared_mem;
 mod uring;
 
 pub use buf::{BufPool, IoBuf, MemView};
+pub use delay::{DelayBdev, DelayKind, DelayLatencies};
+pub use error::{ErrorBdev, ErrorIo, ErrorKind, Injection};
 pub use identity::{check_block_size, check_name, derived_uuid};
 pub use malloc::{MallocBdev, MallocConfig};
 pub use null::{NullBdev, NullConfig};
+pub use passthru::PassthruBdev;
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
 pub use request::{Completion, Data, Extent, IoStatus, Op, Request};
 pub use uring::{UringBdev, UringConfig, UringKind};

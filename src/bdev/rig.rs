@@ -1,6 +1,8 @@
 //! A reactor driven by hand, to test one channel at a time.
 
-use super::{Bdev, Channel, Completion, Data, IoBuf, MemView, Op, Request};
+use super::{
+    Bdev, Channel, Completion, Data, IoBuf, MallocBdev, MallocConfig, MemView, Op, Request,
+};
 use crate::units::ByteRange;
 use reactors::{
     Clock, Cx, IdlePolicy, ManualClock, MonotonicClock, Quiescence, Reactor, ReactorConfig,
@@ -141,4 +143,15 @@ pub(super) fn pattern(seed: u8, len: usize) -> Vec<u8> {
     (0..len)
         .map(|i| u8::try_from((i * 31 + i / 512 * 7) % 251).unwrap() ^ seed)
         .collect()
+}
+
+/// A RAM disk "Malloc0" of `blocks` blocks of 512 bytes, to put filters on.
+pub(super) fn malloc(blocks: u64) -> Arc<dyn Bdev> {
+    let config = MallocConfig {
+        name: "Malloc0".into(),
+        uuid: uuid::Uuid::from_u128(1),
+        block_size: 512,
+        blocks,
+    };
+    Arc::new(MallocBdev::new(config).unwrap())
 }

@@ -229,3 +229,131 @@ impl Drop for SyncBarrier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reactors::{
+        Clock, IdlePolicy, MonotonicClock, Quiescence, Reactor, ReactorConfig, ReactorId,
+    };
+
+    fn reactor() -> Reactor {
+        let config = ReactorConfig {
+            id: ReactorId(0),
+            idle: IdlePolicy::Poll,
+            seed: 1,
+        };
+        Reactor::new(&config, Arc::new(MonotonicClock), Quiescence::new(1)).unwrap()
+    }
+
+    /// A pipe: to sync it is `EINVAL`.
+    fn unsyncable() -> File {
+        let (read_end, _) = std::io::pipe().unwrap();
+        File::from(std::os::fd::OwnedFd::from(read_end))
+    }
+
+    /// Polls until something else than `old` comes out.
+    fn next(
+        barrier: &mut SyncBarrier,
+        cx: &Cx,
+        old: BarrierTicket,
+    ) -> Result<BarrierTicket, PmemError> {
+        let deadline = MonotonicClock.now().after(10_000_000_000);
+        while MonotonicClock.now() < deadline {
+            match barrier.poll(cx) {
+                Ok(ticket) if ticket == old => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+        panic!("no progress behind {old:?}: {barrier:?}");
+    }
+
+    #[test]
+    fn a_ticket_submitted_while_a_sync_is_under_way_waits_for_the_next() {
+        let reactor = reactor();
+        let cx = reactor.cx();
+        let file = tempfile::tempfile().unwrap();
+        let mut barrier = SyncBarrier::new(cx, file, Arc::default()).unwrap();
+        assert_eq!(barrier.wake(), Wake::OnEvent);
+        let first = barrier.submit(cx);
+        assert_eq!(barrier.state, SyncState::InFlight(first.0));
+        let second = barrier.submit(cx);
+        let third = barrier.submit(cx);
+        assert!(first < second && second < third);
+        assert_eq!(barrier.state, SyncState::InFlight(first.0));
+        assert_eq!(barrier.wake(), Wake::OnEvent);
+        assert_eq!(next(&mut barrier, cx, BarrierTicket(0)), Ok(first));
+        // The two that waited share one sync.
+        assert_eq!(barrier.state, SyncState::InFlight(third.0));
+        assert_eq!(next(&mut barrier, cx, first), Ok(third));
+        assert_eq!(barrier.state, SyncState::Idle);
+        assert_eq!(barrier.wake(), Wake::OnEvent);
+    }
+
+    #[test]
+    fn a_failed_sync_is_final_for_every_barrier_of_the_medium() {
+        let reactor = reactor();
+        let cx = reactor.cx();
+        let failure = Arc::<Failure>::default();
+        let mut good =
+            SyncBarrier::new(cx, tempfile::tempfile().unwrap(), failure.clone()).unwrap();
+        let mut bad = SyncBarrier::new(cx, unsyncable(), failure.clone()).unwrap();
+        let ticket = good.submit(cx);
+        assert_eq!(next(&mut good, cx, BarrierTicket(0)), Ok(ticket));
+        bad.submit(cx);
+        let failed = Err(PmemError::BarrierFailed(libc::EINVAL));
+        assert_eq!(next(&mut bad, cx, BarrierTicket(0)), failed);
+        assert_eq!(good.wake(), Wake::Now, "the other one has not heard yet");
+        assert_eq!(good.poll(cx), failed);
+        assert_eq!(good.wake(), Wake::OnEvent);
+        good.submit(cx);
+        assert_eq!(good.wake(), Wake::Now);
+        assert_eq!(good.state, SyncState::Idle, "nothing is tried again");
+        assert_eq!((good.poll(cx), bad.poll(cx)), (failed, failed));
+        failure.record(libc::EIO);
+        assert_eq!(failure.check(), Err(PmemError::BarrierFailed(libc::EINVAL)));
+    }
+
+    #[test]
+    fn a_sync_that_succeeds_after_anothers_failure_is_not_believed() {
+        let reactor = reactor();
+        let cx = reactor.cx();
+        let failure = Arc::<Failure>::default();
+        let file = tempfile::tempfile().unwrap();
+        let mut barrier = SyncBarrier::new(cx, file, failure.clone()).unwrap();
+        barrier.submit(cx);
+        failure.record(libc::EIO);
+        let failed = Err(PmemError::BarrierFailed(libc::EIO));
+        assert_eq!(next(&mut barrier, cx, BarrierTicket(0)), failed);
+    }
+
+    #[test]
+    fn an_immediate_barrier_completes_at_once_and_says_so() {
+        let reactor = reactor();
+        let cx = reactor.cx();
+        for fenced in [false, true] {
+            let mut barrier = ImmediateBarrier::new(fenced);
+            let _ = barrier.submit(cx);
+            let last = barrier.submit(cx);
+            assert_eq!(barrier.wake(), Wake::Now);
+            assert_eq!(barrier.poll(cx), Ok(last));
+            assert_eq!(barrier.wake(), Wake::OnEvent);
+        }
+    }
+
+    #[test]
+    fn a_dropped_barrier_closes_its_ring_on_the_reactor() {
+        let mut reactor = reactor();
+        let file = tempfile::tempfile().unwrap();
+        let barrier = SyncBarrier::new(reactor.cx(), file, Arc::default()).unwrap();
+        let fd = barrier.ring.as_ref().unwrap().fd();
+        let target = format!("/proc/self/fd/{fd}");
+        let is_ring = || {
+            std::fs::read_link(&target).is_ok_and(|to| to.to_string_lossy().contains("io_uring"))
+        };
+        assert!(is_ring());
+        drop(barrier);
+        assert!(is_ring(), "the reactor must forget the descriptor first");
+        assert_eq!(reactor.step(), 1);
+    }
+}

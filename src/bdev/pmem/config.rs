@@ -1,6 +1,6 @@
 //! What a pmem bdev is made from, and what it says about itself.
 
-use super::persist::FlushMethod;
+use super::persist::{CopyKernel, FlushMethod};
 use crate::bdev::Persistence;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -60,6 +60,8 @@ pub struct PmemConfig {
     pub uuid: Option<Uuid>,
     /// How long to wait for the lock: a killed process keeps it as long as its last I/O takes.
     pub lock_wait: Duration,
+    /// Which instructions copy; if none, the best of this CPU.
+    pub kernel: Option<CopyKernel>,
 }
 
 impl PmemConfig {
@@ -75,6 +77,7 @@ impl PmemConfig {
             persistence: PersistenceWish::Auto,
             uuid: None,
             lock_wait: LOCK_WAIT,
+            kernel: None,
         }
     }
 

@@ -189,3 +189,119 @@ impl Pmem for Medium {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::pmem::CopyKernel;
+    use rustix::io::{Errno, ReadWriteFlags};
+    use std::io::IoSliceMut;
+
+    const BYTES: u64 = 1 << 20;
+
+    fn medium(mapping: Mapping, flush: FlushMethod, persistence: Persistence) -> Medium {
+        let persist = Persist::new(CopyKernel::detect(), flush);
+        Medium::new(mapping, persist, persistence).unwrap()
+    }
+
+    fn synced(file: &File) -> Medium {
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, BYTES).unwrap();
+        let mapping = Mapping::file(file.try_clone().unwrap(), 1 << 20).unwrap();
+        medium(mapping, FlushMethod::Msync, Persistence::Msync)
+    }
+
+    #[test]
+    fn a_dax_medium_stores_and_writes_back_at_any_offset() {
+        let Some(flush) = FlushMethod::of_this_cpu() else {
+            println!("skipped: no write-back instruction");
+            return;
+        };
+        let mapping = Mapping::anonymous(1 << 20).unwrap();
+        let medium = medium(mapping, flush, Persistence::Dax);
+        for at in [0, 1, 63, 4095, BYTES - 5000] {
+            let src: Vec<u8> = (0..=255).cycle().take(5000).collect();
+            assert_eq!(medium.store_crc(at, &src), crc32c::crc32c(&src));
+            medium.write_back(at, 5000);
+            medium.barrier_wait().unwrap();
+            let mut back = vec![0; 5000];
+            medium.load(at, &mut back).unwrap();
+            assert_eq!(back, src);
+            assert_eq!(&*medium.view(at, 5000), src);
+        }
+        medium.settle().unwrap();
+    }
+
+    #[test]
+    fn a_failed_sync_on_a_control_thread_is_final_for_reactors_too() {
+        let file = tempfile::tempfile().unwrap();
+        let medium = synced(&file);
+        medium.barrier_wait().unwrap();
+        let (pipe, _) = std::io::pipe().unwrap();
+        let good = medium.turn.pop().unwrap();
+        medium
+            .turn
+            .push(File::from(std::os::fd::OwnedFd::from(pipe)))
+            .unwrap();
+        let failed = Err(PmemError::BarrierFailed(libc::EINVAL));
+        assert_eq!(medium.barrier_wait(), failed);
+        medium.turn.force_push(good);
+        assert_eq!(medium.barrier_wait(), failed);
+        assert_eq!(medium.settle(), failed);
+        assert_eq!(medium.failure.check(), failed);
+    }
+
+    /// Whether the first page can be read without I/O; `None` if this file system can't tell.
+    fn is_cached(file: &File) -> Option<bool> {
+        let mut page = [0; 4096];
+        let mut parts = [IoSliceMut::new(&mut page)];
+        match rustix::io::preadv2(file, &mut parts, 0, ReadWriteFlags::NOWAIT) {
+            Ok(_) => Some(true),
+            Err(Errno::AGAIN) => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn settle_makes_the_next_load_come_from_the_medium() {
+        let file = tempfile::tempfile().unwrap();
+        let medium = synced(&file);
+        medium.store(0, b"stored before");
+        assert_ne!(is_cached(&file), Some(false));
+        medium.settle().unwrap();
+        let in_ram = rustix::fs::fstatfs(&file).unwrap().f_type == 0x0102_1994;
+        // Asked once only: the question may start to read the page.
+        match is_cached(&file) {
+            Some(cached) if !in_ram => assert!(!cached, "the page was not dropped"),
+            _ => println!("skipped: this file system can't tell what is cached"),
+        }
+        let mut back = [0; 13];
+        medium.load(0, &mut back).unwrap();
+        assert_eq!(&back, b"stored before");
+    }
+
+    #[test]
+    fn threads_that_wait_for_barriers_take_turns() {
+        let file = tempfile::tempfile().unwrap();
+        let medium = synced(&file);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let medium = &medium;
+                scope.spawn(move || {
+                    for round in 0..5 {
+                        medium.store(thread * 4096 + round, b"x");
+                        medium.barrier_wait().unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(medium.turn.len(), 1);
+    }
+
+    #[test]
+    fn anonymous_memory_can_not_be_synced() {
+        let mapping = Mapping::anonymous(4096).unwrap();
+        let persist = Persist::new(CopyKernel::detect(), FlushMethod::Msync);
+        let error = Medium::new(mapping, persist, Persistence::Msync).unwrap_err();
+        assert!(matches!(error, BdevError::NotSupported(_)), "{error}");
+    }
+}

@@ -77,7 +77,7 @@ fn open_anonymous(config: &PmemConfig) -> Result<Opened, BdevError> {
     mapping.advise_huge();
     populate(&mapping, path)?;
     Ok(Opened {
-        medium: medium(mapping, Persistence::Volatile, path)?,
+        medium: medium(mapping, Persistence::Volatile, config)?,
         kind: PmemKind::Memory,
         page_size: 0,
     })
@@ -97,7 +97,17 @@ fn populate(mapping: &Mapping, path: &Path) -> Result<(), BdevError> {
     }
 }
 
-fn medium(mapping: Mapping, persistence: Persistence, path: &Path) -> Result<Medium, BdevError> {
+fn medium(
+    mapping: Mapping,
+    persistence: Persistence,
+    config: &PmemConfig,
+) -> Result<Medium, BdevError> {
+    let path = &config.path;
+    let kernel = config.kernel.unwrap_or_else(CopyKernel::detect);
+    if !CopyKernel::available().contains(&kernel) {
+        let why = format!("this CPU can't copy with {kernel:?}");
+        return Err(not_supported(path, &why));
+    }
     let flush = match persistence {
         Persistence::Volatile => FlushMethod::None,
         Persistence::Msync => FlushMethod::Msync,
@@ -109,11 +119,7 @@ fn medium(mapping: Mapping, persistence: Persistence, path: &Path) -> Result<Med
             )
         })?,
     };
-    Medium::new(
-        mapping,
-        Persist::new(CopyKernel::detect(), flush),
-        persistence,
-    )
+    Medium::new(mapping, Persist::new(kernel, flush), persistence)
 }
 
 /// A size that is usable, as a length in memory.
@@ -296,7 +302,7 @@ fn open_ram_file(
     mapping.advise_huge();
     populate(&mapping, path)?;
     Ok(Opened {
-        medium: medium(mapping, persistence, path)?,
+        medium: medium(mapping, persistence, config)?,
         kind: PmemKind::Memory,
         page_size: huge,
     })
@@ -311,7 +317,7 @@ fn open_disk_file(config: &PmemConfig, file: File, bytes: usize) -> Result<Opene
             mapping.advise_huge();
             populate(&mapping, path)?;
             return Ok(Opened {
-                medium: medium(mapping, Persistence::Dax, path)?,
+                medium: medium(mapping, Persistence::Dax, config)?,
                 kind: PmemKind::Fsdax,
                 page_size: 0,
             });
@@ -338,7 +344,7 @@ fn open_disk_file(config: &PmemConfig, file: File, bytes: usize) -> Result<Opene
     let mapping = Mapping::file(file, bytes).map_err(os("map", path))?;
     mapping.advise_huge();
     Ok(Opened {
-        medium: medium(mapping, persistence, path)?,
+        medium: medium(mapping, persistence, config)?,
         kind,
         page_size: 0,
     })
@@ -383,7 +389,7 @@ fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, Bde
     let mapping = Mapping::file(file, bytes).map_err(os("map", path))?;
     populate(&mapping, path)?;
     Ok(Opened {
-        medium: medium(mapping, persistence, path)?,
+        medium: medium(mapping, persistence, config)?,
         kind: PmemKind::Devdax,
         page_size,
     })

@@ -388,10 +388,15 @@ mod x86 {
         for quarter in (0..src.len() / (LINE / 4)).step_by(4) {
             // SAFETY: the line's four quarters are inside both, and `to` is a multiple of 64.
             unsafe {
-                let parts = [0, 1, 2, 3].map(|i| _mm_loadu_si128(from.add(quarter + i)));
-                for (i, part) in parts.into_iter().enumerate() {
-                    _mm_stream_si128(to.add(quarter + i), part);
-                }
+                let a = _mm_loadu_si128(from.add(quarter));
+                let b = _mm_loadu_si128(from.add(quarter + 1));
+                let c = _mm_loadu_si128(from.add(quarter + 2));
+                let d = _mm_loadu_si128(from.add(quarter + 3));
+                // Nothing between them: another store could push out a line that is half full.
+                _mm_stream_si128(to.add(quarter), a);
+                _mm_stream_si128(to.add(quarter + 1), b);
+                _mm_stream_si128(to.add(quarter + 2), c);
+                _mm_stream_si128(to.add(quarter + 3), d);
             }
         }
     }

@@ -2,12 +2,16 @@ use super::device::{UringBdev, UringConfig, UringKind};
 use super::hub::Hub;
 use super::job::{Job, Next, Step};
 use crate::bdev::rig::{Rig, bare, gather, pattern, read, write};
-use crate::bdev::{Bdev, BdevError, BufPool, Data, IoBuf, IoStatus, MemView, Op, Request};
+use crate::bdev::{Bdev, BdevError, BufPool, Channel, Data, IoBuf, IoStatus, MemView, Op, Request};
 use crate::units::ByteRange;
-use reactors::Wake;
+use reactors::{
+    Cx, IdlePolicy, MonotonicClock, Poller, Quiescence, Reactor, ReactorConfig, ReactorId, Wake,
+};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
@@ -215,6 +219,36 @@ fn short_transfers_go_on_from_the_last_whole_block() {
 }
 
 #[test]
+fn a_gathered_write_goes_on_in_the_middle_of_a_piece() {
+    let file = file();
+    let bdev = open(file.path());
+    let all = pattern(6, 4096);
+    let first = job(
+        &bdev,
+        gather(0, &[&all[..512], &all[512..2048], &all[2048..]]),
+    );
+    let rest = step_after(first, 1024);
+    let mut rig = Rig::new();
+    let mut channel = rig.open(&bdev);
+    let hub = Hub::attach(rig.cx()).unwrap();
+    let replies = Rc::default();
+    hub.push(rest, &replies);
+    // The hub is shared: whoever polls it brings everybody's jobs back.
+    let mut rounds = 0;
+    while replies.borrow().is_empty() {
+        rig.poll(&mut *channel);
+        std::thread::yield_now();
+        rounds += 1;
+        assert!(rounds < 10_000_000, "the hub still waits: {hub:?}");
+    }
+    let (rest, result) = replies.borrow_mut().pop_front().unwrap();
+    assert_eq!((status_after(rest, result), result), (IoStatus::Ok, 3072));
+    let mut expected = all;
+    expected[..1024].fill(0);
+    assert_eq!(rig.bytes(&mut *channel, 0, 4096), expected);
+}
+
+#[test]
 fn error_numbers_become_statuses_and_are_counted() {
     let file = file();
     let bdev = open(file.path());
@@ -305,7 +339,7 @@ fn channels_of_a_reactor_share_a_ring_that_goes_with_the_last() {
     drop(b);
     rig.step();
     assert!(rig.cx().local::<Hub>(0).is_none());
-    assert_eq!(std::rc::Rc::strong_count(&hub), 1);
+    assert_eq!(Rc::strong_count(&hub), 1);
     let mut again = rig.open(&bdev);
     assert_eq!(rig.bytes(&mut *again, 0, 4096), x);
 }
@@ -473,4 +507,81 @@ fn hints_and_extents_need_no_kernel() {
     assert_eq!(extents, [crate::bdev::Extent::allocated(4096)]);
     let done = rig.run_op(&mut *channel, Op::Discard, range(0, 0));
     assert!(done.status.is_ok());
+}
+
+/// Writes and flushes one after the other, and tells how each ended.
+struct Writer {
+    channel: Box<dyn Channel>,
+    statuses: mpsc::Sender<IoStatus>,
+    left: u64,
+}
+
+impl Writer {
+    fn start_next(&mut self, cx: &Cx) {
+        let Some(left) = self.left.checked_sub(1) else {
+            return;
+        };
+        self.left = left;
+        let request = match left % 2 {
+            0 => bare(Op::Flush, ByteRange::default()),
+            _ => write(left * 4096, &[7; 4096]),
+        };
+        self.channel.submit(cx, request);
+    }
+}
+
+impl Poller for Writer {
+    fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
+        let mut done = Vec::new();
+        let count = self.channel.poll(cx, &mut done);
+        for completion in done {
+            self.statuses.send(completion.status).unwrap();
+            self.start_next(cx);
+        }
+        count
+    }
+
+    fn wake(&self) -> Wake {
+        self.channel.wake()
+    }
+}
+
+#[test]
+fn completions_wake_a_reactor_that_sleeps() {
+    const COUNT: u64 = 100;
+    let file = file();
+    let bdev = open(file.path());
+    let (handles, handle) = mpsc::channel();
+    let (statuses, ended) = mpsc::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let thread = std::thread::spawn(move || {
+        let config = ReactorConfig {
+            id: ReactorId(0),
+            idle: IdlePolicy::Interrupt,
+            seed: 1,
+        };
+        let clock = Arc::new(MonotonicClock);
+        let mut reactor = Reactor::new(&config, clock, Quiescence::new(1)).unwrap();
+        handles.send(reactor.handle()).unwrap();
+        reactor.run(&stopped);
+    });
+    let handle = handle.recv().unwrap();
+    let start = move |cx: &Cx| {
+        let mut writer = Writer {
+            channel: Bdev::open(&bdev, cx).unwrap(),
+            statuses,
+            left: COUNT,
+        };
+        writer.start_next(cx);
+        cx.add_poller("writer", Box::new(writer));
+    };
+    handle.send(Box::new(start)).unwrap();
+    for _ in 0..COUNT {
+        let status = ended.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(status.is_ok());
+    }
+    stop.store(true, Ordering::Release);
+    handle.ring();
+    thread.join().unwrap();
 }

@@ -1,0 +1,146 @@
+//! Bodies of the 64-byte slots: what each segment and each cache keeps beside its data.
+
+use super::slot::SlotBody;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+macro_rules! body {
+    ($($name:ident),*) => { $(
+        impl SlotBody for $name {}
+        const _: () = assert!(size_of::<$name>() == 48);
+    )* };
+}
+body!(
+    SegmentInfo,
+    Generation,
+    LogStart,
+    Tail,
+    Incarnation,
+    WindowEnd,
+    CleanStop,
+    DurableMark,
+    Boot
+);
+
+/// To whom a segment belongs. Written when a cache gets or gives back segments.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SegmentInfo {
+    /// UUID of the cache that owns it; zero if none does.
+    pub cache: [u8; 16],
+    /// Whose slot this is: one read from the wrong place must not pass for ours.
+    pub segment: U32,
+    /// Its place among the segments of its cache, from 0.
+    pub place: U32,
+    /// Bit 0: bad, never allocated again.
+    pub flags: U32,
+    /// Zero.
+    pub spare: [u8; 20],
+}
+
+/// How often a segment has been released.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Generation {
+    /// Whose slot this is.
+    pub segment: U32,
+    /// Zero.
+    pub spare_before: U32,
+    /// Raised at each release, so that keys of an earlier life stop matching.
+    pub generation: U64,
+    /// Zero.
+    pub spare: [u8; 32],
+}
+
+/// START: makes a segment part of a cache's log. Durable before the LAST that leads to it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct LogStart {
+    /// UUID of the cache.
+    pub cache: [u8; 16],
+    /// Whose slot this is.
+    pub segment: U32,
+    /// The incarnation that wrote it.
+    pub incarnation: U32,
+    /// No kset in the segment has a lower sequence.
+    pub sequence: U64,
+    /// Random; every kset in the segment repeats it.
+    pub salt: U64,
+    /// Zero.
+    pub spare: [u8; 8],
+}
+
+/// A place in the log, and what is expected there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Tail {
+    /// Segment of the pool.
+    pub segment: U32,
+    /// Bytes from the start of the segment's data.
+    pub offset: U32,
+    /// Sequence of the kset that is expected there.
+    pub sequence: U64,
+    /// Epoch of the last kset before it.
+    pub epoch: U64,
+    /// Zero.
+    pub spare: [u8; 24],
+}
+
+/// Which run of the service wrote which sequences.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Incarnation {
+    /// Raised by every load.
+    pub incarnation: U32,
+    /// Zero.
+    pub spare_before: U32,
+    /// Ksets from this sequence on are of this incarnation, or leftovers.
+    pub first_sequence: U64,
+    /// Zero.
+    pub spare: [u8; 32],
+}
+
+/// End of a writeback window that spans epochs; the backing is between boundaries until the dirty
+/// tail has reached it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct WindowEnd {
+    /// Sequence behind the window; a dirty tail at or above it ends the state.
+    pub sequence: U64,
+    /// Zero.
+    pub spare: [u8; 40],
+}
+
+/// How the last run ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CleanStop {
+    /// 1 after a clean stop; 0 while loaded, and after a death.
+    pub clean: U32,
+    /// Zero.
+    pub spare_before: U32,
+    /// The last sequence of the log.
+    pub final_sequence: U64,
+    /// Zero; room for the sample of the backing.
+    pub spare: [u8; 32],
+}
+
+/// Up to where the log is known to be durable: written when the cache falls idle.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct DurableMark {
+    /// Highest durable sequence.
+    pub sequence: U64,
+    /// Zero.
+    pub spare: [u8; 40],
+}
+
+/// In which boot of the machine the cache was last loaded: tells process death from power loss.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Boot {
+    /// The kernel's boot id.
+    pub boot_id: [u8; 16],
+    /// Zero.
+    pub spare: [u8; 32],
+}
