@@ -3,7 +3,9 @@
 //! `docs/architecture.md` says how the modules fit together; imports point down only, and
 //! `tests/layers.rs` enforces it.
 
+pub mod app;
 pub mod bdev;
+pub mod bench;
 pub mod cache;
 pub mod media;
 pub mod target;

@@ -1,2 +1,7 @@
 //! The `pmcache` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pmcache::app::main()
+}

@@ -1,11 +1,16 @@
 //! The engine end to end, single-threaded: what is written is read, whatever lies between.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests stop at the first surprise")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests stop at the first surprise"
+)]
 
-mod common;
+mod rig;
 
-use common::rig::{Rig, RigConfig, anonymous_pmem};
 use pmcache::bdev::{Bdev, MallocBdev, MallocConfig, Op};
 use pmcache::units::ByteRange;
+use rig::{Rig, RigConfig, anonymous_pmem};
 use std::sync::Arc;
 
 fn malloc(bytes: u64) -> Arc<dyn Bdev> {
@@ -25,9 +30,15 @@ fn what_is_written_is_read_again_before_and_after_a_stop() {
     let pmem = anonymous_pmem("p0", 40 * config.segment_bytes);
     let mut rig = Rig::new(&config, pmem, malloc(64 << 20), dir.path());
     let mut channel = rig.open(0);
-    let bytes: Vec<u8> = (0..300_000_u32).map(|i| (i % 251) as u8).take(299_520).collect();
+    let bytes: Vec<u8> = (0..300_000_u32)
+        .map(|i| (i % 251) as u8)
+        .take(299_520)
+        .collect();
     rig.write(&mut *channel, (4 << 20) - 5120, &bytes, false);
-    assert_eq!(rig.read(&mut *channel, (4 << 20) - 5120, bytes.len()), bytes);
+    assert_eq!(
+        rig.read(&mut *channel, (4 << 20) - 5120, bytes.len()),
+        bytes
+    );
     rig.act(&mut *channel, Op::Flush, ByteRange::default());
     drop(channel);
     rig.stop();
@@ -36,7 +47,10 @@ fn what_is_written_is_read_again_before_and_after_a_stop() {
     assert_eq!(report.dirty_bytes, bytes.len() as u64);
     let mut channel = rig.open(1);
     drop(std::mem::replace(&mut channel, rig.open(0)));
-    assert_eq!(rig.read(&mut *channel, (4 << 20) - 5120, bytes.len()), bytes);
+    assert_eq!(
+        rig.read(&mut *channel, (4 << 20) - 5120, bytes.len()),
+        bytes
+    );
     rig.flush_all();
     drop(channel);
     rig.stop();

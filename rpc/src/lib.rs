@@ -1,1 +1,19 @@
 //! JSON-RPC 2.0 over a Unix socket, framed as SPDK's clients expect. Knows no storage.
+//!
+//! A [`Registry`] holds the methods, each with typed parameters; a [`Listener`] is the socket with
+//! its lock file; a [`Server`] answers on it, one thread per connection, so that a slow method
+//! delays only the connection that called it. [`Client`] is the other end.
+
+mod client;
+mod error;
+mod frame;
+mod method;
+mod request;
+mod server;
+mod socket;
+
+pub use client::{Client, ClientError};
+pub use error::Error;
+pub use method::{Params, Registry};
+pub use server::{Limits, Server};
+pub use socket::{Listener, ListenerError};

@@ -153,7 +153,10 @@ fn describe(start: &CacheStart) -> BdevInfo {
     }
 }
 
-fn send(handle: &ReactorHandle, message: impl FnOnce(&Cx) + Send + 'static) -> Result<(), CacheError> {
+fn send(
+    handle: &ReactorHandle,
+    message: impl FnOnce(&Cx) + Send + 'static,
+) -> Result<(), CacheError> {
     handle
         .send(Box::new(message))
         .map_err(|_| CacheError::Busy(format!("reactor {}: its inbox is full", handle.id().0)))
@@ -185,12 +188,22 @@ impl Cache {
     /// Sends the parts to their reactors.
     pub(crate) fn start(start: CacheStart) -> Result<Arc<Self>, CacheError> {
         let info = RwLock::new(Arc::new(describe(&start)));
-        let CacheStart { pool, shared, options, backing, report, parts, .. } = start;
+        let CacheStart {
+            pool,
+            shared,
+            options,
+            backing,
+            report,
+            parts,
+            ..
+        } = start;
         let started = Arc::new(Started::default());
         let expected = u32::try_from(parts.groups.len() + 2).unwrap_or(u32::MAX);
         let maintenance = &shared.runtime.maintenance;
         let (Some(first), Some(last)) = (maintenance.first(), maintenance.last()) else {
-            return Err(CacheError::Invalid("a cache needs a maintenance reactor".into()));
+            return Err(CacheError::Invalid(
+                "a cache needs a maintenance reactor".into(),
+            ));
         };
         for seed in parts.groups {
             let note = Arc::clone(&started);
@@ -198,7 +211,9 @@ impl Cache {
             send(handle, move |cx| note.note(Group::install(seed, cx)))?;
         }
         let (note, device) = (Arc::clone(&started), Arc::clone(&backing));
-        send(first, move |cx| note.note(start_writeback(parts.writeback, &*device, cx)))?;
+        send(first, move |cx| {
+            note.note(start_writeback(parts.writeback, &*device, cx))
+        })?;
         let note = Arc::clone(&started);
         send(last, move |cx| note.note(start_gc(parts.gc, cx)))?;
         Ok(Arc::new(Self {
@@ -225,7 +240,11 @@ impl Cache {
     /// # Errors
     /// What kept one of them from starting.
     pub fn is_installed(&self) -> Result<bool, CacheError> {
-        let mut error = self.started.error.write().unwrap_or_else(PoisonError::into_inner);
+        let mut error = self
+            .started
+            .error
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         match error.take() {
             Some(error) => Err(error.into()),
             None => Ok(self.started.running.load(Ordering::SeqCst) == self.expected),
@@ -271,7 +290,10 @@ impl Cache {
     /// Its options now.
     #[must_use]
     pub fn options(&self) -> CacheOptions {
-        self.options.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.options
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes options, on media first; all or nothing.
@@ -281,7 +303,9 @@ impl Cache {
     pub fn set_options(&self, options: CacheOptions) -> Result<(), CacheError> {
         options.check()?;
         if options.data_crc != self.shared.data_crc {
-            return Err(CacheError::NotSupported("data_crc is fixed when a cache is created".into()));
+            return Err(CacheError::NotSupported(
+                "data_crc is fixed when a cache is created".into(),
+            ));
         }
         let (place, _) = self.pool.find(&self.uuid().to_string())?;
         self.pool.update(|caches| {
@@ -293,21 +317,30 @@ impl Cache {
         self.shared.options.set(&options);
         let mut info = self.info.write().unwrap_or_else(PoisonError::into_inner);
         let volatile_cache = options.durability == Durability::Flush;
-        *info = Arc::new(BdevInfo { volatile_cache, ..(**info).clone() });
+        *info = Arc::new(BdevInfo {
+            volatile_cache,
+            ..(**info).clone()
+        });
         *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
         Ok(())
     }
 
     /// Starts to write all dirty data back; [`Cache::is_flushing`] tells when it is done.
     pub fn flush_start(&self) {
-        self.shared.maintenance.flush_all.store(true, Ordering::SeqCst);
+        self.shared
+            .maintenance
+            .flush_all
+            .store(true, Ordering::SeqCst);
         self.shared.close_all_ksets();
         self.shared.kick_writeback();
     }
 
     /// Gives a flush up; what is written stays written.
     pub fn flush_stop(&self) {
-        self.shared.maintenance.flush_all.store(false, Ordering::SeqCst);
+        self.shared
+            .maintenance
+            .flush_all
+            .store(false, Ordering::SeqCst);
     }
 
     /// Whether a flush is under way.
@@ -326,14 +359,21 @@ impl Cache {
     #[must_use]
     pub fn figures(&self) -> LaneFigures {
         let mut sum = LaneFigures::default();
-        self.shared.stats.iter().for_each(|lane| sum.add(&lane.snapshot()));
+        self.shared
+            .stats
+            .iter()
+            .for_each(|lane| sum.add(&lane.snapshot()));
         sum
     }
 
     /// Each lane's counters.
     #[must_use]
     pub fn lane_figures(&self) -> Vec<LaneFigures> {
-        self.shared.stats.iter().map(|lane| lane.snapshot()).collect()
+        self.shared
+            .stats
+            .iter()
+            .map(|lane| lane.snapshot())
+            .collect()
     }
 
     /// What writeback did.
@@ -350,7 +390,11 @@ impl Cache {
 
     fn state(&self) -> &'static str {
         let m = &self.shared.maintenance;
-        let step = self.shutdown.read().unwrap_or_else(PoisonError::into_inner).step;
+        let step = self
+            .shutdown
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .step;
         if step != Stop::Running {
             "stopped"
         } else if self.shared.has_failed() {
@@ -388,7 +432,10 @@ impl Cache {
             dirty_bytes: shared.dirty_bytes(),
             key_head_sequence: shared.last_sequence.load(relaxed),
             durable_sequence: shared.durable.mark(),
-            dirty_tail: position(m.dirty_position.load(relaxed), m.dirty_sequence.load(relaxed)),
+            dirty_tail: position(
+                m.dirty_position.load(relaxed),
+                m.dirty_sequence.load(relaxed),
+            ),
             key_tail: position(m.key_position.load(relaxed), m.key_sequence.load(relaxed)),
             between_boundaries: m.between_boundaries.load(relaxed),
             epochs_pending: epoch.map_or(0, |epoch| epoch.saturating_sub(dirty_epoch)),
@@ -404,7 +451,10 @@ impl Cache {
     /// # Errors
     /// A medium that fails at the last step; the data stay safe all the same, without a clean mark.
     pub fn stop_step(&self, hurry: bool) -> Result<bool, CacheError> {
-        let mut shutdown = self.shutdown.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shutdown = self
+            .shutdown
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let groups = self.expected - 2;
         match shutdown.step {
             Stop::Running => {
@@ -507,15 +557,22 @@ impl Cache {
             return Ok(());
         }
         let pmem: &dyn Pmem = &*self.shared.pmem;
-        let mark = DurableMark { sequence: U64::new(final_sequence), spare: [0; 40] };
-        shutdown.durable_mark_pair.store(pmem, SlotKind::DurableMark, &mark);
+        let mark = DurableMark {
+            sequence: U64::new(final_sequence),
+            spare: [0; 40],
+        };
+        shutdown
+            .durable_mark_pair
+            .store(pmem, SlotKind::DurableMark, &mark);
         let clean = CleanStop {
             clean: U32::new(1),
             spare_before: U32::ZERO,
             final_sequence: U64::new(final_sequence),
             spare: [0; 32],
         };
-        shutdown.clean_stop_pair.store(pmem, SlotKind::CleanStop, &clean);
+        shutdown
+            .clean_stop_pair
+            .store(pmem, SlotKind::CleanStop, &clean);
         pmem.barrier_wait()?;
         Ok(())
     }
@@ -527,6 +584,10 @@ impl Bdev for Cache {
     }
 
     fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
-        Ok(Box::new(CacheChannel::open(Arc::clone(&self.shared), self.info(), cx)?))
+        Ok(Box::new(CacheChannel::open(
+            Arc::clone(&self.shared),
+            self.info(),
+            cx,
+        )?))
     }
 }

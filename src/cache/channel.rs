@@ -90,11 +90,18 @@ impl CacheChannel {
             }
             if handle.id() == cx.id() {
                 let Some(group) = cx.local::<GroupCell>(key) else {
-                    return Err(BdevError::Busy(format!("{} (it is not running)", info.name)));
+                    return Err(BdevError::Busy(format!(
+                        "{} (it is not running)",
+                        info.name
+                    )));
                 };
                 let done = LocalDone::default();
                 let client = group.0.borrow_mut().attach(Client::Local(Rc::clone(&done)));
-                routes.push(Some(Route::Local { group, client, done }));
+                routes.push(Some(Route::Local {
+                    group,
+                    client,
+                    done,
+                }));
                 continue;
             }
             routes.push(Some(Self::open_remote(&shared, handle, cx, key)?));
@@ -130,9 +137,17 @@ impl CacheChannel {
             }
         };
         if handle.send(Box::new(attach)).is_err() {
-            return Err(BdevError::Busy(format!("{} (its reactor's inbox is full)", shared.name)));
+            return Err(BdevError::Busy(format!(
+                "{} (its reactor's inbox is full)",
+                shared.name
+            )));
         }
-        Ok(Route::Remote { requests, done, parked: VecDeque::new(), reactor: handle.clone() })
+        Ok(Route::Remote {
+            requests,
+            done,
+            parked: VecDeque::new(),
+            reactor: handle.clone(),
+        })
     }
 
     fn send(&mut self, cx: &Cx, reactor: usize, request: LaneRequest) {
@@ -140,7 +155,12 @@ impl CacheChannel {
             Some(Some(Route::Local { group, client, .. })) => {
                 group.0.borrow_mut().submit(cx, *client, request);
             }
-            Some(Some(Route::Remote { requests, parked, reactor, .. })) => {
+            Some(Some(Route::Remote {
+                requests,
+                parked,
+                reactor,
+                ..
+            })) => {
                 if parked.is_empty() {
                     if let Err(request) = requests.push(request) {
                         parked.push_back(request);
@@ -152,13 +172,19 @@ impl CacheChannel {
             }
             _ => {
                 let LaneRequest { tag, data, .. } = request;
-                self.arrived.push_back(LaneDone { tag, status: IoStatus::Invalid, data });
+                self.arrived.push_back(LaneDone {
+                    tag,
+                    status: IoStatus::Invalid,
+                    data,
+                });
             }
         }
     }
 
     fn submit_parts(&mut self, cx: &Cx, op: LaneOp, request: Request) {
-        let Request { tag, range, data, .. } = request;
+        let Request {
+            tag, range, data, ..
+        } = request;
         let mut buf = match data {
             Data::Gather(views) => Some(gathered(&views)),
             other => other.into_buf(),
@@ -170,7 +196,11 @@ impl CacheChannel {
             tag,
             parts_left: parts,
             status: IoStatus::Ok,
-            bufs: if parts > 1 { (0..parts).map(|_| None).collect() } else { Vec::new() },
+            bufs: if parts > 1 {
+                (0..parts).map(|_| None).collect()
+            } else {
+                Vec::new()
+            },
             extents: Vec::new(),
             wants_extents: op == LaneOp::Extents,
             flush: None,
@@ -189,7 +219,16 @@ impl CacheChannel {
             let tag = (slot as u64) << PART_BITS | part as u64;
             let lane = self.shared.lane_of(at);
             let reactor = self.shared.reactor_of(lane);
-            self.send(cx, reactor, LaneRequest { tag, op, range: part_range, data });
+            self.send(
+                cx,
+                reactor,
+                LaneRequest {
+                    tag,
+                    op,
+                    range: part_range,
+                    data,
+                },
+            );
             at = end;
         }
     }
@@ -228,7 +267,9 @@ impl CacheChannel {
     fn advance_flushes(&mut self) {
         let mut still = std::mem::take(&mut self.flushes);
         still.retain(|&slot| {
-            let Some(pending) = self.pending.get_mut(slot) else { return false };
+            let Some(pending) = self.pending.get_mut(slot) else {
+                return false;
+            };
             let failed = self.shared.has_failed();
             if pending.flush == Some(FlushStep::Visits) && pending.parts_left == 0 {
                 pending.flush = Some(FlushStep::Raise);
@@ -246,7 +287,11 @@ impl CacheChannel {
             if !ended && !(failed && pending.parts_left == 0) {
                 return true;
             }
-            let status = if failed { IoStatus::IoError } else { pending.status };
+            let status = if failed {
+                IoStatus::IoError
+            } else {
+                pending.status
+            };
             let (tag, data) = (pending.tag, Data::None);
             self.pending.remove(slot);
             self.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
@@ -259,7 +304,9 @@ impl CacheChannel {
     fn part_done(&mut self, done: LaneDone) {
         let slot = usize::try_from(done.tag >> PART_BITS).unwrap_or(usize::MAX);
         let part = usize::try_from(done.tag & u64::from(u32::MAX)).unwrap_or(usize::MAX);
-        let Some(pending) = self.pending.get_mut(slot) else { return };
+        let Some(pending) = self.pending.get_mut(slot) else {
+            return;
+        };
         pending.status = pending.status.and(done.status);
         pending.parts_left -= 1;
         if pending.flush.is_some() {
@@ -267,7 +314,11 @@ impl CacheChannel {
         }
         if pending.bufs.is_empty() {
             let Pending { tag, status, .. } = self.pending.remove(slot);
-            self.done.push_back(Completion { tag, status, data: done.data });
+            self.done.push_back(Completion {
+                tag,
+                status,
+                data: done.data,
+            });
             return;
         }
         match done.data {
@@ -303,7 +354,11 @@ impl CacheChannel {
                 }
             }
         };
-        self.done.push_back(Completion { tag: pending.tag, status: pending.status, data });
+        self.done.push_back(Completion {
+            tag: pending.tag,
+            status: pending.status,
+            data,
+        });
     }
 
     /// Takes what has come back from the lanes.
@@ -312,7 +367,12 @@ impl CacheChannel {
         for route in self.routes.iter_mut().flatten() {
             match route {
                 Route::Local { done, .. } => arrived.append(&mut done.borrow_mut()),
-                Route::Remote { requests, done, parked, reactor } => {
+                Route::Remote {
+                    requests,
+                    done,
+                    parked,
+                    reactor,
+                } => {
                     while let Some(request) = parked.pop_front() {
                         if let Err(request) = requests.push(request) {
                             parked.push_front(request);
@@ -357,8 +417,14 @@ impl Channel for CacheChannel {
             }
             Op::Read => LaneOp::Read,
             Op::Write { fua } => LaneOp::Write { fua },
-            Op::Discard => LaneOp::Zero { unmap: true, fua: false },
-            Op::WriteZeroes { may_unmap, fua } => LaneOp::Zero { unmap: may_unmap, fua },
+            Op::Discard => LaneOp::Zero {
+                unmap: true,
+                fua: false,
+            },
+            Op::WriteZeroes { may_unmap, fua } => LaneOp::Zero {
+                unmap: may_unmap,
+                fua,
+            },
             Op::Prefetch => LaneOp::Prefetch,
             Op::Extents => LaneOp::Extents,
         };
@@ -380,14 +446,13 @@ impl Channel for CacheChannel {
     }
 
     fn wake(&self) -> Wake {
-        let raising = self
-            .flushes
-            .iter()
-            .any(|&slot| self.pending.get(slot).is_some_and(|p| match p.flush {
+        let raising = self.flushes.iter().any(|&slot| {
+            self.pending.get(slot).is_some_and(|p| match p.flush {
                 Some(FlushStep::Visits) => p.parts_left == 0,
                 Some(FlushStep::Durable(sequence)) => self.shared.durable.mark() >= sequence,
                 _ => true,
-            }));
+            })
+        });
         let arrived = self.routes.iter().flatten().any(|route| match route {
             Route::Local { done, .. } => !done.borrow().is_empty(),
             Route::Remote { done, parked, .. } => !done.is_empty() || !parked.is_empty(),
@@ -432,4 +497,3 @@ impl Drop for CacheChannel {
         }
     }
 }
-

@@ -67,7 +67,9 @@ impl Lane {
             return Err(Wait::Moment);
         };
         if !self.promised {
-            let Some(mut log) = env.shared.log.try_lock() else { return Err(Wait::Moment) };
+            let Some(mut log) = env.shared.log.try_lock() else {
+                return Err(Wait::Moment);
+            };
             if !log.promise() {
                 return Err(Wait::Space);
             }
@@ -77,7 +79,13 @@ impl Lane {
         let order = self.next_order;
         self.next_order += 1;
         self.staging.open(slot, order);
-        self.open = Some(OpenKset { slot, count: 0, opened: env.now, order, raise: false });
+        self.open = Some(OpenKset {
+            slot,
+            count: 0,
+            opened: env.now,
+            order,
+            raise: false,
+        });
         Ok(())
     }
 
@@ -103,7 +111,9 @@ impl Lane {
 
     /// Closes the open kset, if there is one, and takes it as far as it goes.
     pub(crate) fn close(&mut self, env: &mut Env, cx: &Cx, cause: Cause) {
-        let Some(open) = self.open.take_if(|open| open.count > 0) else { return };
+        let Some(open) = self.open.take_if(|open| open.count > 0) else {
+            return;
+        };
         self.close_wanted = false;
         let stats = self.stats(&env.shared);
         match cause {
@@ -114,8 +124,20 @@ impl Lane {
             Cause::Pressure => stats.closed_pressure.add(1),
         }
         let data_barrier = env.submit_barrier(cx);
-        let OpenKset { slot, count, order, raise, .. } = open;
-        self.closing.push_back(Closing { slot, count, order, raise, data_barrier });
+        let OpenKset {
+            slot,
+            count,
+            order,
+            raise,
+            ..
+        } = open;
+        self.closing.push_back(Closing {
+            slot,
+            count,
+            order,
+            raise,
+            data_barrier,
+        });
         self.pump(env, cx);
     }
 
@@ -158,20 +180,27 @@ impl Lane {
 
     /// Gives the oldest closing kset its place and stores it; false if somebody has the log just now.
     fn place_front(&mut self, env: &mut Env, cx: &Cx) -> bool {
-        let Some(closing) = self.closing.front() else { return true };
+        let Some(closing) = self.closing.front() else {
+            return true;
+        };
         let shared = env.shared.clone();
-        let Some(mut log) = shared.log.try_lock() else { return false };
+        let Some(mut log) = shared.log.try_lock() else {
+            return false;
+        };
         let bytes = kset_bytes(closing.count);
         let placed = log.place(bytes, closing.raise);
         // In the slot before the kset is stored: replay must know which of the two it has.
-        self.staging.set_sequence(closing.slot, placed.kset.sequence);
+        self.staging
+            .set_sequence(closing.slot, placed.kset.sequence);
         if placed.promised_again {
             if self.promised {
                 log.give_back();
             }
             self.promised = true;
         }
-        shared.last_sequence.store(log.last_sequence(), Ordering::SeqCst);
+        shared
+            .last_sequence
+            .store(log.last_sequence(), Ordering::SeqCst);
         drop(log);
         let (slot, count, order) = (closing.slot, closing.count, closing.order);
         self.closing.pop_front();
@@ -203,10 +232,15 @@ impl Lane {
         };
         if let Some((place, to)) = &placed.last {
             let bytes = encode_last(&header(place), *to);
-            shared.pmem.store(shared.data_at(place.segment, place.offset), &bytes);
+            shared
+                .pmem
+                .store(shared.data_at(place.segment, place.offset), &bytes);
             shared.stored.finish(place.sequence);
             shared.log_deficit.fetch_add(1, Ordering::SeqCst);
-            shared.maintenance.log_segments.fetch_add(1, Ordering::SeqCst);
+            shared
+                .maintenance
+                .log_segments
+                .fetch_add(1, Ordering::SeqCst);
             shared.kick_gc();
         }
         let mut bytes = [0; KSET_BYTES_MAX];
@@ -277,7 +311,13 @@ impl Lane {
             return;
         }
         for (_, client, done) in std::mem::take(&mut self.acks) {
-            env.reply(client, LaneDone { status: IoStatus::IoError, ..done });
+            env.reply(
+                client,
+                LaneDone {
+                    status: IoStatus::IoError,
+                    ..done
+                },
+            );
         }
         env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
     }

@@ -4,8 +4,8 @@ use super::CacheError;
 use super::geometry::{PAIR_DISTANCE, SUPERBLOCK_SECOND};
 use crate::bdev::Pmem;
 use crate::media::{
-    SLOT_BYTES, SUPERBLOCK_BYTES, SlotBody, SlotKind, Superblock, SuperblockError, decode_superblock,
-    encode_superblock, open_slot, seal_slot,
+    SLOT_BYTES, SUPERBLOCK_BYTES, SlotBody, SlotKind, Superblock, SuperblockError,
+    decode_superblock, encode_superblock, open_slot, seal_slot,
 };
 
 /// Which slot of a pair is written next, and with which `seq`.
@@ -24,12 +24,20 @@ fn is_newer(a: u64, b: u64) -> bool {
 impl PairState {
     /// A pair of which nothing is worth keeping.
     pub(crate) fn fresh(at: u64) -> Self {
-        Self { at, next_seq: 1, next_is_second: false }
+        Self {
+            at,
+            next_seq: 1,
+            next_is_second: false,
+        }
     }
 
     /// Stores `body` in the older slot. It counts for certain after a barrier.
     pub(crate) fn store<B: SlotBody>(&mut self, pmem: &dyn Pmem, kind: SlotKind, body: &B) {
-        let at = if self.next_is_second { self.at + PAIR_DISTANCE } else { self.at };
+        let at = if self.next_is_second {
+            self.at + PAIR_DISTANCE
+        } else {
+            self.at
+        };
         pmem.store(at, &seal_slot(kind, self.next_seq, body));
         self.next_seq = self.next_seq.wrapping_add(1);
         self.next_is_second = !self.next_is_second;
@@ -68,13 +76,25 @@ pub(crate) fn load_pair<B: SlotBody>(
         (Ok((a, body)), Err(_)) => (a, body, true),
         (Err(_), Ok((b, body))) => (b, body, false),
         (Err(first), Err(second)) => {
-            return Err(CacheError::Metadata { item, at, first, second });
+            return Err(CacheError::Metadata {
+                item,
+                at,
+                first,
+                second,
+            });
         }
     };
     // What was read becomes truth, also if the earlier process never fenced it.
     pmem.write_back(at, SLOT_BYTES as u64);
     pmem.write_back(at + PAIR_DISTANCE, SLOT_BYTES as u64);
-    Ok((body, PairState { at, next_seq: seq.wrapping_add(1), next_is_second }))
+    Ok((
+        body,
+        PairState {
+            at,
+            next_seq: seq.wrapping_add(1),
+            next_is_second,
+        },
+    ))
 }
 
 /// Reads the newer good superblock; also tells whether it is the second one.
@@ -85,7 +105,10 @@ pub(crate) fn load_superblock(pmem: &dyn Pmem) -> Result<(Superblock, bool), Cac
     let mut bytes = vec![0; SUPERBLOCK_BYTES];
     if pmem.bytes() < SUPERBLOCK_SECOND + SUPERBLOCK_BYTES as u64 {
         let short = SuperblockError::Magic;
-        return Err(CacheError::Superblock { first: short, second: short });
+        return Err(CacheError::Superblock {
+            first: short,
+            second: short,
+        });
     }
     pmem.load(0, &mut bytes)?;
     let first = decode_superblock(&bytes);

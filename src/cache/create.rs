@@ -39,10 +39,16 @@ impl CreateCache {
         self.options.check()?;
         let invalid = |text: String| Err(CacheError::Invalid(text));
         if self.name.is_empty() || self.name.len() > crate::media::NAME_BYTES_MAX {
-            return invalid(format!("name of {} bytes is not within 1..=255", self.name.len()));
+            return invalid(format!(
+                "name of {} bytes is not within 1..=255",
+                self.name.len()
+            ));
         }
         if !(1..=LANES_MAX).contains(&self.lanes) {
-            return invalid(format!("{} lanes are not within 1..={LANES_MAX}", self.lanes));
+            return invalid(format!(
+                "{} lanes are not within 1..={LANES_MAX}",
+                self.lanes
+            ));
         }
         if ![512, 4096].contains(&self.block_bytes) || self.block_bytes < backing.block_size {
             return invalid(format!(
@@ -103,14 +109,19 @@ impl Pool {
             .collect();
         let Some(ids) = free.get(..segments as usize) else {
             let free = u32::try_from(free.len()).unwrap_or(u32::MAX);
-            return Err(CacheError::NoSegments { wanted: segments, free });
+            return Err(CacheError::NoSegments {
+                wanted: segments,
+                free,
+            });
         };
         self.prepare_segments(ids, create)?;
         self.prepare_control(ids[0], create);
         self.pmem.barrier_wait()?;
         self.update(|caches| {
             let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
-                return Err(CacheError::Busy("the pool's table of caches is full".into()));
+                return Err(CacheError::Busy(
+                    "the pool's table of caches is full".into(),
+                ));
             };
             let mut entry = CacheEntry::empty();
             entry.uuid = create.uuid;
@@ -163,7 +174,10 @@ impl Pool {
             spare: [0; 32],
         };
         fresh(CacheItem::Incarnation).store(pmem, SlotKind::Incarnation, &incarnation);
-        let window = WindowEnd { sequence: U64::ZERO, spare: [0; 40] };
+        let window = WindowEnd {
+            sequence: U64::ZERO,
+            spare: [0; 40],
+        };
         fresh(CacheItem::WindowEnd).store(pmem, SlotKind::WindowEnd, &window);
         let clean = CleanStop {
             clean: U32::new(1),
@@ -172,9 +186,15 @@ impl Pool {
             spare: [0; 32],
         };
         fresh(CacheItem::CleanStop).store(pmem, SlotKind::CleanStop, &clean);
-        let durable = DurableMark { sequence: U64::ZERO, spare: [0; 40] };
+        let durable = DurableMark {
+            sequence: U64::ZERO,
+            spare: [0; 40],
+        };
         fresh(CacheItem::DurableMark).store(pmem, SlotKind::DurableMark, &durable);
-        let boot = Boot { boot_id: [0; 16], spare: [0; 32] };
+        let boot = Boot {
+            boot_id: [0; 16],
+            spare: [0; 32],
+        };
         fresh(CacheItem::Boot).store(pmem, SlotKind::Boot, &boot);
         let mut salt = create.seed;
         let start = LogStart {

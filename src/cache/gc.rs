@@ -51,7 +51,9 @@ fn threshold(shared: &Shared) -> u32 {
 /// Whether more segments are used than `gc_percent` allows.
 pub(crate) fn above_threshold(shared: &Shared) -> bool {
     let free = shared.free_segments.load(Ordering::Relaxed);
-    let reserve = shared.log_reserve.saturating_sub(shared.log_deficit.load(Ordering::Relaxed));
+    let reserve = shared
+        .log_reserve
+        .saturating_sub(shared.log_deficit.load(Ordering::Relaxed));
     let used = shared.segment_count().saturating_sub(free + reserve);
     used > threshold(shared)
 }
@@ -143,7 +145,11 @@ impl Gc {
 
     /// Passes up to [`KSETS_A_ROUND`] ksets.
     fn pass_ksets(&mut self) -> Result<u32, CacheError> {
-        let dirty = self.shared().maintenance.dirty_sequence.load(Ordering::Acquire);
+        let dirty = self
+            .shared()
+            .maintenance
+            .dirty_sequence
+            .load(Ordering::Acquire);
         let mut batches: Vec<PostBatch> = vec![Vec::new(); self.seed.posts.len()];
         let mut passed = 0;
         while passed < KSETS_A_ROUND && self.seed.reader.pos.sequence < dirty {
@@ -174,7 +180,10 @@ impl Gc {
             passed += 1;
         }
         self.seed.stats.ksets.add(u64::from(passed));
-        let posts = batches.into_iter().enumerate().filter(|(_, batch)| !batch.is_empty());
+        let posts = batches
+            .into_iter()
+            .enumerate()
+            .filter(|(_, batch)| !batch.is_empty());
         self.parked.extend(posts);
         self.send_posts();
         Ok(passed)
@@ -198,7 +207,10 @@ impl Gc {
 
     fn halt(&mut self, error: &CacheError) {
         tracing::error!(cache = %self.shared().name, %error, "GC has stopped");
-        self.shared().maintenance.degraded.store(true, Ordering::SeqCst);
+        self.shared()
+            .maintenance
+            .degraded
+            .store(true, Ordering::SeqCst);
         self.state = State::Halted;
     }
 
@@ -213,7 +225,9 @@ impl Gc {
                 Ok(0) => {}
                 Ok(_) => {
                     let body = tail_body(&self.seed.view, &self.seed.reader.pos);
-                    self.seed.tail_pair.store(&*self.seed.shared.pmem, SlotKind::KeyTail, &body);
+                    self.seed
+                        .tail_pair
+                        .store(&*self.seed.shared.pmem, SlotKind::KeyTail, &body);
                     self.state = State::Tail(self.barrier.submit(cx));
                     return;
                 }
@@ -230,7 +244,10 @@ impl Gc {
         let mut retiring: Vec<SegIx> = std::mem::take(&mut self.left);
         self.seed.stats.log_segments.add(retiring.len() as u64);
         let logs = u32::try_from(retiring.len()).unwrap_or(0);
-        shared.maintenance.log_segments.fetch_sub(logs, Ordering::SeqCst);
+        shared
+            .maintenance
+            .log_segments
+            .fetch_sub(logs, Ordering::SeqCst);
         let dropped = &mut self.dropped;
         self.candidates.retain(|&segment| {
             let index = segment.index();
@@ -243,7 +260,10 @@ impl Gc {
             }
             !done
         });
-        self.seed.stats.data_segments.add((retiring.len() - logs as usize) as u64);
+        self.seed
+            .stats
+            .data_segments
+            .add((retiring.len() - logs as usize) as u64);
         for &segment in &retiring {
             if let Err(error) = self.raise_generation(segment) {
                 self.halt(&error);
@@ -253,10 +273,17 @@ impl Gc {
         self.retiring = retiring;
         self.write_starts();
         if self.retiring.is_empty() && self.starting.is_empty() {
-            let idle = if self.shall_pass() { cx.now() } else { cx.now().after(PERIOD_NS) };
+            let idle = if self.shall_pass() {
+                cx.now()
+            } else {
+                cx.now().after(PERIOD_NS)
+            };
             if !self.shall_pass() {
                 // There was nothing more to gain for the fill that was left out.
-                shared.maintenance.fill_skipped.store(false, Ordering::SeqCst);
+                shared
+                    .maintenance
+                    .fill_skipped
+                    .store(false, Ordering::SeqCst);
             }
             self.state = State::Idle(idle);
         } else {
@@ -272,7 +299,10 @@ impl Gc {
             load_pair::<Generation>(&*shared.pmem, at, SlotKind::Generation, "generation")?;
         let generation = body.generation.get() + 1;
         shared.generations[segment.index()].store(generation, Ordering::SeqCst);
-        let body = Generation { generation: U64::new(generation), ..body };
+        let body = Generation {
+            generation: U64::new(generation),
+            ..body
+        };
         pair.store(&*shared.pmem, SlotKind::Generation, &body);
         Ok(())
     }
@@ -285,7 +315,9 @@ impl Gc {
                 self.retry = true;
                 return;
             };
-            let Some(segment) = alloc.take_log() else { return };
+            let Some(segment) = alloc.take_log() else {
+                return;
+            };
             shared.log_deficit.fetch_sub(1, Ordering::SeqCst);
             let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
             shared.free_segments.store(free, Ordering::Relaxed);
@@ -294,7 +326,11 @@ impl Gc {
             store_start(&shared, segment, salt, shared.durable.mark());
             self.seed.stats.starts.add(1);
             let pool_segment = shared.segments[segment.index()].0;
-            self.starting.push(ReadySegment { segment, pool_segment, salt });
+            self.starting.push(ReadySegment {
+                segment,
+                pool_segment,
+                salt,
+            });
         }
     }
 
@@ -302,17 +338,24 @@ impl Gc {
     fn hand_out(&mut self) -> bool {
         let shared = self.seed.shared.clone();
         if !self.starting.is_empty() {
-            let Some(mut log) = shared.log.try_lock() else { return false };
+            let Some(mut log) = shared.log.try_lock() else {
+                return false;
+            };
             log.ready.extend(self.starting.drain(..));
         }
         if !self.retiring.is_empty() {
-            let Some(mut alloc) = shared.alloc.try_lock() else { return false };
+            let Some(mut alloc) = shared.alloc.try_lock() else {
+                return false;
+            };
             for segment in self.retiring.drain(..) {
                 alloc.release(segment);
             }
             let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
             shared.free_segments.store(free, Ordering::Relaxed);
-            shared.maintenance.fill_skipped.store(false, Ordering::SeqCst);
+            shared
+                .maintenance
+                .fill_skipped
+                .store(false, Ordering::SeqCst);
         }
         shared.ring_waiting_lanes();
         true
@@ -336,7 +379,10 @@ impl Gc {
         let stop = self.shared().maintenance.stop.load(Ordering::SeqCst);
         if stop && matches!(self.state, State::Idle(_) | State::Halted) {
             self.state = State::Rested;
-            self.shared().maintenance.rested.fetch_add(1, Ordering::SeqCst);
+            self.shared()
+                .maintenance
+                .rested
+                .fetch_add(1, Ordering::SeqCst);
             return true;
         }
         false
@@ -345,7 +391,11 @@ impl Gc {
     fn step(&mut self, cx: &Cx) -> u32 {
         match self.state {
             State::Idle(until) => {
-                let kicked = self.shared().maintenance.kick_gc.swap(false, Ordering::SeqCst);
+                let kicked = self
+                    .shared()
+                    .maintenance
+                    .kick_gc
+                    .swap(false, Ordering::SeqCst);
                 if !kicked && cx.now() < until && !self.retry && !self.shall_pass() {
                     return 0;
                 }
@@ -435,7 +485,11 @@ impl Poller for Gc {
     fn wake(&self) -> Wake {
         let shared = self.shared();
         let stop = shared.maintenance.stop.load(Ordering::SeqCst);
-        let soon = if self.parked.is_empty() { Wake::OnEvent } else { Wake::Now };
+        let soon = if self.parked.is_empty() {
+            Wake::OnEvent
+        } else {
+            Wake::Now
+        };
         match self.state {
             State::Rested | State::Halted if !stop => Wake::OnEvent,
             State::Rested => Wake::OnEvent,

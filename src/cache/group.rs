@@ -64,7 +64,12 @@ impl Env {
     pub(crate) fn reply(&mut self, client: usize, done: LaneDone) {
         match self.clients.get_mut(client) {
             Some(Client::Local(queue)) => queue.borrow_mut().push_back(done),
-            Some(Client::Remote { done: ring, parked, reactor, .. }) => {
+            Some(Client::Remote {
+                done: ring,
+                parked,
+                reactor,
+                ..
+            }) => {
                 if parked.is_empty() {
                     if let Err(done) = ring.push(done) {
                         parked.push_back(done);
@@ -201,7 +206,11 @@ impl Group {
             reactor: seed.reactor,
             shared: shared.clone(),
         };
-        let lanes = seed.lanes.into_iter().map(|lane| Lane::new(lane, &shared)).collect();
+        let lanes = seed
+            .lanes
+            .into_iter()
+            .map(|lane| Lane::new(lane, &shared))
+            .collect();
         let group = Self {
             env,
             lanes,
@@ -263,12 +272,18 @@ impl Group {
     fn visit(&mut self, cx: &Cx, client: usize, tag: u64) {
         let mut targets = Vec::new();
         for (index, lane) in self.lanes.iter_mut().enumerate() {
-            let Some(order) = lane.newest_unplaced() else { continue };
+            let Some(order) = lane.newest_unplaced() else {
+                continue;
+            };
             lane.stats(&self.env.shared).flushes.add(1);
             lane.close(&mut self.env, cx, super::close::Cause::Flush);
             targets.push((index, order));
         }
-        self.visits.push(Visit { client, tag, targets });
+        self.visits.push(Visit {
+            client,
+            tag,
+            targets,
+        });
         self.answer_visits();
     }
 
@@ -284,8 +299,16 @@ impl Group {
             if !placed && !failed {
                 return true;
             }
-            let status = if failed { IoStatus::IoError } else { IoStatus::Ok };
-            let done = LaneDone { tag: visit.tag, status, data: crate::bdev::Data::None };
+            let status = if failed {
+                IoStatus::IoError
+            } else {
+                IoStatus::Ok
+            };
+            let done = LaneDone {
+                tag: visit.tag,
+                status,
+                data: crate::bdev::Data::None,
+            };
             env.reply(visit.client, done);
             false
         });
@@ -318,8 +341,12 @@ impl Group {
         let mut gone = None;
         for number in 0..self.env.clients.capacity() {
             loop {
-                let Some(Client::Remote { requests, done, parked, reactor }) =
-                    self.env.clients.get_mut(number)
+                let Some(Client::Remote {
+                    requests,
+                    done,
+                    parked,
+                    reactor,
+                }) = self.env.clients.get_mut(number)
                 else {
                     break;
                 };
@@ -399,7 +426,11 @@ impl Group {
         for number in self.env.leave_queue.drain(..) {
             let index = usize::from(number) / self.env.shared.runtime.data.len();
             // A lane that has begun to wait again keeps its turn.
-            if self.lanes.get(index).is_none_or(|lane| lane.waiting.is_empty()) {
+            if self
+                .lanes
+                .get(index)
+                .is_none_or(|lane| lane.waiting.is_empty())
+            {
                 alloc.stop_waiting(number);
             }
         }

@@ -82,7 +82,9 @@ struct Subtree {
 
 impl Default for Subtree {
     fn default() -> Self {
-        Self { leaves: Box::new(std::array::from_fn(|_| Leaf::default())) }
+        Self {
+            leaves: Box::new(std::array::from_fn(|_| Leaf::default())),
+        }
     }
 }
 
@@ -145,7 +147,11 @@ impl KeyIndex {
     pub(crate) fn walk(&self, subtree: usize, start: u16, end: u16, mut visit: impl FnMut(Piece)) {
         let mut at = start;
         let Some(Some(tree)) = self.subtrees.get(subtree) else {
-            visit(Piece { start, end, key: None });
+            visit(Piece {
+                start,
+                end,
+                key: None,
+            });
             return;
         };
         while at < end {
@@ -158,15 +164,27 @@ impl KeyIndex {
                     break;
                 }
                 if key.start > at {
-                    visit(Piece { start: at, end: key.start, key: None });
+                    visit(Piece {
+                        start: at,
+                        end: key.start,
+                        key: None,
+                    });
                     at = key.start;
                 }
                 let to = key.end().min(stop);
-                visit(Piece { start: at, end: to, key: Some(*key) });
+                visit(Piece {
+                    start: at,
+                    end: to,
+                    key: Some(*key),
+                });
                 at = to;
             }
             if at < stop {
-                visit(Piece { start: at, end: stop, key: None });
+                visit(Piece {
+                    start: at,
+                    end: stop,
+                    key: None,
+                });
                 at = stop;
             }
         }
@@ -180,7 +198,9 @@ impl KeyIndex {
         end: u16,
         mut wanted: impl FnMut(&Key) -> bool,
     ) {
-        let Some(Some(tree)) = self.subtrees.get_mut(subtree) else { return };
+        let Some(Some(tree)) = self.subtrees.get_mut(subtree) else {
+            return;
+        };
         for leaf in leaf_of(start)..=leaf_of(end.max(start + 1) - 1) {
             let keys = &mut tree.leaves[leaf].keys;
             keys.retain(|k| k.end() <= start || k.start >= end || !wanted(k));
@@ -197,7 +217,9 @@ impl KeyIndex {
 
     /// Forgets the placeholders of miss `id` within blocks `start..end`.
     pub(crate) fn remove_placeholders(&mut self, subtree: usize, start: u16, end: u16, id: u64) {
-        self.remove_where(subtree, start, end, |k| k.kind.is_placeholder() && k.generation == id);
+        self.remove_where(subtree, start, end, |k| {
+            k.kind.is_placeholder() && k.generation == id
+        });
     }
 
     /// Asserts the invariant.
@@ -208,10 +230,20 @@ impl KeyIndex {
             for (number, leaf) in tree.leaves.iter().enumerate() {
                 for key in &leaf.keys {
                     assert!(key.len > 0, "{key:?} is empty");
-                    assert!(key.start >= covered_to, "{key:?} overlaps the key before it");
+                    assert!(
+                        key.start >= covered_to,
+                        "{key:?} overlaps the key before it"
+                    );
                     assert_eq!(leaf_of(key.start), number, "{key:?} in leaf {number}");
-                    assert_eq!(leaf_of(key.end() - 1), number, "{key:?} leaves leaf {number}");
-                    assert!(key.trim + key.len <= key.whole, "{key:?} exceeds its original");
+                    assert_eq!(
+                        leaf_of(key.end() - 1),
+                        number,
+                        "{key:?} leaves leaf {number}"
+                    );
+                    assert!(
+                        key.trim + key.len <= key.whole,
+                        "{key:?} exceeds its original"
+                    );
                     covered_to = key.end();
                 }
             }

@@ -20,8 +20,13 @@ use std::sync::atomic::Ordering;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LaneOp {
     Read,
-    Write { fua: bool },
-    Zero { unmap: bool, fua: bool },
+    Write {
+        fua: bool,
+    },
+    Zero {
+        unmap: bool,
+        fua: bool,
+    },
     Prefetch,
     Extents,
     /// A FLUSH visits all lanes of a reactor: ends when all keys they hold have a sequence.
@@ -161,7 +166,12 @@ impl Lane {
 
     /// Starts `request` for `client`. Whatever can be done at once is done when this returns.
     pub(crate) fn submit(&mut self, env: &mut Env, cx: &Cx, client: usize, request: LaneRequest) {
-        let job = Job { client, request, progress: 0, waits_since: None };
+        let job = Job {
+            client,
+            request,
+            progress: 0,
+            waits_since: None,
+        };
         match job.request.op {
             LaneOp::Read => self.read(env, cx, job),
             LaneOp::Prefetch => self.read(env, cx, job),
@@ -177,7 +187,14 @@ impl Lane {
             }
             LaneOp::Visit | LaneOp::Cancel => {
                 let LaneRequest { tag, data, .. } = job.request;
-                env.reply(client, LaneDone { tag, status: IoStatus::Invalid, data });
+                env.reply(
+                    client,
+                    LaneDone {
+                        tag,
+                        status: IoStatus::Invalid,
+                        data,
+                    },
+                );
             }
         }
     }
@@ -218,7 +235,10 @@ impl Lane {
             }
             let failed = env.shared.has_failed();
             match self.modify(env, cx, job) {
-                Ok(()) => self.stats(&env.shared).space_wait_ns.add(env.now.since(since)),
+                Ok(()) => self
+                    .stats(&env.shared)
+                    .space_wait_ns
+                    .add(env.now.since(since)),
                 Err((mut job, wait)) => {
                     job.waits_since = Some(since);
                     env.retry |= wait == Wait::Moment && !failed;
@@ -259,7 +279,11 @@ impl Lane {
 
     /// The newest kset that has keys and no sequence.
     pub(crate) fn newest_unplaced(&self) -> Option<u64> {
-        let open = self.open.as_ref().filter(|open| open.count > 0).map(|open| open.order);
+        let open = self
+            .open
+            .as_ref()
+            .filter(|open| open.count > 0)
+            .map(|open| open.order);
         open.or_else(|| self.closing.back().map(|closing| closing.order))
     }
 

@@ -29,7 +29,8 @@ impl LiveOptions {
     }
 
     pub(crate) fn set(&self, options: &CacheOptions) {
-        self.durable_writes.store(options.durability == Durability::Write, RELAXED);
+        self.durable_writes
+            .store(options.durability == Durability::Write, RELAXED);
         self.order.store(
             match options.writeback_order {
                 WritebackOrder::Adaptive => 0,
@@ -39,14 +40,23 @@ impl LiveOptions {
             RELAXED,
         );
         self.gc_percent.store(options.gc_percent, RELAXED);
-        self.kset_flush_ns.store(u64::from(options.kset_flush_ms) * 1_000_000, RELAXED);
+        self.kset_flush_ns
+            .store(u64::from(options.kset_flush_ms) * 1_000_000, RELAXED);
         self.writeback_depth.store(options.writeback_depth, RELAXED);
-        self.writeback_rate_mbps.store(options.writeback_rate_mbps, RELAXED);
-        self.writeback_delay_ns.store(u64::from(options.writeback_delay_ms) * 1_000_000, RELAXED);
-        self.writeback_lag_ns.store(u64::from(options.writeback_lag_s) * 1_000_000_000, RELAXED);
-        self.dirty_low_percent.store(options.dirty_low_percent, RELAXED);
-        self.dirty_high_percent.store(options.dirty_high_percent, RELAXED);
-        self.no_space_timeout_ns.store(u64::from(options.no_space_timeout_s) * 1_000_000_000, RELAXED);
+        self.writeback_rate_mbps
+            .store(options.writeback_rate_mbps, RELAXED);
+        self.writeback_delay_ns
+            .store(u64::from(options.writeback_delay_ms) * 1_000_000, RELAXED);
+        self.writeback_lag_ns
+            .store(u64::from(options.writeback_lag_s) * 1_000_000_000, RELAXED);
+        self.dirty_low_percent
+            .store(options.dirty_low_percent, RELAXED);
+        self.dirty_high_percent
+            .store(options.dirty_high_percent, RELAXED);
+        self.no_space_timeout_ns.store(
+            u64::from(options.no_space_timeout_s) * 1_000_000_000,
+            RELAXED,
+        );
     }
 
     pub(crate) fn durable_writes(&self) -> bool {

@@ -42,7 +42,12 @@ const POST_RING: usize = 64;
 fn check_backing(entry: &CacheEntry, backing: &dyn Bdev, force: bool) -> Result<(), CacheError> {
     let info = backing.info();
     let changed = |what, found: String, recorded: String| {
-        Err(CacheError::BackingChanged { name: info.name.clone(), what, found, recorded })
+        Err(CacheError::BackingChanged {
+            name: info.name.clone(),
+            what,
+            found,
+            recorded,
+        })
     };
     let recorded = Uuid::from_bytes(entry.backing_uuid);
     if info.uuid != recorded && !force {
@@ -94,7 +99,12 @@ fn open_staging(
         vec![Vec::new(); count]
     };
     let missing = same_boot && !stopped_clean && !ours;
-    Ok(Staged { section, lanes, left_over, missing })
+    Ok(Staged {
+        section,
+        lanes,
+        left_over,
+        missing,
+    })
 }
 
 /// Makes what was read durable and says that a new run begins.
@@ -122,11 +132,18 @@ fn begin_run(
     // the first kset of this run, which takes such a place: if this load is cut off behind it, the
     // next one could not tell the two apart.
     let first = replayed.end.sequence;
-    staged.lanes.iter_mut().for_each(|lane| lane.take_over(first));
+    staged
+        .lanes
+        .iter_mut()
+        .for_each(|lane| lane.take_over(first));
     // The slots belong to the new run before media say so, so that they are found if this is cut off.
     let incarnation = control.incarnation.0.incarnation.get() + 1;
     let lanes = u32::try_from(staged.lanes.len()).unwrap_or(0);
-    staged.section.write(&SectionHeader { cache: view.cache, incarnation, lanes });
+    staged.section.write(&SectionHeader {
+        cache: view.cache,
+        incarnation,
+        lanes,
+    });
     // (2) Leftovers behind the end of the log must not fit behind the ksets of this run.
     let body = Incarnation {
         incarnation: U32::new(incarnation),
@@ -134,9 +151,15 @@ fn begin_run(
         first_sequence: U64::new(first),
         spare: [0; 32],
     };
-    control.incarnation.1.store(pmem, SlotKind::Incarnation, &body);
+    control
+        .incarnation
+        .1
+        .store(pmem, SlotKind::Incarnation, &body);
     control.incarnation.0 = body;
-    let boot = Boot { boot_id: runtime.boot_id, spare: [0; 32] };
+    let boot = Boot {
+        boot_id: runtime.boot_id,
+        spare: [0; 32],
+    };
     control.boot.1.store(pmem, SlotKind::Boot, &boot);
     let clean = CleanStop {
         clean: U32::ZERO,
@@ -144,7 +167,10 @@ fn begin_run(
         final_sequence: U64::ZERO,
         spare: [0; 32],
     };
-    control.clean_stop.1.store(pmem, SlotKind::CleanStop, &clean);
+    control
+        .clean_stop
+        .1
+        .store(pmem, SlotKind::CleanStop, &clean);
     pmem.barrier_wait()?;
     Ok(incarnation)
 }
@@ -168,7 +194,9 @@ fn prepare_reserve(
         .collect();
     let mut ready = VecDeque::new();
     while ready.len() < reserve as usize {
-        let Some(segment) = free.pop_front() else { break };
+        let Some(segment) = free.pop_front() else {
+            break;
+        };
         let id = view.segments.id(segment);
         let salt = next_salt(salt);
         let body = LogStart {
@@ -185,7 +213,11 @@ fn prepare_reserve(
             super::control_io::load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
                 .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
         pair.store(pmem, SlotKind::LogStart, &body);
-        ready.push_back(ReadySegment { segment, pool_segment: id.0, salt });
+        ready.push_back(ReadySegment {
+            segment,
+            pool_segment: id.0,
+            salt,
+        });
     }
     view.pmem.barrier_wait()?;
     Ok((free, ready))
@@ -194,7 +226,12 @@ fn prepare_reserve(
 /// References that staged keys hold, so that their segments are not taken for free.
 fn count_staged(view: &LogView, staged: &Staged) -> Vec<u64> {
     let mut references = vec![0; view.segments.len()];
-    for key in staged.left_over.iter().flatten().flat_map(|kset| &kset.keys) {
+    for key in staged
+        .left_over
+        .iter()
+        .flatten()
+        .flat_map(|kset| &kset.keys)
+    {
         if view.check_key(key).is_ok() && key.flags().has_data() {
             references[view.ident(key).segment.index()] += 1;
         }
@@ -251,7 +288,10 @@ fn close_staged(
         }
         let mut bytes = [0; KSET_BYTES_MAX];
         let len = encode_kset(&header(&placed.kset), &keys, &mut bytes);
-        view.pmem.store(view.data_at(placed.kset.segment, placed.kset.offset), &bytes[..len]);
+        view.pmem.store(
+            view.data_at(placed.kset.segment, placed.kset.offset),
+            &bytes[..len],
+        );
     }
     view.pmem.barrier_wait()?;
     staged.lanes.iter_mut().for_each(LaneStaging::clear);
@@ -275,11 +315,16 @@ impl Loaded {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
         let ready = u32::try_from(self.log.ready.len()).unwrap_or(0);
-        let added = self.replayed.references.iter().map(|&references| match references {
-            0 => AtomicU64::new(0),
-            count => AtomicU64::new(SEALED | count),
-        });
-        let stats: Box<[CachePadded<LaneStats>]> = (0..lanes).map(|_| CachePadded::default()).collect();
+        let added = self
+            .replayed
+            .references
+            .iter()
+            .map(|&references| match references {
+                0 => AtomicU64::new(0),
+                count => AtomicU64::new(SEALED | count),
+            });
+        let stats: Box<[CachePadded<LaneStats>]> =
+            (0..lanes).map(|_| CachePadded::default()).collect();
         for (stats, &dirty) in stats.iter().zip(&self.replayed.dirty) {
             stats.dirty_added.add(dirty);
         }
@@ -313,7 +358,11 @@ impl Loaded {
             incarnation: self.incarnation,
             options: LiveOptions::new(options),
             runtime: runtime.clone(),
-            generations: self.generations.iter().map(|&g| AtomicU64::new(g)).collect(),
+            generations: self
+                .generations
+                .iter()
+                .map(|&g| AtomicU64::new(g))
+                .collect(),
             added: added.collect(),
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
             alloc: TryLock::new(SegmentAlloc::new(std::mem::take(&mut self.free))),
@@ -326,7 +375,11 @@ impl Loaded {
             close_all: CachePadded::default(),
             durable_waiters: CachePadded::default(),
             failed: AtomicBool::new(false),
-            unplaced: runtime.data.iter().map(|_| CachePadded::default()).collect(),
+            unplaced: runtime
+                .data
+                .iter()
+                .map(|_| CachePadded::default())
+                .collect(),
             stats,
             maintenance,
         }
@@ -357,8 +410,14 @@ fn load_media(
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let mut salt = runtime.seed ^ u64::from(incarnation) << 32;
     let references = count_staged(&view, &staged);
-    let (free, ready) =
-        prepare_reserve(&view, &replayed, &references, reserve, incarnation, &mut salt)?;
+    let (free, ready) = prepare_reserve(
+        &view,
+        &replayed,
+        &references,
+        reserve,
+        incarnation,
+        &mut salt,
+    )?;
     let at = Place {
         segment: replayed.end.segment,
         offset: replayed.end.offset,
@@ -369,9 +428,24 @@ fn load_media(
         epoch: replayed.end.epoch + 1,
     };
     let mut log = LogHead::new(at, ready, view.geometry.segment_data_bytes());
-    close_staged(&view, &mut staged, &mut replayed, &generations, &mut log, incarnation)?;
-    let loaded =
-        Loaded { view, control, replayed, generations, log, free, incarnation, reserve };
+    close_staged(
+        &view,
+        &mut staged,
+        &mut replayed,
+        &generations,
+        &mut log,
+        incarnation,
+    )?;
+    let loaded = Loaded {
+        view,
+        control,
+        replayed,
+        generations,
+        log,
+        free,
+        incarnation,
+        reserve,
+    };
     Ok((loaded, staged.lanes))
 }
 
@@ -414,10 +488,21 @@ impl Pool {
         staging: Vec<LaneStaging>,
     ) -> Result<Arc<Cache>, CacheError> {
         let shared = Arc::new(loaded.share(entry, &options, runtime));
-        let Loaded { view, control, replayed, incarnation, .. } = loaded;
+        let Loaded {
+            view,
+            control,
+            replayed,
+            incarnation,
+            ..
+        } = loaded;
         shared.publish_dirty_tail(&control.dirty_tail.0);
         shared.publish_key_tail(&control.key_tail.0);
-        let lanes = replayed.indexes.into_iter().zip(replayed.serials).zip(staging).enumerate();
+        let lanes = replayed
+            .indexes
+            .into_iter()
+            .zip(replayed.serials)
+            .zip(staging)
+            .enumerate();
         let lanes = lanes.map(|(number, ((index, serial), staging))| LaneSeed {
             number: u16::try_from(number).unwrap_or(u16::MAX),
             index,
@@ -443,7 +528,8 @@ impl Pool {
             current: incarnation,
             first_sequence: control.incarnation.0.first_sequence.get(),
         };
-        let (writeback_stats, gc_stats) = (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
+        let (writeback_stats, gc_stats) =
+            (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
         let parts = CacheParts {
             groups: groups.collect(),
             writeback: WritebackSeed {
@@ -481,4 +567,3 @@ impl Pool {
         })
     }
 }
-

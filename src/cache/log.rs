@@ -56,11 +56,7 @@ pub(crate) struct LogHead {
 
 impl LogHead {
     /// A log that goes on at `segment`, `offset` with `next_sequence`.
-    pub(crate) fn new(
-        at: Place,
-        ready: VecDeque<ReadySegment>,
-        segment_data_bytes: u64,
-    ) -> Self {
+    pub(crate) fn new(at: Place, ready: VecDeque<ReadySegment>, segment_data_bytes: u64) -> Self {
         Self {
             segment: at.segment,
             offset: at.offset,
@@ -118,14 +114,23 @@ impl LogHead {
     /// # Panics
     /// If there is no room in spite of the promise: our own bug.
     pub(crate) fn place(&mut self, bytes: usize, raise: bool) -> Placed {
-        assert!(bytes <= KSET_BYTES_MAX && self.promised > 0, "a kset without a promise");
+        assert!(
+            bytes <= KSET_BYTES_MAX && self.promised > 0,
+            "a kset without a promise"
+        );
         let mut last = None;
         if self.room_in_segment() < (bytes + LAST_BYTES) as u64 {
             let next = self.ready.pop_front();
-            assert!(next.is_some(), "the log reserve is empty though room was promised");
+            assert!(
+                next.is_some(),
+                "the log reserve is empty though room was promised"
+            );
             if let Some(next) = next {
                 let place = self.take(LAST_BYTES);
-                let to = Last { next_segment: next.pool_segment, next_salt: next.salt };
+                let to = Last {
+                    next_segment: next.pool_segment,
+                    next_salt: next.salt,
+                };
                 last = Some((place, to));
                 self.segment = next.segment;
                 self.salt = next.salt;
@@ -139,8 +144,15 @@ impl LogHead {
         }
         self.promised -= 1;
         let promised_again = self.promise();
-        assert!(self.promised <= self.capacity(), "the log promised more than it has");
-        Placed { kset, last, promised_again }
+        assert!(
+            self.promised <= self.capacity(),
+            "the log promised more than it has"
+        );
+        Placed {
+            kset,
+            last,
+            promised_again,
+        }
     }
 
     /// Ends the epoch if a kset was placed in it.
@@ -166,8 +178,18 @@ mod tests {
     const DATA: u64 = (256 << 10) - 8192;
 
     fn head(ready: u32) -> LogHead {
-        let segment = |n: u32| ReadySegment { segment: SegIx(n), pool_segment: n, salt: n.into() };
-        let at = Place { segment: SegIx(0), offset: 0, salt: 0, sequence: 1, epoch: 1 };
+        let segment = |n: u32| ReadySegment {
+            segment: SegIx(n),
+            pool_segment: n,
+            salt: n.into(),
+        };
+        let at = Place {
+            segment: SegIx(0),
+            offset: 0,
+            salt: 0,
+            sequence: 1,
+            epoch: 1,
+        };
         LogHead::new(at, (1..=ready).map(segment).collect(), DATA)
     }
 

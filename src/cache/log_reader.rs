@@ -10,8 +10,8 @@ use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
 use crate::media::{
-    self, KSET_BYTES_MAX, KsetError, LAST_BYTES, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
-    parse_kset,
+    self, KSET_BYTES_MAX, KsetError, LAST_BYTES, LogStart, Parsed, SealedKset, SlotKind,
+    kset_bytes, parse_kset,
 };
 use crate::units::ByteRange;
 use std::sync::Arc;
@@ -36,11 +36,20 @@ impl LogView {
     pub(crate) fn start_of(&self, segment: SegIx) -> Result<LogStart, CacheError> {
         let id = self.segments.id(segment);
         let at = self.geometry.segment_start(id) + SegmentItem::LogStart as u64;
-        let (start, _) =
-            load_pair::<LogStart>(&*self.pmem, at, SlotKind::LogStart, "START of a log segment")?;
+        let (start, _) = load_pair::<LogStart>(
+            &*self.pmem,
+            at,
+            SlotKind::LogStart,
+            "START of a log segment",
+        )?;
         if start.segment.get() != id.0 || start.cache != self.cache {
             let (found, expected) = (start.segment.get().into(), id.0.into());
-            return Err(CacheError::Identity { item: "START", at, found, expected });
+            return Err(CacheError::Identity {
+                item: "START",
+                at,
+                found,
+                expected,
+            });
         }
         Ok(start)
     }
@@ -89,7 +98,11 @@ impl LogView {
     pub(crate) fn ident(&self, key: &media::Key) -> KeyIdent {
         let has_data = key.flags().has_data();
         KeyIdent {
-            segment: self.segments.find(key.segment.get()).filter(|_| has_data).unwrap_or_default(),
+            segment: self
+                .segments
+                .find(key.segment.get())
+                .filter(|_| has_data)
+                .unwrap_or_default(),
             segment_offset: key.segment_offset.get(),
             generation: key.generation.get(),
             has_data,
@@ -139,7 +152,11 @@ impl LogReader {
     /// Stands at `pos`, whose segment must be a log segment.
     pub(crate) fn new(view: &LogView, pos: LogPos) -> Result<Self, CacheError> {
         let salt = view.start_of(pos.segment)?.salt.get();
-        Ok(Self { pos, salt, buf: Box::new([0; KSET_BYTES_MAX]) })
+        Ok(Self {
+            pos,
+            salt,
+            buf: Box::new([0; KSET_BYTES_MAX]),
+        })
     }
 
     pub(crate) fn salt(&self) -> u64 {
@@ -164,10 +181,14 @@ impl LogReader {
     ) -> Result<Entry<'_>, Stop> {
         let pos = self.pos;
         let room = view.geometry.segment_data_bytes() - u64::from(pos.offset);
-        let len = usize::try_from(room).unwrap_or(usize::MAX).min(KSET_BYTES_MAX);
+        let len = usize::try_from(room)
+            .unwrap_or(usize::MAX)
+            .min(KSET_BYTES_MAX);
         let at = view.data_at(pos.segment, pos.offset);
         let expected = pos.sequence;
-        view.pmem.load(at, &mut self.buf[..len]).map_err(|e| Stop::Error(e.into()))?;
+        view.pmem
+            .load(at, &mut self.buf[..len])
+            .map_err(|e| Stop::Error(e.into()))?;
         let parsed = parse_kset(&self.buf[..len])
             .map_err(|error| Stop::NotThere(LogDamage::Kset { expected, error }))?;
         let header = match &parsed {
@@ -191,7 +212,12 @@ impl LogReader {
                 for (index, key) in kset.keys.iter().enumerate() {
                     view.check_key(key).map_err(|(field, value)| {
                         let index = u32::try_from(index).unwrap_or(u32::MAX);
-                        let damage = LogDamage::Key { sequence: expected, index, field, value };
+                        let damage = LogDamage::Key {
+                            sequence: expected,
+                            index,
+                            field,
+                            value,
+                        };
                         Stop::Error(view.damaged(&pos, damage))
                     })?;
                 }
@@ -199,13 +225,20 @@ impl LogReader {
             }
             Parsed::Last(_, last) => {
                 let next = view.segments.find(last.next_segment);
-                let start = next.map(|next| view.start_of(next)).transpose().map_err(Stop::Error)?;
+                let start = next
+                    .map(|next| view.start_of(next))
+                    .transpose()
+                    .map_err(Stop::Error)?;
                 let (Some(next), Some(start)) = (next, start) else {
-                    let damage = LogDamage::Last { next: last.next_segment };
+                    let damage = LogDamage::Last {
+                        next: last.next_segment,
+                    };
                     return Err(Stop::Error(view.damaged(&pos, damage)));
                 };
                 if start.salt.get() != last.next_salt {
-                    let damage = LogDamage::Last { next: last.next_segment };
+                    let damage = LogDamage::Last {
+                        next: last.next_segment,
+                    };
                     return Err(Stop::Error(view.damaged(&pos, damage)));
                 }
                 self.pos.segment = next;
@@ -221,7 +254,8 @@ impl LogReader {
     pub(crate) fn probe_hole(&self, view: &LogView) -> Result<Option<u64>, CacheError> {
         let data = view.geometry.segment_bytes - SEGMENT_CONTROL_BYTES;
         let mut bytes = vec![0; usize::try_from(data).unwrap_or(0)];
-        view.pmem.load(view.data_at(self.pos.segment, 0), &mut bytes)?;
+        view.pmem
+            .load(view.data_at(self.pos.segment, 0), &mut bytes)?;
         let mut at = self.pos.offset as usize + media::KSET_ALIGN;
         while at + LAST_BYTES <= bytes.len() {
             let found = match parse_kset(&bytes[at..]) {

@@ -5,7 +5,10 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
-#[expect(clippy::module_inception, reason = "the cache itself is one noun among the engine's")]
+#[expect(
+    clippy::module_inception,
+    reason = "the cache itself is one noun among the engine's"
+)]
 mod cache;
 mod channel;
 mod close;

@@ -104,19 +104,33 @@ impl CacheOptions {
     pub fn check(&self) -> Result<(), CacheError> {
         let invalid = |text: String| Err(CacheError::Invalid(text));
         if self.mode != Mode::Wb {
-            return Err(CacheError::NotSupported(format!("mode {:?} is not supported", self.mode)));
+            return Err(CacheError::NotSupported(format!(
+                "mode {:?} is not supported",
+                self.mode
+            )));
         }
         if self.verify_reads {
-            return Err(CacheError::NotSupported("verify_reads is not supported".into()));
+            return Err(CacheError::NotSupported(
+                "verify_reads is not supported".into(),
+            ));
         }
         if self.gc_percent > 90 {
-            return invalid(format!("gc_percent {} is not within 0..=90", self.gc_percent));
+            return invalid(format!(
+                "gc_percent {} is not within 0..=90",
+                self.gc_percent
+            ));
         }
         if !(1..=60_000).contains(&self.kset_flush_ms) {
-            return invalid(format!("kset_flush_ms {} is not within 1..=60000", self.kset_flush_ms));
+            return invalid(format!(
+                "kset_flush_ms {} is not within 1..=60000",
+                self.kset_flush_ms
+            ));
         }
         if !(1..=256).contains(&self.writeback_depth) {
-            return invalid(format!("writeback_depth {} is not within 1..=256", self.writeback_depth));
+            return invalid(format!(
+                "writeback_depth {} is not within 1..=256",
+                self.writeback_depth
+            ));
         }
         if self.dirty_high_percent > 100 || self.dirty_low_percent > self.dirty_high_percent {
             return invalid(format!(

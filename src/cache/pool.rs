@@ -8,9 +8,7 @@ use super::geometry::{
     PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_SECOND, SegmentItem, data_start,
 };
 use crate::bdev::Pmem;
-use crate::media::{
-    CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock,
-};
+use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
 use crate::units::SegmentId;
 use std::sync::{Arc, PoisonError, RwLock};
 use zerocopy::little_endian::{U32, U64};
@@ -44,7 +42,13 @@ pub struct Pool {
     table: RwLock<Table>,
 }
 
-fn write_segment_info(pmem: &dyn Pmem, geometry: &PoolGeometry, id: SegmentId, cache: [u8; 16], place: u32) {
+fn write_segment_info(
+    pmem: &dyn Pmem,
+    geometry: &PoolGeometry,
+    id: SegmentId,
+    cache: [u8; 16],
+    place: u32,
+) {
     let at = geometry.segment_start(id) + SegmentItem::Info as u64;
     let mut pair = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info")
         .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
@@ -102,10 +106,18 @@ impl Pool {
             pmem.store(at, &[0; 4096]);
         }
         pmem.barrier_wait()?;
-        let geometry = PoolGeometry { segment_bytes: bytes, data_start: start, segments };
+        let geometry = PoolGeometry {
+            segment_bytes: bytes,
+            data_start: start,
+            segments,
+        };
         for id in (0..segments).map(SegmentId) {
             let control = geometry.segment_start(id);
-            for item in [SegmentItem::Info, SegmentItem::Generation, SegmentItem::LogStart] {
+            for item in [
+                SegmentItem::Info,
+                SegmentItem::Generation,
+                SegmentItem::LogStart,
+            ] {
                 wipe_pair(pmem, control + item as u64);
             }
             write_segment_info(pmem, &geometry, id, [0; 16], 0);
@@ -155,8 +167,17 @@ impl Pool {
             return Err(CacheError::MediumTooSmall { needed, available });
         }
         let uuid = superblock.uuid;
-        let table = RwLock::new(Table { superblock, newest_is_second, loaded: Vec::new() });
-        Ok(Arc::new(Self { pmem, geometry, uuid, table }))
+        let table = RwLock::new(Table {
+            superblock,
+            newest_is_second,
+            loaded: Vec::new(),
+        });
+        Ok(Arc::new(Self {
+            pmem,
+            geometry,
+            uuid,
+            table,
+        }))
     }
 
     /// Its identity.
@@ -181,7 +202,13 @@ impl Pool {
     #[must_use]
     pub fn caches(&self) -> Vec<CacheEntry> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        table.superblock.caches.iter().filter(|entry| !entry.is_empty()).copied().collect()
+        table
+            .superblock
+            .caches
+            .iter()
+            .filter(|entry| !entry.is_empty())
+            .copied()
+            .collect()
     }
 
     /// Segments that belong to no cache.
@@ -198,10 +225,15 @@ impl Pool {
     pub(crate) fn find(&self, name: &str) -> Result<(usize, CacheEntry), CacheError> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let uuid = uuid::Uuid::parse_str(name).ok();
-        let found = table.superblock.caches.iter().enumerate().find(|(_, entry)| {
-            !entry.is_empty()
-                && (entry.name() == name || uuid.is_some_and(|u| u.as_bytes() == &entry.uuid))
-        });
+        let found = table
+            .superblock
+            .caches
+            .iter()
+            .enumerate()
+            .find(|(_, entry)| {
+                !entry.is_empty()
+                    && (entry.name() == name || uuid.is_some_and(|u| u.as_bytes() == &entry.uuid))
+            });
         found
             .map(|(place, entry)| (place, *entry))
             .ok_or_else(|| CacheError::NoSuchCache(name.to_owned()))
@@ -243,7 +275,12 @@ impl Pool {
     /// Whether some cache of it runs.
     #[must_use]
     pub fn has_loaded(&self) -> bool {
-        !self.table.read().unwrap_or_else(PoisonError::into_inner).loaded.is_empty()
+        !self
+            .table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .loaded
+            .is_empty()
     }
 
     /// The info of every segment.
@@ -251,7 +288,9 @@ impl Pool {
     /// # Errors
     /// Corrupt metadata, naming the segment's place.
     pub(crate) fn segment_infos(&self) -> Result<Vec<SegmentInfo>, CacheError> {
-        (0..self.geometry.segments).map(|id| read_segment_info(self, SegmentId(id))).collect()
+        (0..self.geometry.segments)
+            .map(|id| read_segment_info(self, SegmentId(id)))
+            .collect()
     }
 
     /// Gives segments to a cache. They count only once the table names the cache.
@@ -269,7 +308,12 @@ fn read_segment_info(pool: &Pool, id: SegmentId) -> Result<SegmentInfo, CacheErr
         load_pair::<SegmentInfo>(&*pool.pmem, at, SlotKind::SegmentInfo, "segment info")?;
     if info.segment.get() != id.0 {
         let (found, expected) = (info.segment.get().into(), id.0.into());
-        return Err(CacheError::Identity { item: "segment info", at, found, expected });
+        return Err(CacheError::Identity {
+            item: "segment info",
+            at,
+            found,
+            expected,
+        });
     }
     Ok(info)
 }

@@ -73,7 +73,10 @@ fn copy_hit(shared: &Shared, key: &Key, part_block: u16, into: &mut [u8]) -> boo
     }
     let skipped = u32::from(key.trim) + u32::from(part_block - key.start);
     let from = key.segment_offset + skipped * u32::try_from(BLOCK).unwrap_or(512);
-    shared.pmem.load(shared.data_at(key.segment, from), into).is_ok()
+    shared
+        .pmem
+        .load(shared.data_at(key.segment, from), into)
+        .is_ok()
 }
 
 impl Lane {
@@ -113,8 +116,12 @@ impl Lane {
         if job.request.op == LaneOp::Read {
             stats.reads.add(1);
             stats.read_bytes.add(range.len());
-            let missing: u64 = absent.gaps.iter().chain(absent.joins.iter().map(|(_, r)| r))
-                .map(|r| r.len()).sum();
+            let missing: u64 = absent
+                .gaps
+                .iter()
+                .chain(absent.joins.iter().map(|(_, r)| r))
+                .map(|r| r.len())
+                .sum();
             match missing {
                 0 => stats.hits.add(1),
                 _ if missing == range.len() => stats.misses.add(1),
@@ -123,7 +130,14 @@ impl Lane {
         }
         if absent.gaps.is_empty() && absent.joins.is_empty() {
             let data = buf.map_or(Data::None, Data::Buf);
-            env.reply(job.client, LaneDone { tag: job.request.tag, status, data });
+            env.reply(
+                job.client,
+                LaneDone {
+                    tag: job.request.tag,
+                    status,
+                    data,
+                },
+            );
             return;
         }
         let read = self.reads.insert(ReadOp {
@@ -153,11 +167,23 @@ impl Lane {
     }
 
     /// Reads `range` from the backing for `read`.
-    fn start_miss(&mut self, env: &mut Env, cx: &Cx, range: ByteRange, read: usize, is_retry: bool) {
+    fn start_miss(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        range: ByteRange,
+        read: usize,
+        is_retry: bool,
+    ) {
         let id = self.next_miss;
         self.next_miss += 1;
         let wanted = vec![(read, range)];
-        let slot = self.misses.insert(Miss { id, range, wanted, is_retry });
+        let slot = self.misses.insert(Miss {
+            id,
+            range,
+            wanted,
+            is_retry,
+        });
         if !is_retry {
             let (subtree, start, end) = Self::locate(&env.shared, range);
             let placeholder = Key {
@@ -179,7 +205,15 @@ impl Lane {
         let len = usize::try_from(range.len()).unwrap_or(0);
         let data = Data::Buf(env.pool.take(len));
         let tag = env.backing_tag(self.number, slot);
-        env.submit_backing(cx, Request { tag, op: Op::Read, range, data });
+        env.submit_backing(
+            cx,
+            Request {
+                tag,
+                op: Op::Read,
+                range,
+                data,
+            },
+        );
     }
 
     /// A backing read has ended.
@@ -191,7 +225,9 @@ impl Lane {
         status: IoStatus,
         data: Data,
     ) {
-        let Some(miss) = self.misses.try_remove(slot) else { return };
+        let Some(miss) = self.misses.try_remove(slot) else {
+            return;
+        };
         let buf = data.into_buf();
         let Some(buf) = buf.filter(|_| status.is_ok()) else {
             self.miss_failed(env, cx, &miss, status);
@@ -227,7 +263,11 @@ impl Lane {
             self.index.remove_placeholders(subtree, start, end, miss.id);
         }
         let alone = matches!(miss.wanted.as_slice(), [(_, part)] if *part == miss.range);
-        let final_status = if status.is_ok() { IoStatus::IoError } else { status };
+        let final_status = if status.is_ok() {
+            IoStatus::IoError
+        } else {
+            status
+        };
         for &(read, part) in &miss.wanted {
             if miss.is_retry || alone || final_status == IoStatus::Aborted {
                 self.piece_done(env, read, final_status);
@@ -238,7 +278,9 @@ impl Lane {
     }
 
     fn piece_done(&mut self, env: &mut Env, read: usize, status: IoStatus) {
-        let Some(op) = self.reads.get_mut(read) else { return };
+        let Some(op) = self.reads.get_mut(read) else {
+            return;
+        };
         op.status = op.status.and(status);
         op.pending -= 1;
         if op.pending > 0 {
@@ -246,7 +288,14 @@ impl Lane {
         }
         if let Some(op) = self.reads.try_remove(read) {
             let data = op.buf.map_or(Data::None, Data::Buf);
-            env.reply(op.client, LaneDone { tag: op.tag, status: op.status, data });
+            env.reply(
+                op.client,
+                LaneDone {
+                    tag: op.tag,
+                    status: op.status,
+                    data,
+                },
+            );
         }
     }
 
@@ -256,7 +305,10 @@ impl Lane {
         let (subtree, start, end) = Self::locate(&shared, miss.range);
         let mut pieces = Vec::new();
         self.index.walk(subtree, start, end, |piece| {
-            if piece.key.is_some_and(|k| k.kind.is_placeholder() && k.generation == miss.id) {
+            if piece
+                .key
+                .is_some_and(|k| k.kind.is_placeholder() && k.generation == miss.id)
+            {
                 pieces.push((piece.start, piece.end));
             }
         });

@@ -74,7 +74,12 @@ fn tail_pos(view: &LogView, tail: &Tail, item: &'static str) -> Result<LogPos, C
         }),
         None => {
             let found = u64::from(tail.segment.get());
-            Err(CacheError::Identity { item, at, found, expected: 0 })
+            Err(CacheError::Identity {
+                item,
+                at,
+                found,
+                expected: 0,
+            })
         }
     }
 }
@@ -84,10 +89,18 @@ impl Control {
     pub(crate) fn load(view: &LogView) -> Result<Self, CacheError> {
         let (key, key_pair) =
             item::<Tail>(view, CacheItem::KeyTail, SlotKind::KeyTail, "key tail")?;
-        let (dirty, dirty_pair) =
-            item::<Tail>(view, CacheItem::DirtyTail, SlotKind::DirtyTail, "dirty tail")?;
-        let (window, window_pair) =
-            item::<WindowEnd>(view, CacheItem::WindowEnd, SlotKind::WindowEnd, "window end")?;
+        let (dirty, dirty_pair) = item::<Tail>(
+            view,
+            CacheItem::DirtyTail,
+            SlotKind::DirtyTail,
+            "dirty tail",
+        )?;
+        let (window, window_pair) = item::<WindowEnd>(
+            view,
+            CacheItem::WindowEnd,
+            SlotKind::WindowEnd,
+            "window end",
+        )?;
         let (mark, mark_pair) = item::<DurableMark>(
             view,
             CacheItem::DurableMark,
@@ -105,7 +118,12 @@ impl Control {
                 "incarnation",
             )?,
             window_end: (window.sequence.get(), window_pair),
-            clean_stop: item(view, CacheItem::CleanStop, SlotKind::CleanStop, "clean stop")?,
+            clean_stop: item(
+                view,
+                CacheItem::CleanStop,
+                SlotKind::CleanStop,
+                "clean stop",
+            )?,
             durable_mark: (mark.sequence.get(), mark_pair),
             boot: (boot.boot_id, boot_pair),
         })
@@ -114,7 +132,11 @@ impl Control {
     /// The sequence up to which the log is known to reach.
     fn proven_sequence(&self) -> u64 {
         let clean = &self.clean_stop.0;
-        let final_sequence = if clean.clean.get() == 1 { clean.final_sequence.get() } else { 0 };
+        let final_sequence = if clean.clean.get() == 1 {
+            clean.final_sequence.get()
+        } else {
+            0
+        };
         final_sequence
             .max(self.durable_mark.0)
             .max(self.dirty_tail.0.sequence.saturating_sub(1))
@@ -144,7 +166,12 @@ pub(crate) fn open_view(pool: &Pool, entry: &CacheEntry) -> Result<LogView, Cach
     if ids.len() != expected as usize || first != entry.first_segment.get() {
         let found = ids.len() as u64;
         let item = "segments of the cache";
-        return Err(CacheError::Identity { item, at: 0, found, expected: expected.into() });
+        return Err(CacheError::Identity {
+            item,
+            at: 0,
+            found,
+            expected: expected.into(),
+        });
     }
     Ok(LogView {
         pmem: Arc::clone(&pool.pmem),
@@ -164,7 +191,12 @@ pub(crate) fn load_generations(view: &LogView) -> Result<Vec<u64>, CacheError> {
             load_pair::<Generation>(&*view.pmem, at, SlotKind::Generation, "generation")?;
         if body.segment.get() != id.0 {
             let (found, expected) = (body.segment.get().into(), id.0.into());
-            return Err(CacheError::Identity { item: "generation", at, found, expected });
+            return Err(CacheError::Identity {
+                item: "generation",
+                at,
+                found,
+                expected,
+            });
         }
         generations.push(body.generation.get());
     }
@@ -270,7 +302,8 @@ pub(crate) fn replay(
         match reader.next(view, &incarnations) {
             Ok(Entry::Kset(kset)) => {
                 let bytes = media::kset_bytes(kset.keys.len()) as u64;
-                view.pmem.write_back(view.data_at(before.segment, before.offset), bytes);
+                view.pmem
+                    .write_back(view.data_at(before.segment, before.offset), bytes);
                 replayed.report.ksets += 1;
                 replayed.report.keys += kset.keys.len() as u64;
                 for key in kset.keys {
@@ -285,7 +318,9 @@ pub(crate) fn replay(
                 view.pmem.write_back(at, media::LAST_BYTES as u64);
                 replayed.log_segments.push(reader.pos.segment);
                 if replayed.log_segments.len() > view.segments.len() {
-                    let damage = LogDamage::Last { next: view.segments.id(reader.pos.segment).0 };
+                    let damage = LogDamage::Last {
+                        next: view.segments.id(reader.pos.segment).0,
+                    };
                     return Err(view.damaged(&before, damage));
                 }
             }

@@ -15,7 +15,10 @@ pub(crate) struct SegmentAlloc {
 
 impl SegmentAlloc {
     pub(crate) fn new(free: VecDeque<SegIx>) -> Self {
-        Self { free, waiting: VecDeque::new() }
+        Self {
+            free,
+            waiting: VecDeque::new(),
+        }
     }
 
     pub(crate) fn free_count(&self) -> usize {
@@ -52,7 +55,10 @@ impl SegmentAlloc {
 
     /// A segment is free again.
     pub(crate) fn release(&mut self, segment: SegIx) {
-        debug_assert!(!self.free.contains(&segment), "segment {segment:?} released twice");
+        debug_assert!(
+            !self.free.contains(&segment),
+            "segment {segment:?} released twice"
+        );
         self.free.push_back(segment);
     }
 }

@@ -21,7 +21,10 @@ impl SegmentMap {
                 *slot = SegIx::of(place).0;
             }
         }
-        Self { ids: ids.into_boxed_slice(), places }
+        Self {
+            ids: ids.into_boxed_slice(),
+            places,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -38,6 +41,9 @@ impl SegmentMap {
 
     /// The place of the pool's segment `id`, if the cache owns it.
     pub(crate) fn find(&self, id: u32) -> Option<SegIx> {
-        self.places.get(id as usize).filter(|&&place| place != NONE).map(|&place| SegIx(place))
+        self.places
+            .get(id as usize)
+            .filter(|&&place| place != NONE)
+            .map(|&place| SegIx(place))
     }
 }

@@ -40,7 +40,10 @@ impl SeqTracker {
         self.done[place(sequence)].store(sequence, Ordering::SeqCst);
         let mut mark = self.mark.load(Ordering::SeqCst);
         while self.done[place(mark + 1)].load(Ordering::SeqCst) == mark + 1 {
-            match self.mark.compare_exchange(mark, mark + 1, Ordering::SeqCst, Ordering::SeqCst) {
+            match self
+                .mark
+                .compare_exchange(mark, mark + 1, Ordering::SeqCst, Ordering::SeqCst)
+            {
                 Ok(_) => mark += 1,
                 Err(now) => mark = now,
             }

@@ -242,15 +242,25 @@ impl Shared {
 
     /// All before `pos` is written back, durably.
     pub(crate) fn publish_dirty_tail(&self, pos: &LogPos) {
-        self.maintenance.dirty_epoch.store(pos.epoch, Ordering::Relaxed);
-        self.maintenance.dirty_position.store(self.position(pos), Ordering::Relaxed);
-        self.maintenance.dirty_sequence.store(pos.sequence, Ordering::Release);
+        self.maintenance
+            .dirty_epoch
+            .store(pos.epoch, Ordering::Relaxed);
+        self.maintenance
+            .dirty_position
+            .store(self.position(pos), Ordering::Relaxed);
+        self.maintenance
+            .dirty_sequence
+            .store(pos.sequence, Ordering::Release);
     }
 
     /// Replay begins at `pos`, durably.
     pub(crate) fn publish_key_tail(&self, pos: &LogPos) {
-        self.maintenance.key_position.store(self.position(pos), Ordering::Relaxed);
-        self.maintenance.key_sequence.store(pos.sequence, Ordering::Release);
+        self.maintenance
+            .key_position
+            .store(self.position(pos), Ordering::Relaxed);
+        self.maintenance
+            .key_sequence
+            .store(pos.sequence, Ordering::Release);
     }
 
     /// Pool segment and offset in one word, for status.

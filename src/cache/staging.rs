@@ -1,6 +1,9 @@
 //! Open ksets outlive the process: their keys stand in a file on tmpfs, which dies with the power and
 //! with nothing less.
-#![expect(unsafe_code, reason = "maps the staging file, which only this process opens")]
+#![expect(
+    unsafe_code,
+    reason = "maps the staging file, which only this process opens"
+)]
 
 use super::CacheError;
 use crate::media::{KEY_BYTES, KEYS_MAX, Key};
@@ -39,7 +42,10 @@ pub(crate) struct SectionHeader {
 }
 
 fn os(path: &Path, what: &str, source: std::io::Error) -> CacheError {
-    CacheError::Os { what: format!("{what} {}", path.display()), source }
+    CacheError::Os {
+        what: format!("{what} {}", path.display()),
+        source,
+    }
 }
 
 impl StagingFile {
@@ -64,8 +70,13 @@ impl StagingFile {
             self.file.set_len(end).map_err(fail)?;
         }
         // A hole would be a SIGBUS when tmpfs is full: take the pages now.
-        rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), at, len as u64)
-            .map_err(|e| os(&self.path, "allocate", e.into()))?;
+        rustix::fs::fallocate(
+            &self.file,
+            rustix::fs::FallocateFlags::empty(),
+            at,
+            len as u64,
+        )
+        .map_err(|e| os(&self.path, "allocate", e.into()))?;
         // SAFETY: the file is this pool's alone (the pool's lock is held while it is mapped, and its
         // mode keeps other users out), so nobody else changes or truncates it.
         unsafe { MmapOptions::new().offset(at).len(len).map_mut(&self.file) }.map_err(fail)
@@ -74,13 +85,17 @@ impl StagingFile {
     /// Maps the header of section `number` (the cache's place in the superblock's table).
     pub(crate) fn header(&self, number: usize) -> Result<Section, CacheError> {
         let at = number as u64 * SECTION_BYTES;
-        Ok(Section { map: self.map(at, SECTION_HEADER)? })
+        Ok(Section {
+            map: self.map(at, SECTION_HEADER)?,
+        })
     }
 
     /// Maps the slots of one lane of section `number`.
     pub(crate) fn lane(&self, number: usize, lane: usize) -> Result<LaneStaging, CacheError> {
         let at = number as u64 * SECTION_BYTES + (SECTION_HEADER + lane * LANE_BYTES) as u64;
-        Ok(LaneStaging { map: self.map(at, LANE_BYTES)? })
+        Ok(LaneStaging {
+            map: self.map(at, LANE_BYTES)?,
+        })
     }
 }
 
@@ -91,7 +106,10 @@ pub(crate) struct Section {
 }
 
 fn word(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+    bytes
+        .get(at..at + 8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
 }
 
 impl Section {
@@ -173,7 +191,10 @@ impl LaneStaging {
     /// The first `count` keys of `slot`.
     pub(crate) fn keys(&self, slot: usize, count: usize) -> &[Key] {
         let at = slot * SLOT_BYTES + SLOT_HEADER;
-        let bytes = self.map.get(at..at + count.min(KEYS_MAX) * KEY_BYTES).unwrap_or(&[]);
+        let bytes = self
+            .map
+            .get(at..at + count.min(KEYS_MAX) * KEY_BYTES)
+            .unwrap_or(&[]);
         <[Key]>::ref_from_bytes(bytes).unwrap_or(&[])
     }
 
@@ -192,7 +213,9 @@ impl LaneStaging {
         let mut found: Vec<StagedKset> = (0..SLOTS)
             .filter(|&slot| self.get(slot, 0) != 0)
             .map(|slot| {
-                let count = usize::try_from(self.get(slot, 16)).unwrap_or(usize::MAX).min(KEYS_MAX);
+                let count = usize::try_from(self.get(slot, 16))
+                    .unwrap_or(usize::MAX)
+                    .min(KEYS_MAX);
                 StagedKset {
                     order: self.get(slot, 0),
                     sequence: self.get(slot, 8),

@@ -9,7 +9,10 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     /// Adds `n`; the owner alone may call it.
     pub(crate) fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -49,7 +52,7 @@ macro_rules! counters {
 
 counters! {
     /// Counters of a lane.
-    LaneStats / 
+    LaneStats /
     /// Counters of a lane or a sum over lanes, since the cache was loaded.
     LaneFigures {
         /// Read requests (a request that spans lanes counts in each).

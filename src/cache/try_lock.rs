@@ -1,5 +1,8 @@
 //! A lock that nobody waits for: the loser comes back from its loop.
-#![expect(clippy::disallowed_types, reason = "only `try_lock` is offered, so no reactor blocks")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "only `try_lock` is offered, so no reactor blocks"
+)]
 
 use std::ops::DerefMut;
 use std::sync::{Mutex, TryLockError};

@@ -75,7 +75,13 @@ impl Window {
         };
         self.dirty_bytes += range.len();
         self.clear(range);
-        self.parts.insert(start, Part { end, source: self.sources.len() });
+        self.parts.insert(
+            start,
+            Part {
+                end,
+                source: self.sources.len(),
+            },
+        );
         self.sources.push(source);
     }
 
@@ -135,8 +141,16 @@ impl Window {
                     self.merged += 1;
                 }
                 _ => {
-                    let pieces = if source.flags.has_data() { vec![piece] } else { Vec::new() };
-                    self.writes.push(Write { range, pieces, flags: source.flags });
+                    let pieces = if source.flags.has_data() {
+                        vec![piece]
+                    } else {
+                        Vec::new()
+                    };
+                    self.writes.push(Write {
+                        range,
+                        pieces,
+                        flags: source.flags,
+                    });
                 }
             }
         }
@@ -149,7 +163,13 @@ impl Window {
         let write = self.writes.get(index)?;
         let (op, data) = if write.flags.has(KeyFlags::ZERO) {
             let may_unmap = write.flags.has(KeyFlags::UNMAP);
-            (Op::WriteZeroes { may_unmap, fua: false }, Data::None)
+            (
+                Op::WriteZeroes {
+                    may_unmap,
+                    fua: false,
+                },
+                Data::None,
+            )
         } else {
             let views: Vec<MemView> = write
                 .pieces
@@ -158,12 +178,18 @@ impl Window {
                     let source = self.sources[source];
                     let skipped = range.start() - source.range.start();
                     let at = view.data_at(source.segment, source.segment_offset) + skipped;
-                    view.pmem.view(at, usize::try_from(range.len()).unwrap_or(0))
+                    view.pmem
+                        .view(at, usize::try_from(range.len()).unwrap_or(0))
                 })
                 .collect();
             (Op::Write { fua: false }, Data::Gather(views))
         };
-        Some(Request { tag: index as u64, op, range: write.range, data })
+        Some(Request {
+            tag: index as u64,
+            op,
+            range: write.range,
+            data,
+        })
     }
 
     /// Bytes of write number `index`.

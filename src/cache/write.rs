@@ -28,15 +28,28 @@ pub(crate) struct DataSpace {
 
 /// How long the extent that starts at `offset` may be when `left` bytes are wanted.
 fn extent_len(offset: u64, left: u64) -> u64 {
-    left.min(DATA_KEY_BYTES_MAX).min(LEAF_BYTES - offset % LEAF_BYTES)
+    left.min(DATA_KEY_BYTES_MAX)
+        .min(LEAF_BYTES - offset % LEAF_BYTES)
 }
 
 impl Lane {
     /// Does a write, discard or write-zeroes as far as there is room; hands it back if it has to wait.
-    pub(crate) fn modify(&mut self, env: &mut Env, cx: &Cx, mut job: Job) -> Result<(), (Job, Wait)> {
+    pub(crate) fn modify(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        mut job: Job,
+    ) -> Result<(), (Job, Wait)> {
         if env.shared.has_failed() {
             let LaneRequest { tag, data, .. } = job.request;
-            env.reply(job.client, LaneDone { tag, status: IoStatus::ReadOnly, data });
+            env.reply(
+                job.client,
+                LaneDone {
+                    tag,
+                    status: IoStatus::ReadOnly,
+                    data,
+                },
+            );
             return Ok(());
         }
         let result = match job.request.op {
@@ -46,7 +59,12 @@ impl Lane {
         if let Err(wait) = result {
             return Err((job, wait));
         }
-        let LaneRequest { tag, op, range, data } = job.request;
+        let LaneRequest {
+            tag,
+            op,
+            range,
+            data,
+        } = job.request;
         let stats = self.stats(&env.shared);
         let fua = match op {
             LaneOp::Zero { fua, .. } => {
@@ -61,7 +79,11 @@ impl Lane {
             }
             _ => false,
         };
-        let done = LaneDone { tag, status: IoStatus::Ok, data };
+        let done = LaneDone {
+            tag,
+            status: IoStatus::Ok,
+            data,
+        };
         if fua || env.shared.options.durable_writes() {
             self.acknowledge_when_durable(env, cx, job.client, done, fua);
         } else {
@@ -107,8 +129,12 @@ impl Lane {
             self.reserve_key(env, cx)?;
             let space = self.reserve_data(env, wanted)?;
             let from = usize::try_from(job.progress).unwrap_or(usize::MAX);
-            let Data::Buf(buf) = &job.request.data else { return Ok(()) };
-            let Some(bytes) = buf.get(from..from + space.len as usize) else { return Ok(()) };
+            let Data::Buf(buf) = &job.request.data else {
+                return Ok(());
+            };
+            let Some(bytes) = buf.get(from..from + space.len as usize) else {
+                return Ok(());
+            };
             let extent = ByteRange::between(offset, offset + u64::from(space.len));
             self.put_extent(env, cx, extent, space, bytes, KeyFlags::DIRTY);
             job.progress += u64::from(space.len);
@@ -185,10 +211,19 @@ impl Lane {
         }
         self.reserve_key(env, cx)?;
         let range = job.request.range;
-        let flags = if unmap { KeyFlags::ZERO.with(KeyFlags::UNMAP) } else { KeyFlags::ZERO };
+        let flags = if unmap {
+            KeyFlags::ZERO.with(KeyFlags::UNMAP)
+        } else {
+            KeyFlags::ZERO
+        };
         self.serial += 1;
         let len = u32::try_from(range.len()).unwrap_or(u32::MAX);
-        let space = DataSpace { segment: SegIx(0), offset: 0, len, generation: self.serial };
+        let space = DataSpace {
+            segment: SegIx(0),
+            offset: 0,
+            len,
+            generation: self.serial,
+        };
         self.insert_key(&env.shared.clone(), range, space, 0, flags);
         let key = media::Key {
             offset: U64::new(range.start()),
@@ -208,13 +243,19 @@ impl Lane {
     /// Takes data space, with its reference, from the lane's data head; at most `wanted` bytes.
     pub(crate) fn reserve_data(&mut self, env: &mut Env, wanted: u64) -> Result<DataSpace, Wait> {
         let data_bytes = env.shared.geometry.segment_data_bytes();
-        if self.head.as_ref().is_some_and(|h| u64::from(h.offset) >= data_bytes) {
+        if self
+            .head
+            .as_ref()
+            .is_some_and(|h| u64::from(h.offset) >= data_bytes)
+        {
             self.seal_head(&env.shared);
         }
         if self.head.is_none() {
             self.head = Some(self.new_head(env)?);
         }
-        let Some(head) = &mut self.head else { return Err(Wait::Moment) };
+        let Some(head) = &mut self.head else {
+            return Err(Wait::Moment);
+        };
         let left = data_bytes - u64::from(head.offset);
         let len = u32::try_from(wanted.min(left)).unwrap_or(0);
         debug_assert!(u64::from(len) >= BLOCK);
@@ -234,9 +275,13 @@ impl Lane {
 
     fn new_head(&mut self, env: &mut Env) -> Result<DataHead, Wait> {
         let shared = &env.shared;
-        let Some(mut alloc) = shared.alloc.try_lock() else { return Err(Wait::Moment) };
+        let Some(mut alloc) = shared.alloc.try_lock() else {
+            return Err(Wait::Moment);
+        };
         let deficit = shared.log_deficit.load(Ordering::SeqCst);
-        let Some(segment) = alloc.take_data(self.number, deficit) else { return Err(Wait::Space) };
+        let Some(segment) = alloc.take_data(self.number, deficit) else {
+            return Err(Wait::Space);
+        };
         let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
         shared.free_segments.store(free, Ordering::Relaxed);
         drop(alloc);
@@ -245,7 +290,12 @@ impl Lane {
             shared.kick_gc();
         }
         let generation = shared.generations[segment.index()].load(Ordering::Acquire);
-        Ok(DataHead { segment, offset: 0, generation, added: 0 })
+        Ok(DataHead {
+            segment,
+            offset: 0,
+            generation,
+            added: 0,
+        })
     }
 
     /// Makes sure that the open kset takes another key, and that it can be closed then.

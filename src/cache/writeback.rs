@@ -38,7 +38,10 @@ enum State {
     /// The end of a spanning window becomes durable.
     Mark(BarrierTicket),
     /// Writes are under way: the next to start, and those that failed.
-    Write { next: usize, failed: VecDeque<usize> },
+    Write {
+        next: usize,
+        failed: VecDeque<usize>,
+    },
     /// An error: all writes of the window are issued again then.
     BackOff(Nanos),
     /// The backing's flush is under way.
@@ -114,12 +117,24 @@ impl Writeback {
     fn observe(&mut self, now: Nanos) {
         let durable = self.shared().durable.mark();
         let tail = self.seed.reader.pos.sequence;
-        while self.seen.front().is_some_and(|(sequence, _)| *sequence < tail) {
+        while self
+            .seen
+            .front()
+            .is_some_and(|(sequence, _)| *sequence < tail)
+        {
             self.seen.pop_front();
         }
-        if durable >= tail && self.seen.back().is_none_or(|(sequence, _)| *sequence < durable) {
+        if durable >= tail
+            && self
+                .seen
+                .back()
+                .is_none_or(|(sequence, _)| *sequence < durable)
+        {
             // Bounded: one sample a tenth of a second at most.
-            let fresh = self.seen.back().is_none_or(|(_, at)| now.since(*at) >= PERIOD_NS / 10);
+            let fresh = self
+                .seen
+                .back()
+                .is_none_or(|(_, at)| now.since(*at) >= PERIOD_NS / 10);
             if fresh {
                 self.seen.push_back((durable, now));
             } else if let Some(last) = self.seen.back_mut() {
@@ -127,7 +142,10 @@ impl Writeback {
             }
         }
         let oldest = self.seen.front().map_or(0, |(_, at)| at.0.max(1));
-        self.shared().maintenance.oldest_dirty_since.store(oldest, Ordering::Relaxed);
+        self.shared()
+            .maintenance
+            .oldest_dirty_since
+            .store(oldest, Ordering::Relaxed);
     }
 
     fn lag_ns(&self, now: Nanos) -> u64 {
@@ -148,7 +166,11 @@ impl Writeback {
         if delay == 0 || self.is_pressed() {
             return self.shared().durable.mark();
         }
-        let old = self.seen.iter().rev().find(|(_, at)| now.since(*at) >= delay);
+        let old = self
+            .seen
+            .iter()
+            .rev()
+            .find(|(_, at)| now.since(*at) >= delay);
         old.map_or(0, |(sequence, _)| *sequence)
     }
 
@@ -195,7 +217,10 @@ impl Writeback {
             }
         }
         let spans = epochs > 1;
-        if spans && order != WritebackOrder::Relaxed && let Some(border) = border {
+        if spans
+            && order != WritebackOrder::Relaxed
+            && let Some(border) = border
+        {
             return self.gather_again(begin, border.0.sequence).map(Some);
         }
         window.end = self.seed.reader.pos;
@@ -238,7 +263,10 @@ impl Writeback {
     fn halt(&mut self, error: &CacheError) {
         self.seed.stats.errors.add(1);
         tracing::error!(cache = %self.shared().name, %error, "writeback has stopped");
-        self.shared().maintenance.degraded.store(true, Ordering::SeqCst);
+        self.shared()
+            .maintenance
+            .degraded
+            .store(true, Ordering::SeqCst);
         self.state = State::Halted;
     }
 
@@ -263,12 +291,17 @@ impl Writeback {
             }
             Ok(Some(true)) => {
                 self.seed.stats.spanning_windows.add(1);
-                shared.maintenance.between_boundaries.store(true, Ordering::SeqCst);
+                shared
+                    .maintenance
+                    .between_boundaries
+                    .store(true, Ordering::SeqCst);
                 let end = WindowEnd {
                     sequence: U64::new(self.window.end.sequence),
                     spare: [0; 40],
                 };
-                self.seed.window_pair.store(&*shared.pmem, SlotKind::WindowEnd, &end);
+                self.seed
+                    .window_pair
+                    .store(&*shared.pmem, SlotKind::WindowEnd, &end);
                 self.state = State::Mark(self.barrier.submit(cx));
             }
             Ok(Some(false)) => self.begin_writes(),
@@ -276,7 +309,10 @@ impl Writeback {
     }
 
     fn begin_writes(&mut self) {
-        self.state = State::Write { next: 0, failed: VecDeque::new() };
+        self.state = State::Write {
+            next: 0,
+            failed: VecDeque::new(),
+        };
     }
 
     /// Starts as many writes as depth and rate allow.
@@ -294,11 +330,15 @@ impl Writeback {
         let rate = u64::from(options.writeback_rate_mbps());
         let mut started = 0;
         while self.in_flight < depth {
-            let State::Write { next, .. } = &mut self.state else { break };
+            let State::Write { next, .. } = &mut self.state else {
+                break;
+            };
             if *next >= self.window.writes.len() || cx.now() < self.next_request {
                 break;
             }
-            let Some(request) = self.window.request(&self.seed.view, *next) else { break };
+            let Some(request) = self.window.request(&self.seed.view, *next) else {
+                break;
+            };
             *next += 1;
             if rate > 0 {
                 let ns = request.range.len().saturating_mul(1000) / rate;
@@ -358,7 +398,9 @@ impl Writeback {
 
     /// All writes have ended: flush, or go back.
     fn writes_done(&mut self, cx: &Cx) {
-        let State::Write { next, failed } = &self.state else { return };
+        let State::Write { next, failed } = &self.state else {
+            return;
+        };
         if self.in_flight > 0 || *next < self.window.writes.len() {
             return;
         }
@@ -383,9 +425,14 @@ impl Writeback {
 
     fn store_tail(&mut self, cx: &Cx) {
         self.pause_ns = 0;
-        self.shared().maintenance.degraded.store(false, Ordering::SeqCst);
+        self.shared()
+            .maintenance
+            .degraded
+            .store(false, Ordering::SeqCst);
         let body = tail_body(&self.seed.view, &self.window.end);
-        self.seed.tail_pair.store(&*self.seed.shared.pmem, SlotKind::DirtyTail, &body);
+        self.seed
+            .tail_pair
+            .store(&*self.seed.shared.pmem, SlotKind::DirtyTail, &body);
         self.state = State::Tail(self.barrier.submit(cx));
     }
 
@@ -398,8 +445,14 @@ impl Writeback {
         stats.merged.add(window.merged);
         stats.elided_bytes.add(window.elided_bytes);
         let shared = self.shared();
-        shared.maintenance.dirty_passed.fetch_add(window.dirty_bytes, Ordering::SeqCst);
-        shared.maintenance.between_boundaries.store(false, Ordering::SeqCst);
+        shared
+            .maintenance
+            .dirty_passed
+            .fetch_add(window.dirty_bytes, Ordering::SeqCst);
+        shared
+            .maintenance
+            .between_boundaries
+            .store(false, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
         if shared.waiting_lanes.load(Ordering::SeqCst) > 0 || super::gc::above_threshold(shared) {
             shared.kick_gc();
@@ -433,7 +486,10 @@ impl Writeback {
         };
         if at_rest {
             self.state = State::Rested;
-            self.shared().maintenance.rested.fetch_add(1, Ordering::SeqCst);
+            self.shared()
+                .maintenance
+                .rested
+                .fetch_add(1, Ordering::SeqCst);
         }
         at_rest
     }
@@ -441,13 +497,18 @@ impl Writeback {
     fn step(&mut self, cx: &Cx) -> u32 {
         match self.state {
             State::Idle(until) => {
-                let kicked = self.shared().maintenance.kick_writeback.swap(false, Ordering::SeqCst);
+                let kicked = self
+                    .shared()
+                    .maintenance
+                    .kick_writeback
+                    .swap(false, Ordering::SeqCst);
                 if !kicked && cx.now() < until && !self.is_pressed() {
                     return 0;
                 }
                 self.observe(cx.now());
                 self.note_flush_target();
-                if self.seed.reader.pos.sequence > self.limit(cx.now()) && self.flush_target.is_none()
+                if self.seed.reader.pos.sequence > self.limit(cx.now())
+                    && self.flush_target.is_none()
                 {
                     self.state = State::Idle(cx.now().after(PERIOD_NS));
                     return 0;
@@ -495,7 +556,10 @@ impl Writeback {
         if !shared.maintenance.flush_all.load(Ordering::SeqCst) || self.flush_target.is_some() {
             return;
         }
-        let open = shared.unplaced.iter().any(|w| w.iter().any(|w| w.load(Ordering::Acquire) != 0));
+        let open = shared
+            .unplaced
+            .iter()
+            .any(|w| w.iter().any(|w| w.load(Ordering::Acquire) != 0));
         if !open {
             self.flush_target = Some(shared.last_sequence.load(Ordering::SeqCst));
         }
@@ -523,16 +587,30 @@ impl Poller for Writeback {
     }
 
     fn wake(&self) -> Wake {
-        let kicked = self.shared().maintenance.kick_writeback.load(Ordering::SeqCst);
+        let kicked = self
+            .shared()
+            .maintenance
+            .kick_writeback
+            .load(Ordering::SeqCst);
         let stop = self.shared().maintenance.stop.load(Ordering::SeqCst);
-        let backing = if self.in_flight > 0 { self.backing.wake() } else { Wake::OnEvent };
+        let backing = if self.in_flight > 0 {
+            self.backing.wake()
+        } else {
+            Wake::OnEvent
+        };
         match self.state {
             State::Rested => backing,
             _ if stop && self.in_flight == 0 => Wake::Now,
             // A flush waits for lanes to close: look again soon; they ring nobody for it.
             State::Idle(until) => {
                 let soon = self.shared().maintenance.flush_all.load(Ordering::SeqCst);
-                if kicked { Wake::Now } else if soon { Wake::At(Nanos(0)) } else { Wake::At(until) }
+                if kicked {
+                    Wake::Now
+                } else if soon {
+                    Wake::At(Nanos(0))
+                } else {
+                    Wake::At(until)
+                }
             }
             State::Mark(_) | State::Tail(_) => self.barrier.wake(),
             State::Write { next, .. } => {

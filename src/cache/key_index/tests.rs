@@ -55,7 +55,12 @@ fn compare(index: &KeyIndex, model: &[Cell], inserted: &[Key], start: u16, end: 
         assert!(piece.end > piece.start);
         for block in piece.start..piece.end {
             let found = piece.key.map(|k| {
-                (k.generation as usize, k.trim + (block - k.start), k.whole, k.kind)
+                (
+                    k.generation as usize,
+                    k.trim + (block - k.start),
+                    k.whole,
+                    k.kind,
+                )
             });
             let wanted = model[usize::from(block)]
                 .map(|(id, at)| (id, at, inserted[id].whole, inserted[id].kind));
@@ -74,17 +79,26 @@ fn run(steps: &[Step]) {
         let mut touched = (0, SUBTREE_BLOCKS);
         match *step {
             Step::Insert { start, len, data } => {
-                let kind = if data { Kind::of(KeyFlags::DIRTY) } else { Kind::PLACEHOLDER };
+                let kind = if data {
+                    Kind::of(KeyFlags::DIRTY)
+                } else {
+                    Kind::PLACEHOLDER
+                };
                 let new = key(start, len, inserted.len() as u64, kind);
                 index.insert(1, new);
                 for block in 0..len {
                     model[usize::from(start + block)] = Some((inserted.len(), block));
                 }
                 inserted.push(new);
-                touched = (start.saturating_sub(200), (start + len).min(SUBTREE_BLOCKS - 200) + 200);
+                touched = (
+                    start.saturating_sub(200),
+                    (start + len).min(SUBTREE_BLOCKS - 200) + 200,
+                );
             }
             Step::RemoveExact { pick } | Step::RemovePlaceholder { pick } => {
-                let Some(old) = inserted.get(pick % inserted.len().max(1)).copied() else { continue };
+                let Some(old) = inserted.get(pick % inserted.len().max(1)).copied() else {
+                    continue;
+                };
                 let placeholder = matches!(step, Step::RemovePlaceholder { .. });
                 let ident = KeyIdent {
                     segment: old.segment,
@@ -126,6 +140,15 @@ fn a_key_inside_another_splits_it() {
     index.insert(0, key(0, 64, 1, Kind::of(KeyFlags::DIRTY)));
     index.insert(0, key(10, 4, 2, Kind::of(KeyFlags::DIRTY)));
     let mut pieces = Vec::new();
-    index.walk(0, 0, 64, |p| pieces.push((p.start, p.end, p.key.map(|k| (k.generation, k.trim)))));
-    assert_eq!(pieces, [(0, 10, Some((1, 0))), (10, 14, Some((2, 0))), (14, 64, Some((1, 14)))]);
+    index.walk(0, 0, 64, |p| {
+        pieces.push((p.start, p.end, p.key.map(|k| (k.generation, k.trim))))
+    });
+    assert_eq!(
+        pieces,
+        [
+            (0, 10, Some((1, 0))),
+            (10, 14, Some((2, 0))),
+            (14, 64, Some((1, 14)))
+        ]
+    );
 }

@@ -1,6 +1,6 @@
 //! The engine on reactors that one thread drives step by step, over memory.
 
-use pmcache::bdev::pmem::{PmemBdev, PmemConfig, PersistenceWish};
+use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, Channel, Completion, Data, IoBuf, IoStatus, Op, Pmem, Request};
 use pmcache::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime};
 use pmcache::units::ByteRange;
@@ -56,13 +56,23 @@ impl Default for RigConfig {
 fn reactors(count: u32, clock: &Arc<ManualClock>, seed: u64) -> (Vec<Reactor>, Arc<Quiescence>) {
     let quiescence = Quiescence::new(count as usize);
     let made = (0..count).map(|id| {
-        let config = ReactorConfig { id: ReactorId(id), idle: IdlePolicy::Poll, seed: seed + u64::from(id) };
+        let config = ReactorConfig {
+            id: ReactorId(id),
+            idle: IdlePolicy::Poll,
+            seed: seed + u64::from(id),
+        };
         Reactor::new(&config, clock.clone(), quiescence.clone()).unwrap()
     });
     (made.collect(), quiescence)
 }
 
-fn runtime(data: &[Reactor], maintenance: &Reactor, quiescence: Arc<Quiescence>, run_dir: &Path, seed: u64) -> Runtime {
+fn runtime(
+    data: &[Reactor],
+    maintenance: &Reactor,
+    quiescence: Arc<Quiescence>,
+    run_dir: &Path,
+    seed: u64,
+) -> Runtime {
     Runtime {
         data: data.iter().map(Reactor::handle).collect(),
         maintenance: vec![maintenance.handle()],
@@ -75,8 +85,21 @@ fn runtime(data: &[Reactor], maintenance: &Reactor, quiescence: Arc<Quiescence>,
 
 impl Rig {
     /// Formats a pool in `pmem`, makes a cache over all of it, and loads it.
-    pub(crate) fn new(config: &RigConfig, pmem: Arc<dyn Pmem>, backing: Arc<dyn Bdev>, run_dir: &Path) -> Self {
-        Pool::format(&*pmem, &PoolFormat { uuid: [3; 16], segment_bytes: config.segment_bytes, force: true }).unwrap();
+    pub(crate) fn new(
+        config: &RigConfig,
+        pmem: Arc<dyn Pmem>,
+        backing: Arc<dyn Bdev>,
+        run_dir: &Path,
+    ) -> Self {
+        Pool::format(
+            &*pmem,
+            &PoolFormat {
+                uuid: [3; 16],
+                segment_bytes: config.segment_bytes,
+                force: true,
+            },
+        )
+        .unwrap();
         let pool = Pool::open(pmem).unwrap();
         let create = CreateCache {
             name: "c0".into(),
@@ -94,17 +117,34 @@ impl Rig {
     }
 
     /// Fresh reactors over a pool that exists; nothing is loaded.
-    pub(crate) fn over(config: &RigConfig, pool: Arc<Pool>, backing: Arc<dyn Bdev>, run_dir: &Path) -> Self {
+    pub(crate) fn over(
+        config: &RigConfig,
+        pool: Arc<Pool>,
+        backing: Arc<dyn Bdev>,
+        run_dir: &Path,
+    ) -> Self {
         let clock = Arc::new(ManualClock::default());
         let (mut all, quiescence) = reactors(config.reactors + 1, &clock, config.seed);
         let maintenance = all.pop().unwrap();
         let runtime = runtime(&all, &maintenance, quiescence, run_dir, config.seed);
-        Self { clock, data: all, maintenance, runtime, pool, cache: None, backing, name: "c0".into() }
+        Self {
+            clock,
+            data: all,
+            maintenance,
+            runtime,
+            pool,
+            cache: None,
+            backing,
+            name: "c0".into(),
+        }
     }
 
     /// Loads the cache and waits until its parts run.
     pub(crate) fn load(&mut self) {
-        let cache = self.pool.load_cache(&self.name, self.backing.clone(), &self.runtime, false).unwrap();
+        let cache = self
+            .pool
+            .load_cache(&self.name, self.backing.clone(), &self.runtime, false)
+            .unwrap();
         for _ in 0..100 {
             if cache.is_installed().unwrap() {
                 break;
@@ -143,11 +183,20 @@ impl Rig {
 
     /// Opens a channel to the cache on reactor `number`.
     pub(crate) fn open(&self, number: usize) -> Box<dyn Channel> {
-        self.cache.as_ref().unwrap().open(self.data[number].cx()).unwrap()
+        self.cache
+            .as_ref()
+            .unwrap()
+            .open(self.data[number].cx())
+            .unwrap()
     }
 
     /// Submits one request on a channel of reactor `number` and steps until it ends.
-    pub(crate) fn run(&mut self, channel: &mut dyn Channel, number: usize, request: Request) -> Completion {
+    pub(crate) fn run(
+        &mut self,
+        channel: &mut dyn Channel,
+        number: usize,
+        request: Request,
+    ) -> Completion {
         channel.submit(self.data[number].cx(), request);
         let mut done = Vec::new();
         for _ in 0..400_000 {
@@ -157,14 +206,26 @@ impl Rig {
             }
             self.step();
         }
-        panic!("a request did not end: {:?}", self.cache.as_ref().map(|c| c.status()));
+        panic!(
+            "a request did not end: {:?}",
+            self.cache.as_ref().map(|c| c.status())
+        );
     }
 
     /// Writes, and asserts that it worked.
     pub(crate) fn write(&mut self, channel: &mut dyn Channel, at: u64, bytes: &[u8], fua: bool) {
         let range = ByteRange::between(at, at + bytes.len() as u64);
         let data = Data::Buf(IoBuf::copy_of(bytes));
-        let done = self.run(channel, 0, Request { tag: 1, op: Op::Write { fua }, range, data });
+        let done = self.run(
+            channel,
+            0,
+            Request {
+                tag: 1,
+                op: Op::Write { fua },
+                range,
+                data,
+            },
+        );
         assert_eq!(done.status, IoStatus::Ok);
     }
 
@@ -172,14 +233,32 @@ impl Rig {
     pub(crate) fn read(&mut self, channel: &mut dyn Channel, at: u64, len: usize) -> Vec<u8> {
         let range = ByteRange::between(at, at + len as u64);
         let data = Data::Buf(IoBuf::zeroed(len));
-        let done = self.run(channel, 0, Request { tag: 2, op: Op::Read, range, data });
+        let done = self.run(
+            channel,
+            0,
+            Request {
+                tag: 2,
+                op: Op::Read,
+                range,
+                data,
+            },
+        );
         assert_eq!(done.status, IoStatus::Ok);
         done.data.into_buf().unwrap().to_vec()
     }
 
     /// Does something without payload, and asserts that it worked.
     pub(crate) fn act(&mut self, channel: &mut dyn Channel, op: Op, range: ByteRange) {
-        let done = self.run(channel, 0, Request { tag: 3, op, range, data: Data::None });
+        let done = self.run(
+            channel,
+            0,
+            Request {
+                tag: 3,
+                op,
+                range,
+                data: Data::None,
+            },
+        );
         assert_eq!(done.status, IoStatus::Ok, "{op:?}");
     }
 

@@ -1,0 +1,83 @@
+//! What a method answers when it refuses.
+
+use serde::{Deserialize, Serialize};
+
+/// A JSON-RPC error object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message} ({code})")]
+pub struct Error {
+    /// One of the codes of JSON-RPC, or a negated errno.
+    pub code: i64,
+    /// What went wrong, for people; stable enough for scripts.
+    pub message: String,
+}
+
+impl Error {
+    /// The text is not JSON.
+    pub const PARSE_ERROR: i64 = -32700;
+    /// The JSON is not a request.
+    pub const INVALID_REQUEST: i64 = -32600;
+    /// There is no such method.
+    pub const METHOD_NOT_FOUND: i64 = -32601;
+    /// The parameters are not what the method takes.
+    pub const INVALID_PARAMS: i64 = -32602;
+    /// The server failed; SPDK's bdev methods also say this of parameters that don't decode.
+    pub const INTERNAL_ERROR: i64 = -32603;
+
+    /// An error with a code and a message of its own.
+    #[must_use]
+    pub fn new(code: i64, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The parameters decode, but can't be accepted.
+    #[must_use]
+    pub fn invalid_params(message: impl Into<String>) -> Self {
+        Self::new(Self::INVALID_PARAMS, message)
+    }
+
+    /// A run-time failure: the negated `errno` (positive, as the kernel's headers count) and its
+    /// usual text.
+    #[must_use]
+    pub fn errno(errno: i32) -> Self {
+        Self::new(-i64::from(errno), errno_text(errno))
+    }
+
+    /// A run-time failure with a text of its own.
+    #[must_use]
+    pub fn errno_with(errno: i32, message: impl Into<String>) -> Self {
+        Self::new(-i64::from(errno), message)
+    }
+
+    /// What the operating system said about `what`; without an errno, an internal error.
+    #[must_use]
+    pub fn os(what: &str, error: &std::io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Self::errno_with(errno, format!("{what}: {}", errno_text(errno))),
+            None => Self::new(Self::INTERNAL_ERROR, format!("{what}: {error}")),
+        }
+    }
+}
+
+/// What `strerror` says.
+fn errno_text(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    let suffix = format!(" (os error {errno})");
+    text.strip_suffix(&suffix).unwrap_or(&text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_has_the_text_that_scripts_match() {
+        let error = Error::errno(19);
+        assert_eq!((error.code, &*error.message), (-19, "No such device"));
+        assert_eq!(Error::errno(16).message, "Device or resource busy");
+        assert_eq!(Error::errno(17).message, "File exists");
+    }
+}

@@ -1,0 +1,304 @@
+//! The bdevs of the service by name, and who uses them.
+//!
+//! A bdev has either one owner (a pool, a cache, another bdev: it alone writes there) or any number
+//! of users (exports), never both; with either it can't be deleted.
+
+use super::shared::Shared;
+use crate::bdev::pmem::PmemBdev;
+use crate::bdev::{Bdev, BdevError};
+use rpc::Error;
+use rustix::io::Errno;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which method made a bdev, and what only that kind can do.
+#[derive(Clone, Debug)]
+pub(super) enum Kind {
+    /// `bdev_malloc_create`
+    Malloc,
+    /// `bdev_null_create`
+    Null,
+    /// `bdev_uring_create`
+    Uring,
+    /// `bdev_aio_create`
+    Aio,
+    /// `bdev_pmem_create`
+    Pmem(Arc<PmemBdev>),
+}
+
+/// One bdev.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// Itself.
+    pub(super) bdev: Arc<dyn Bdev>,
+    /// Its kind.
+    pub(super) kind: Kind,
+    /// What `bdev_get_bdevs` tells as `driver_specific`.
+    pub(super) driver_specific: Value,
+    /// The bdev below that it owns.
+    pub(super) base: Option<String>,
+    /// Who alone may write to it, for people: "pool 'p0'".
+    pub(super) owner: Option<String>,
+    /// Who else uses it: "nbd export 'e'".
+    pub(super) users: Vec<String>,
+}
+
+impl Entry {
+    fn refuse_if_used(&self, name: &str) -> Result<(), Error> {
+        match self.owner.as_ref().or(self.users.first()) {
+            None => Ok(()),
+            Some(by) => Err(Error::errno_with(
+                Errno::BUSY.raw_os_error(),
+                format!("Device or resource busy: bdev '{name}' is in use by {by}"),
+            )),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// Its creator is at it; the name is taken.
+    Coming,
+    Ready(Entry),
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub(super) struct Bdevs(Shared<BTreeMap<String, Slot>>);
+
+/// A name that its holder alone may fill; dropped unfilled, it is free again.
+#[derive(Debug)]
+pub(super) struct Reservation<'a> {
+    bdevs: &'a Bdevs,
+    name: String,
+    filled: bool,
+}
+
+impl Reservation<'_> {
+    /// Which name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Puts the bdev there for all to see.
+    pub(super) fn fill(
+        mut self,
+        kind: Kind,
+        bdev: Arc<dyn Bdev>,
+        driver_specific: Value,
+        base: Option<String>,
+    ) -> String {
+        let entry = Entry {
+            bdev,
+            kind,
+            driver_specific,
+            base,
+            owner: None,
+            users: Vec::new(),
+        };
+        self.filled = true;
+        let name = std::mem::take(&mut self.name);
+        self.bdevs
+            .0
+            .with(|slots| slots.insert(name.clone(), Slot::Ready(entry)));
+        name
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.bdevs.0.with(|slots| slots.remove(&self.name));
+        }
+    }
+}
+
+/// "No such device", with the code that scripts match.
+pub(super) fn no_such_device() -> Error {
+    Error::errno(Errno::NODEV.raw_os_error())
+}
+
+/// What a bdev said while it was made or opened, as RPC clients see it.
+pub(super) fn bdev_error(error: &BdevError) -> Error {
+    let errno = match error {
+        BdevError::Os { source, .. } => source.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
+        BdevError::Invalid(_) => Errno::INVAL.raw_os_error(),
+        BdevError::Busy(_) => Errno::BUSY.raw_os_error(),
+        BdevError::NotSupported(_) => Errno::OPNOTSUPP.raw_os_error(),
+    };
+    let strerror = Error::errno(errno).message;
+    Error::errno_with(errno, format!("{strerror}: {error}"))
+}
+
+impl Bdevs {
+    /// Takes `name` for a bdev to come.
+    ///
+    /// # Errors
+    /// −17 if it is taken.
+    pub(super) fn reserve(&self, name: &str) -> Result<Reservation<'_>, Error> {
+        self.0.with(|slots| {
+            if slots.contains_key(name) {
+                return Err(Error::errno(Errno::EXIST.raw_os_error()));
+            }
+            slots.insert(name.to_owned(), Slot::Coming);
+            Ok(Reservation {
+                bdevs: self,
+                name: name.to_owned(),
+                filled: false,
+            })
+        })
+    }
+
+    /// Takes the first free name `<prefix><n>`, n from 0.
+    pub(super) fn reserve_numbered(&self, prefix: &str) -> Reservation<'_> {
+        self.0.with(|slots| {
+            let mut number = 0_u64;
+            let name = loop {
+                let name = format!("{prefix}{number}");
+                if !slots.contains_key(&name) {
+                    break name;
+                }
+                number += 1;
+            };
+            slots.insert(name.clone(), Slot::Coming);
+            Reservation {
+                bdevs: self,
+                name,
+                filled: false,
+            }
+        })
+    }
+
+    fn with_entry<R>(
+        &self,
+        name: &str,
+        f: impl FnOnce(&mut Entry) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.0.with(|slots| match slots.get_mut(name) {
+            Some(Slot::Ready(entry)) => f(entry),
+            _ => Err(no_such_device()),
+        })
+    }
+
+    /// A copy of the entry of `name`.
+    ///
+    /// # Errors
+    /// −19.
+    pub(super) fn get(&self, name: &str) -> Result<Entry, Error> {
+        self.with_entry(name, |entry| Ok(entry.clone()))
+    }
+
+    /// As [`Bdevs::get`], but waits for it to appear.
+    ///
+    /// # Errors
+    /// −19 if it doesn't within `timeout`.
+    pub(super) fn wait(&self, name: &str, timeout: Duration) -> Result<Entry, Error> {
+        let ready = |slots: &BTreeMap<String, Slot>| match slots.get(name) {
+            Some(Slot::Ready(entry)) => Some(entry.clone()),
+            _ => None,
+        };
+        self.0.wait_for(timeout, ready).ok_or_else(no_such_device)
+    }
+
+    /// Copies of all entries, by name.
+    pub(super) fn list(&self) -> Vec<Entry> {
+        self.0.with(|slots| {
+            let ready = slots.values().filter_map(|slot| match slot {
+                Slot::Ready(entry) => Some(entry.clone()),
+                Slot::Coming => None,
+            });
+            ready.collect()
+        })
+    }
+
+    /// Makes `owner` the only one that may write to the bdev.
+    ///
+    /// # Errors
+    /// −19 if there is none, −16 if somebody uses it.
+    pub(super) fn claim(&self, name: &str, owner: String) -> Result<Entry, Error> {
+        self.with_entry(name, |entry| {
+            entry.refuse_if_used(name)?;
+            entry.owner = Some(owner);
+            Ok(entry.clone())
+        })
+    }
+
+    /// Ends [`Bdevs::claim`].
+    pub(super) fn release(&self, name: &str) {
+        self.0.with(|slots| {
+            if let Some(Slot::Ready(entry)) = slots.get_mut(name) {
+                entry.owner = None;
+            }
+        });
+    }
+
+    /// Adds `user` to those who use the bdev.
+    ///
+    /// # Errors
+    /// −19 if there is none, −16 if it has an owner.
+    pub(super) fn join(&self, name: &str, user: String) -> Result<Arc<dyn Bdev>, Error> {
+        self.with_entry(name, |entry| {
+            if entry.owner.is_some() {
+                entry.refuse_if_used(name)?;
+            }
+            entry.users.push(user);
+            Ok(Arc::clone(&entry.bdev))
+        })
+    }
+
+    /// Ends [`Bdevs::join`].
+    pub(super) fn leave(&self, name: &str, user: &str) {
+        self.0.with(|slots| {
+            if let Some(Slot::Ready(entry)) = slots.get_mut(name)
+                && let Some(at) = entry.users.iter().position(|found| found == user)
+            {
+                entry.users.remove(at);
+            }
+        });
+    }
+
+    /// Removes a bdev that nobody uses, if `is_kind` of it, and releases the one below.
+    ///
+    /// # Errors
+    /// −19 if there is none of this kind, −16 if somebody uses it.
+    pub(super) fn remove(&self, name: &str, is_kind: impl Fn(&Kind) -> bool) -> Result<(), Error> {
+        let removed = self.0.with(|slots| match slots.get(name) {
+            Some(Slot::Ready(entry)) if is_kind(&entry.kind) => {
+                entry.refuse_if_used(name)?;
+                Ok(slots.remove(name))
+            }
+            _ => Err(no_such_device()),
+        })?;
+        if let Some(Slot::Ready(entry)) = removed {
+            // Dropped before the base is free: a file it holds is closed by then.
+            let base = entry.base.clone();
+            drop(entry);
+            if let Some(base) = base {
+                self.release(&base);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all, those above before those below.
+    pub(super) fn clear(&self) {
+        loop {
+            let taken = self.0.with(|slots| {
+                let bases: Vec<String> = slots
+                    .values()
+                    .filter_map(|slot| match slot {
+                        Slot::Ready(entry) => entry.base.clone(),
+                        Slot::Coming => None,
+                    })
+                    .collect();
+                let top = slots.keys().find(|name| !bases.contains(name)).cloned();
+                top.and_then(|name| slots.remove(&name))
+            });
+            if taken.is_none() {
+                return;
+            }
+        }
+    }
+}

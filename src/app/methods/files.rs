@@ -1,0 +1,98 @@
+//! Methods that make bdevs of files and block devices, under both of SPDK's names.
+
+use super::{Name, refuse_unless_default};
+use crate::app::bdevs::{Kind, bdev_error};
+use crate::app::service::Service;
+use crate::bdev::{UringBdev, UringConfig, UringKind};
+use rpc::{Error, Registry};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Adds this file's methods.
+pub(super) fn register(registry: &mut Registry<Service>) {
+    registry.bdev_method("bdev_uring_create", uring_create);
+    registry.bdev_method("bdev_uring_delete", uring_delete);
+    registry.bdev_method("bdev_aio_create", aio_create);
+    registry.bdev_method("bdev_aio_delete", aio_delete);
+}
+
+/// `bdev_uring_create`: the file or block device `filename`. `block_size` 0 or absent: as found.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UringCreate {
+    filename: PathBuf,
+    name: String,
+    block_size: Option<u32>,
+    uuid: Option<Uuid>,
+}
+
+fn uring_create(service: &Service, params: UringCreate) -> Result<String, Error> {
+    let specific = json!({"uring": {"filename": params.filename}});
+    let mut config = UringConfig::new(&params.name, &params.filename, UringKind::Uring);
+    config.block_size = params.block_size.filter(|size| *size != 0);
+    config.uuid = params.uuid;
+    open(service, config, Kind::Uring, specific).map_err(|error| {
+        // SPDK says this whatever went wrong, and scripts look for it.
+        let message = format!("Unable to create URING bdev.: {}", error.message);
+        Error::new(Error::INTERNAL_ERROR, message)
+    })
+}
+
+fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
+    let is_uring = |kind: &Kind| matches!(kind, Kind::Uring);
+    service.bdevs.remove(&params.name, is_uring)?;
+    Ok(true)
+}
+
+/// `bdev_aio_create`: as `bdev_uring_create`. Discard gives space back with and without
+/// `fallocate`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AioCreate {
+    name: String,
+    filename: PathBuf,
+    #[serde(default)]
+    block_size: u32,
+    #[serde(default)]
+    readonly: bool,
+    #[serde(default)]
+    fallocate: bool,
+    uuid: Option<Uuid>,
+    nowait: Option<bool>,
+}
+
+fn aio_create(service: &Service, params: AioCreate) -> Result<String, Error> {
+    refuse_unless_default("nowait", params.nowait, &false)?;
+    let specific = json!({"aio": {
+        "filename": params.filename,
+        "block_size_override": params.block_size != 0,
+        "readonly": params.readonly,
+        "fallocate": params.fallocate,
+        "nowait": false,
+    }});
+    let mut config = UringConfig::new(&params.name, &params.filename, UringKind::Aio);
+    config.block_size = Some(params.block_size).filter(|size| *size != 0);
+    config.read_only = params.readonly;
+    config.uuid = params.uuid;
+    open(service, config, Kind::Aio, specific)
+}
+
+fn aio_delete(service: &Service, params: Name) -> Result<bool, Error> {
+    let is_aio = |kind: &Kind| matches!(kind, Kind::Aio);
+    service.bdevs.remove(&params.name, is_aio)?;
+    Ok(true)
+}
+
+fn open(
+    service: &Service,
+    config: UringConfig,
+    kind: Kind,
+    specific: Value,
+) -> Result<String, Error> {
+    let place = service.bdevs.reserve(&config.name)?;
+    let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
+    Ok(place.fill(kind, Arc::new(bdev), specific, None))
+}

@@ -1,0 +1,53 @@
+//! The RPC methods, by subject. Each declares its parameters as a strict struct and is a plain
+//! function of the service; a file registers its own in `register`.
+
+mod bdev;
+mod files;
+mod nbd;
+mod pmem;
+mod reactor;
+mod service;
+
+use super::service::Service;
+
+pub(super) use reactor::IDLE_US;
+
+use rpc::{Error, Registry};
+use serde::Deserialize;
+use uuid::Uuid;
+
+/// Adds every method of the service.
+pub(super) fn register(registry: &mut Registry<Service>) {
+    service::register(registry);
+    reactor::register(registry);
+    bdev::register(registry);
+    files::register(registry);
+    pmem::register(registry);
+    nbd::register(registry);
+}
+
+/// Parameters of the many methods that take a name only.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Name {
+    name: String,
+}
+
+/// The given uuid, or a new one.
+fn uuid_or_new(given: Option<Uuid>) -> Uuid {
+    given.unwrap_or_else(Uuid::new_v4)
+}
+
+/// Refuses an option of SPDK's that was asked for and that we can't do; its default is fine.
+fn refuse_unless_default<T: PartialEq>(
+    option: &str,
+    given: Option<T>,
+    default: &T,
+) -> Result<(), Error> {
+    match given {
+        Some(value) if value != *default => Err(Error::invalid_params(format!(
+            "Invalid parameters: {option} is not supported"
+        ))),
+        _ => Ok(()),
+    }
+}

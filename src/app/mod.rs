@@ -1,0 +1,17 @@
+//! The one binary: its commands, the service that `serve` runs, and the RPC methods.
+//!
+//! Only this module knows everybody. Its state lives on control threads, which may wait for each
+//! other ([`shared`]); reactors are reached by messages only.
+
+mod bdevs;
+mod bench;
+mod cli;
+mod config;
+mod methods;
+mod nbd;
+mod rpc_client;
+mod serve;
+mod service;
+mod shared;
+
+pub use cli::main;

@@ -1,0 +1,242 @@
+//! `pmcache serve`: the service from start to end.
+
+use super::cli::fail;
+use super::config;
+use super::methods::IDLE_US;
+use super::service::{Service, ServiceConfig};
+use clap::{Args, ValueEnum};
+use reactors::{CoreSet, IdlePolicy};
+use rpc::{Limits, Listener, Registry, Server};
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::error::Error;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+/// Where files go by default.
+pub(super) const DATA_DIR: &str = "./pmcache-data";
+
+/// The RPC socket's name in the data directory.
+pub(super) const RPC_SOCKET: &str = "rpc.sock";
+
+/// Runs the service until SIGTERM or SIGINT.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// A configuration in SPDK's layout.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where sockets and default files go.
+    #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
+    data_dir: PathBuf,
+    /// The RPC socket [default: rpc.sock in the data directory].
+    #[arg(long, value_name = "PATH")]
+    rpc_socket: Option<PathBuf>,
+    /// The cores of the data reactors: 0x3, or [0,1].
+    #[arg(long, value_name = "MASK", default_value = "0x1")]
+    cpumask: CoreSet,
+    /// The cores of the maintenance threads [default: those that are left].
+    #[arg(long, value_name = "MASK")]
+    maintenance_cpumask: Option<CoreSet>,
+    /// What data reactors do when idle.
+    #[arg(long, value_enum, default_value_t = Idle::Adaptive)]
+    idle: Idle,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Idle {
+    /// Spin.
+    Poll,
+    /// Spin for a while, then sleep.
+    Adaptive,
+    /// Sleep at once.
+    Interrupt,
+}
+
+impl ServeArgs {
+    fn rpc_socket(&self) -> PathBuf {
+        match &self.rpc_socket {
+            Some(path) => path.clone(),
+            None => self.data_dir.join(RPC_SOCKET),
+        }
+    }
+
+    fn service_config(&self) -> ServiceConfig {
+        ServiceConfig {
+            cores: self.cpumask.clone(),
+            maintenance: self.maintenance_cpumask.clone(),
+            idle: match self.idle {
+                Idle::Poll => IdlePolicy::Poll,
+                Idle::Adaptive => IdlePolicy::Adaptive { idle_us: IDLE_US },
+                Idle::Interrupt => IdlePolicy::Interrupt,
+            },
+            data_dir: self.data_dir.clone(),
+        }
+    }
+}
+
+/// How long an orderly end may take; what is stored is safe without it.
+const STOP_MAX: Duration = Duration::from_millis(4500);
+
+/// Runs the command.
+pub(super) fn run(args: &ServeArgs, json: bool) -> ExitCode {
+    start_log();
+    match serve(args, json) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, json, chain(&*error)),
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The log goes to standard error; `PMCACHE_LOG` sets its level (error … trace).
+fn start_log() {
+    let level = std::env::var("PMCACHE_LOG").ok();
+    let level = level.and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(level.unwrap_or(tracing::Level::INFO))
+        .init();
+}
+
+fn serve(args: &ServeArgs, json: bool) -> Result<(), Box<dyn Error>> {
+    let (told, signals) = channel();
+    watch_signals(told)?;
+    std::fs::create_dir_all(&args.data_dir)
+        .map_err(|error| format!("{}: {error}", args.data_dir.display()))?;
+    // First of all: two services on one socket are two on one data directory.
+    let listener = Listener::bind(&args.rpc_socket())?;
+    let service = Arc::new(Service::start(&args.service_config())?);
+    let registry = Arc::new(Service::registry());
+    let server = Server::start(
+        listener,
+        Limits::default(),
+        Arc::clone(&registry),
+        Arc::clone(&service),
+    )?;
+    let prepared = prepare(args, &registry, &service);
+    if prepared.is_ok() {
+        service.set_ready();
+        announce(&service, server.path(), json);
+        wait_for_end(&signals);
+    }
+    stop(service, server);
+    prepared
+}
+
+/// Brings up what the configuration asks for.
+fn prepare(
+    args: &ServeArgs,
+    registry: &Registry<Service>,
+    service: &Service,
+) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = &args.config {
+        config::apply_file(registry, service, path)?;
+    }
+    Ok(())
+}
+
+/// Hands signals to whoever holds the other end; the second request to stop ends the process.
+fn watch_signals(told: Sender<i32>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP])?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut asked = false;
+            for signal in signals.forever() {
+                if signal != SIGHUP {
+                    if asked {
+                        std::process::exit(1);
+                    }
+                    asked = true;
+                }
+                // The receiver lives as long as the process.
+                let _ = told.send(signal);
+            }
+        })?;
+    Ok(())
+}
+
+/// Waits for a signal that means to stop. A service has no terminal to lose: SIGHUP is ignored.
+fn wait_for_end(signals: &Receiver<i32>) {
+    while let Ok(signal) = signals.recv() {
+        if signal != SIGHUP {
+            tracing::info!(signal, "stopping");
+            return;
+        }
+    }
+}
+
+/// Ends everything in order, within [`STOP_MAX`]: what is left then is as after a crash, which
+/// loses nothing that was acknowledged.
+fn stop(service: Arc<Service>, server: Server) {
+    let (ended, watched) = channel::<()>();
+    let watchdog = std::thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            if watched.recv_timeout(STOP_MAX) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("pmcache: something doesn't stop; leaving it behind");
+                std::process::exit(1);
+            }
+        });
+    if let Err(error) = watchdog {
+        tracing::warn!(%error, "no watchdog for the stop");
+    }
+    server.stop();
+    service.close();
+    drop(service);
+    drop(ended);
+}
+
+/// Says where everything is.
+fn announce(service: &Service, rpc_socket: &Path, json: bool) {
+    let socket = rpc_socket.display().to_string();
+    let cores = service.reactors().data_handles().len();
+    let bdevs: Vec<String> = service
+        .bdevs
+        .list()
+        .iter()
+        .map(|entry| entry.bdev.info().name.clone())
+        .collect();
+    if json {
+        let degraded = service.degraded();
+        println!(
+            "{}",
+            json!({
+                "pid": std::process::id(),
+                "data_dir": service.data_dir(),
+                "rpc_socket": socket,
+                "data_reactors": cores,
+                "bdevs": bdevs,
+                "degraded": degraded,
+            })
+        );
+        return;
+    }
+    println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
+    println!("  data directory  {}", service.data_dir().display());
+    println!("  RPC socket      {socket}");
+    println!("  data reactors   {cores}");
+    println!("  bdevs           {}", bdevs.join(", "));
+    println!("try:");
+    println!("  pmcache rpc --rpc-socket {socket} rpc_get_methods");
+    println!("  pmcache rpc --rpc-socket {socket} bdev_get_bdevs");
+    println!("  pmcache rpc --rpc-socket {socket} service_get_health");
+}

@@ -1,0 +1,145 @@
+//! The running service: reactors, bdevs, targets, health. The state of every RPC method.
+
+use super::bdevs::Bdevs;
+use super::methods;
+use super::nbd::Nbd;
+use super::shared::Shared;
+use reactors::{
+    Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
+    StartError,
+};
+use rpc::Registry;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceConfig {
+    /// One data reactor on each.
+    pub(super) cores: CoreSet,
+    /// Where maintenance reactors run; `None`: on the cores that are left.
+    pub(super) maintenance: Option<CoreSet>,
+    /// What data reactors do when idle.
+    pub(super) idle: IdlePolicy,
+    /// Where files go whose path is relative to nothing else.
+    pub(super) data_dir: PathBuf,
+}
+
+/// Something that does not work as it should, while the rest does.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Degraded {
+    /// Which object.
+    pub(super) object: String,
+    /// Why.
+    pub(super) reason: String,
+}
+
+/// Writeback and GC each have a thread of their own.
+const MAINTENANCE_REACTORS: usize = 2;
+
+/// The service. Methods get it by reference, from many threads at a time.
+#[derive(Debug)]
+pub(super) struct Service {
+    reactors: Reactors,
+    clock: Arc<MonotonicClock>,
+    started: Nanos,
+    data_dir: PathBuf,
+    degraded: Shared<Vec<Degraded>>,
+    ready: Shared<bool>,
+    /// All block devices.
+    pub(super) bdevs: Arc<Bdevs>,
+    /// The NBD servers and exports.
+    pub(super) nbd: Nbd,
+}
+
+impl Service {
+    /// Starts the reactors of an empty service.
+    ///
+    /// # Errors
+    /// If a reactor can't be started.
+    pub(super) fn start(config: &ServiceConfig) -> Result<Self, StartError> {
+        let clock = Arc::new(MonotonicClock);
+        let started = clock.now();
+        let reactors = Reactors::start(ReactorsConfig {
+            cores: config.cores.iter().collect(),
+            maintenance: vec![config.maintenance.clone(); MAINTENANCE_REACTORS],
+            idle: config.idle,
+            seed: started.0,
+            clock: clock.clone(),
+        })?;
+        Ok(Self {
+            reactors,
+            clock,
+            started,
+            data_dir: config.data_dir.clone(),
+            degraded: Shared::default(),
+            ready: Shared::default(),
+            bdevs: Arc::default(),
+            nbd: Nbd::default(),
+        })
+    }
+
+    /// Every method that it answers.
+    pub(super) fn registry() -> Registry<Self> {
+        let mut registry = Registry::new();
+        methods::register(&mut registry);
+        registry
+    }
+
+    /// The threads.
+    pub(super) fn reactors(&self) -> &Reactors {
+        &self.reactors
+    }
+
+    /// The data reactors' descriptions, in order.
+    pub(super) fn data_infos(&self) -> &[ReactorInfo] {
+        let count = self.reactors.data_handles().len();
+        self.reactors.infos().get(..count).unwrap_or_default()
+    }
+
+    /// Where the files of this service are.
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The time now.
+    pub(super) fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+
+    /// Nanoseconds since it was started.
+    pub(super) fn uptime_ns(&self) -> u64 {
+        self.now().since(self.started)
+    }
+
+    /// Notes that `object` does not work; the rest goes on.
+    pub(super) fn degrade(&self, object: &str, reason: String) {
+        tracing::warn!(object, reason, "degraded");
+        let object = object.to_owned();
+        self.degraded
+            .with(|list| list.push(Degraded { object, reason }));
+    }
+
+    /// What does not work.
+    pub(super) fn degraded(&self) -> Vec<Degraded> {
+        self.degraded.with(|list| list.clone())
+    }
+
+    /// Says that start-up is over.
+    pub(super) fn set_ready(&self) {
+        self.ready.with(|ready| *ready = true);
+    }
+
+    /// Whether start-up is over.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.with(|ready| *ready)
+    }
+
+    /// Stops serving and closes everything, what is above before what is below. Dropping the
+    /// service then stops its reactors.
+    pub(super) fn close(&self) {
+        self.nbd.stop_all(&self.bdevs);
+        self.bdevs.clear();
+    }
+}

@@ -1,0 +1,12 @@
+//! The latency harness: keeps a number of requests under way on any bdev, on one reactor, and tells
+//! how long each took.
+//!
+//! First form: 4 KiB and larger blocks, random or in sequence, one job on one reactor.
+
+mod driver;
+mod report;
+mod workload;
+
+pub use driver::{Done, StartError, start};
+pub use report::{Percentiles, Report};
+pub use workload::{Pattern, Workload, WorkloadError};
