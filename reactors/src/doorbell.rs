@@ -7,12 +7,10 @@
 
 use crate::sync::{AtomicBool, Ordering, fence};
 
-/// What makes the sleeper's wait end: an eventfd.
+/// What makes the sleeper's wait end: an eventfd. A wait that a ring ended takes it.
 pub(crate) trait Bell {
     /// Ends the wait under way, or the next one.
     fn ring(&self);
-    /// Takes all rings so far.
-    fn silence(&self);
 }
 
 /// Says whether the reactor sleeps, and wakes it.
@@ -63,12 +61,11 @@ impl<B: Bell> Doorbell<B> {
     }
 
     /// Ends what [`Doorbell::prepare`] began. The sleeper looks for work before it prepares anew.
+    ///
+    /// If it did not wait, a ring may be there or on its way: it ends the next wait for nothing,
+    /// once. So the wait takes the ring, and not this call, which may come before it.
     pub(crate) fn awake(&self) {
-        if !self.sleeping.swap(false, Ordering::AcqRel) {
-            // Somebody has rung or is about to. In the latter case the ring stays for the next
-            // wait, which it ends for nothing, once.
-            self.bell.silence();
-        }
+        self.sleeping.store(false, Ordering::Relaxed);
     }
 }
 
@@ -79,7 +76,8 @@ mod model {
     use loom::sync::{Arc, Condvar, Mutex};
     use loom::thread;
 
-    /// An eventfd: a counter to wait for. A wait that nobody ends is loom's deadlock.
+    /// An eventfd: a counter to wait for. A wait that nobody ends is loom's deadlock. (That no
+    /// ring stays for ever is tested in `watch.rs`.)
     #[derive(Default)]
     struct Event {
         rings: Mutex<u32>,
@@ -92,6 +90,7 @@ mod model {
             while *rings == 0 {
                 rings = self.rung.wait(rings).unwrap();
             }
+            *rings = 0;
         }
     }
 
@@ -99,10 +98,6 @@ mod model {
         fn ring(&self) {
             *self.rings.lock().unwrap() += 1;
             self.rung.notify_one();
-        }
-
-        fn silence(&self) {
-            *self.rings.lock().unwrap() = 0;
         }
     }
 

@@ -5,7 +5,7 @@
 //! with the clock and the randomness handed in.
 //!
 //! Under `cfg(loom)` only the lock-free parts are built, for the model checker: the rings, the
-//! doorbell and the quiescent points.
+//! doorbell and the quiescent points (`RUSTFLAGS="--cfg loom" cargo test -p reactors --lib --release`).
 
 mod doorbell;
 mod quiescence;

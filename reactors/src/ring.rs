@@ -9,6 +9,10 @@
 //! the producer. Each end publishes its own index with a release store and looks at the other's
 //! only when what it remembers of it no longer suffices, so that in a busy ring the two cache
 //! lines move between the cores once per batch and not once per item.
+//!
+//! A stamp beside each item instead of a published `tail` was tried: 10 % faster for 8-byte items
+//! and 20 % slower for 64-byte ones, whose slots then straddle cache lines
+//! (`examples/ring_round_trip.rs`, one item in flight).
 
 use crate::sync::{Arc, AtomicBool, AtomicUsize, Ordering, UnsafeCell};
 use crossbeam_utils::CachePadded;
@@ -48,6 +52,7 @@ unsafe impl<T: Send> Send for Shared<T> {}
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
+    #[inline]
     fn slot(&self, index: usize) -> &UnsafeCell<MaybeUninit<T>> {
         // SAFETY: `mask` is `slots.len() - 1` and the length is a power of two, so the masked
         // index is below the length.
@@ -58,6 +63,7 @@ impl<T> Shared<T> {
     ///
     /// # Safety
     /// The caller is the slot's owner now, it holds an item, and the caller makes it vacant.
+    #[inline]
     unsafe fn take(&self, index: usize) -> T {
         self.slot(index).with_mut(|slot| {
             // SAFETY: the caller vouches that nobody else touches the slot and that it is filled.

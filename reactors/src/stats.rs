@@ -74,7 +74,8 @@ impl ReactorCounters {
     pub(crate) fn sleep(&self, now: Nanos) {
         self.sleeps.add(1);
         let code = now.0.saturating_add(1);
-        self.asleep_since.store(code, Ordering::Relaxed);
+        // Release: who sees that the reactor sleeps sees the counters of its last round.
+        self.asleep_since.store(code, Ordering::Release);
     }
 
     pub(crate) fn wake(&self, by_event: bool) {
@@ -83,17 +84,14 @@ impl ReactorCounters {
     }
 
     pub(crate) fn read(&self) -> ReactorStats {
+        let asleep_since = self.asleep_since.load(Ordering::Acquire);
         ReactorStats {
             busy_ns: self.busy_ns.get(),
             idle_ns: self.idle_ns.get(),
             rounds: self.rounds.get(),
             sleeps: self.sleeps.get(),
             wakeups: self.wakeups.get(),
-            asleep_since: self
-                .asleep_since
-                .load(Ordering::Relaxed)
-                .checked_sub(1)
-                .map(Nanos),
+            asleep_since: asleep_since.checked_sub(1).map(Nanos),
         }
     }
 }

@@ -54,9 +54,12 @@ impl Bell for EventBell {
         // It fails only if the counter is full, and then the bell has rung already.
         let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
+}
 
+impl EventBell {
+    /// Takes all rings so far.
     fn silence(&self) {
-        // It fails if the counter is 0: the ringer has not come to its write yet.
+        // The only failure is that there are none.
         let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }
@@ -110,7 +113,7 @@ impl WatchSet {
     }
 
     /// Waits until a watched descriptor is ready, `bell` rings or `timeout_ns` have passed; true
-    /// if not for the time. A signal ends the wait too.
+    /// if not for the time. Takes the ring. A signal ends the wait too.
     ///
     /// By ppoll on the set, and not by epoll_wait: which descriptors are ready does not matter,
     /// since all pollers run, and its time-out is in nanoseconds on every kernel.
@@ -128,6 +131,41 @@ impl WatchSet {
             PollFd::from_borrowed_fd(bell.0.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.epoll.as_fd(), PollFlags::IN),
         ];
-        rustix::event::poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
+        let by_event = rustix::event::poll(&mut fds, timeout.as_ref()).is_ok_and(|ready| ready > 0);
+        let [rung, _] = fds;
+        if by_event && !rung.revents().is_empty() {
+            bell.silence();
+        }
+        by_event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EventBell, WatchSet};
+    use crate::doorbell::{Bell, Doorbell};
+
+    #[test]
+    fn ring_for_a_sleeper_that_did_not_wait_ends_one_later_wait_only() {
+        let doorbell = Doorbell::new(EventBell::new().unwrap());
+        let watches = WatchSet::new().unwrap();
+        let wait_in_vain = || {
+            doorbell.prepare();
+            let rung = watches.wait(doorbell.bell(), Some(1));
+            doorbell.awake();
+            !rung
+        };
+        assert!(wait_in_vain());
+        doorbell.prepare();
+        doorbell.ring();
+        doorbell.awake();
+        assert!(!wait_in_vain());
+        assert!(wait_in_vain());
+        // One that had seen us sleep, and comes to its bell only now.
+        doorbell.bell().ring();
+        assert!(!wait_in_vain());
+        assert!(wait_in_vain());
+        doorbell.ring();
+        assert!(wait_in_vain(), "nobody rings for a reactor that is awake");
     }
 }
