@@ -94,7 +94,8 @@ impl Rig {
         Pool::format(
             &*pmem,
             &PoolFormat {
-                uuid: [3; 16],
+                name: "p0".into(),
+            uuid: [3; 16],
                 segment_bytes: config.segment_bytes,
                 force: true,
             },
