@@ -6,6 +6,7 @@
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
 use crate::bdev::{Bdev, BdevError};
+use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub(super) enum Kind {
     Aio,
     /// `bdev_pmem_create`
     Pmem(Arc<PmemBdev>),
+    /// `bdev_pmcache_load`
+    Cache(Arc<Cache>),
 }
 
 /// One bdev.

@@ -2,9 +2,12 @@
 //! function of the service; a file registers its own in `register`.
 
 mod bdev;
+mod cache;
+mod cache_stats;
 mod files;
 mod nbd;
 mod pmem;
+mod pool;
 mod reactor;
 mod service;
 
@@ -23,6 +26,9 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     bdev::register(registry);
     files::register(registry);
     pmem::register(registry);
+    pool::register(registry);
+    cache::register(registry);
+    cache_stats::register(registry);
     nbd::register(registry);
 }
 
