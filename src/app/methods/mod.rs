@@ -3,6 +3,7 @@
 
 mod bdev;
 mod files;
+mod filters;
 mod nbd;
 mod pmem;
 mod reactor;
@@ -22,6 +23,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     reactor::register(registry);
     bdev::register(registry);
     files::register(registry);
+    filters::register(registry);
     pmem::register(registry);
     nbd::register(registry);
 }
