@@ -5,6 +5,7 @@ mod bdev;
 mod cache;
 mod cache_stats;
 mod files;
+mod filters;
 mod nbd;
 mod pmem;
 mod pool;
@@ -25,6 +26,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     reactor::register(registry);
     bdev::register(registry);
     files::register(registry);
+    filters::register(registry);
     pmem::register(registry);
     pool::register(registry);
     cache::register(registry);
