@@ -15,6 +15,7 @@ mod close;
 mod control_io;
 mod create;
 mod error;
+mod gather;
 mod gc;
 mod geometry;
 mod group;
@@ -40,6 +41,7 @@ mod window;
 mod write;
 mod writeback;
 
+pub use crate::media::{CacheEntry, NAME_BYTES_MAX};
 pub use cache::{Cache, CacheStatus};
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
