@@ -4,7 +4,7 @@ use super::CacheError;
 use super::channel::CacheChannel;
 use super::control_io::PairState;
 use super::gc::{Gc, GcSeed};
-use super::group::{Group, GroupCell, GroupSeed, local_key};
+use super::group::{Group, GroupCell, GroupSeed};
 use super::options::{CacheOptions, Durability};
 use super::pool::Pool;
 use super::replay::ReplayReport;
@@ -167,7 +167,7 @@ struct WritebackPoller(PollerId);
 struct GcPoller(PollerId);
 
 fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(), BdevError> {
-    let key = local_key(&seed.shared.uuid);
+    let key = seed.shared.instance;
     let channel = backing.open(cx)?;
     let barrier = seed.shared.pmem.open_barrier(cx)?;
     let poller = Writeback::new(seed, channel, barrier, cx.now());
@@ -177,7 +177,7 @@ fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(
 }
 
 fn start_gc(seed: GcSeed, cx: &Cx) -> Result<(), BdevError> {
-    let key = local_key(&seed.shared.uuid);
+    let key = seed.shared.instance;
     let barrier = seed.shared.pmem.open_barrier(cx)?;
     let id = cx.add_poller("pmcache_gc", Box::new(Gc::new(seed, barrier, cx.now())));
     cx.set_local(key, std::rc::Rc::new(GcPoller(id)));
@@ -493,7 +493,7 @@ impl Cache {
         &self,
         act: impl Fn(&mut Group, &Cx) + Send + Clone + 'static,
     ) -> Result<(), CacheError> {
-        let key = local_key(&self.shared.uuid);
+        let key = self.shared.instance;
         for handle in self.group_handles() {
             let act = act.clone();
             send(handle, move |cx| {
@@ -522,15 +522,14 @@ impl Cache {
     }
 
     fn send_leave(&self) -> Result<(), CacheError> {
-        let uuid = self.shared.uuid;
+        let key = self.shared.instance;
         for handle in self.group_handles() {
             let started = Arc::clone(&self.started);
             send(handle, move |cx| {
-                Group::uninstall(&uuid, cx);
+                Group::uninstall(key, cx);
                 started.left.fetch_add(1, Ordering::SeqCst);
             })?;
         }
-        let key = local_key(&uuid);
         let maintenance = &self.shared.runtime.maintenance;
         for handle in maintenance.first().into_iter().chain(maintenance.last()) {
             let started = Arc::clone(&self.started);

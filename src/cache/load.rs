@@ -18,7 +18,7 @@ use super::pool::Pool;
 use super::replay::{Control, Replayed, load_generations, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
-use super::shared::{Maintenance, Runtime, SEALED, Shared};
+use super::shared::{Maintenance, Runtime, SEALED, Shared, next_instance};
 use super::staging::{LaneStaging, Section, SectionHeader, StagedKset, StagingFile};
 use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::try_lock::TryLock;
@@ -346,6 +346,7 @@ impl Loaded {
         let data_bytes = self.view.geometry.segment_data_bytes();
         let log = std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes));
         Shared {
+            instance: next_instance(),
             name: entry.name(),
             uuid: entry.uuid,
             pmem: Arc::clone(&self.view.pmem),
