@@ -36,6 +36,7 @@ mod seq_tracker;
 mod shared;
 mod staging;
 mod stats;
+mod stop;
 mod try_lock;
 mod window;
 mod write;
