@@ -21,6 +21,7 @@ mod geometry;
 mod group;
 mod key;
 mod key_index;
+mod lag;
 mod lane;
 mod live_options;
 mod load;
