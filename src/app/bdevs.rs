@@ -6,6 +6,7 @@
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
 use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev};
+use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
 use serde_json::Value;
@@ -32,6 +33,8 @@ pub(super) enum Kind {
     Passthru,
     /// `bdev_pmem_create`
     Pmem(Arc<PmemBdev>),
+    /// `bdev_pmcache_create`, `bdev_pmcache_load`
+    Pmcache(Arc<Cache>),
 }
 
 /// One bdev.
@@ -277,6 +280,20 @@ impl Bdevs {
             }
             _ => Err(no_such_device()),
         })?;
+        self.bury(removed);
+        Ok(())
+    }
+
+    /// Removes a bdev that `owner` owns, and releases the one below.
+    pub(super) fn remove_owned(&self, name: &str, owner: &str) {
+        let removed = self.0.with(|slots| match slots.get(name) {
+            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => slots.remove(name),
+            _ => None,
+        });
+        self.bury(removed);
+    }
+
+    fn bury(&self, removed: Option<Slot>) {
         if let Some(Slot::Ready(entry)) = removed {
             // Dropped before the base is free: a file it holds is closed by then.
             let base = entry.base.clone();
@@ -285,7 +302,29 @@ impl Bdevs {
                 self.release(&base);
             }
         }
-        Ok(())
+    }
+
+    /// The running cache of that name.
+    ///
+    /// # Errors
+    /// −19.
+    pub(super) fn cache(&self, name: &str) -> Result<Arc<Cache>, Error> {
+        match self.get(name)?.kind {
+            Kind::Pmcache(cache) => Ok(cache),
+            _ => Err(no_such_device()),
+        }
+    }
+
+    /// All running caches, by name.
+    pub(super) fn caches(&self) -> Vec<Arc<Cache>> {
+        let caches = self
+            .list()
+            .into_iter()
+            .filter_map(|entry| match entry.kind {
+                Kind::Pmcache(cache) => Some(cache),
+                _ => None,
+            });
+        caches.collect()
     }
 
     /// Removes all, those above before those below.

@@ -3,12 +3,16 @@
 //! Only this module knows everybody. Its state lives on control threads, which may wait for each
 //! other ([`shared`]); reactors are reached by messages only.
 
+mod announce;
 mod bdevs;
 mod bench;
 mod cli;
 mod config;
+mod default_setup;
+mod flushes;
 mod methods;
 mod nbd;
+mod pools;
 mod rpc_client;
 mod serve;
 mod service;

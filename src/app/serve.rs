@@ -1,18 +1,19 @@
 //! `pmcache serve`: the service from start to end.
 
+use super::announce::announce;
 use super::cli::fail;
 use super::config;
+use super::default_setup;
 use super::methods::IDLE_US;
 use super::service::{Service, ServiceConfig};
 use clap::{Args, ValueEnum};
 use reactors::{CoreSet, IdlePolicy};
 use rpc::{Limits, Listener, Registry, Server};
-use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -20,6 +21,9 @@ use std::time::Duration;
 
 /// Where files go by default.
 pub(super) const DATA_DIR: &str = "./pmcache-data";
+
+/// Where staging files go by default.
+pub(super) const RUN_DIR: &str = "/dev/shm";
 
 /// The RPC socket's name in the data directory.
 pub(super) const RPC_SOCKET: &str = "rpc.sock";
@@ -42,6 +46,9 @@ pub(super) struct ServeArgs {
     /// The cores of the maintenance threads [default: those that are left].
     #[arg(long, value_name = "MASK")]
     maintenance_cpumask: Option<CoreSet>,
+    /// Where open log entries outlive this process; must be on tmpfs.
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
     /// What data reactors do when idle.
     #[arg(long, value_enum, default_value_t = Idle::Adaptive)]
     idle: Idle,
@@ -75,6 +82,7 @@ impl ServeArgs {
                 Idle::Interrupt => IdlePolicy::Interrupt,
             },
             data_dir: self.data_dir.clone(),
+            run_dir: self.run_dir.clone(),
         }
     }
 }
@@ -147,8 +155,9 @@ fn prepare(
     registry: &Registry<Service>,
     service: &Service,
 ) -> Result<(), Box<dyn Error>> {
-    if let Some(path) = &args.config {
-        config::apply_file(registry, service, path)?;
+    match &args.config {
+        Some(path) => config::apply_file(registry, service, path)?,
+        None => default_setup::apply(registry, service)?,
     }
     Ok(())
 }
@@ -203,40 +212,4 @@ fn stop(service: Arc<Service>, server: Server) {
     service.close();
     drop(service);
     drop(ended);
-}
-
-/// Says where everything is.
-fn announce(service: &Service, rpc_socket: &Path, json: bool) {
-    let socket = rpc_socket.display().to_string();
-    let cores = service.reactors().data_handles().len();
-    let bdevs: Vec<String> = service
-        .bdevs
-        .list()
-        .iter()
-        .map(|entry| entry.bdev.info().name.clone())
-        .collect();
-    if json {
-        let degraded = service.degraded();
-        println!(
-            "{}",
-            json!({
-                "pid": std::process::id(),
-                "data_dir": service.data_dir(),
-                "rpc_socket": socket,
-                "data_reactors": cores,
-                "bdevs": bdevs,
-                "degraded": degraded,
-            })
-        );
-        return;
-    }
-    println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
-    println!("  data directory  {}", service.data_dir().display());
-    println!("  RPC socket      {socket}");
-    println!("  data reactors   {cores}");
-    println!("  bdevs           {}", bdevs.join(", "));
-    println!("try:");
-    println!("  pmcache rpc --rpc-socket {socket} rpc_get_methods");
-    println!("  pmcache rpc --rpc-socket {socket} bdev_get_bdevs");
-    println!("  pmcache rpc --rpc-socket {socket} service_get_health");
 }

@@ -2,10 +2,14 @@
 //! function of the service; a file registers its own in `register`.
 
 mod bdev;
+mod cache;
+mod cache_options;
+mod cache_stats;
 mod files;
 mod filters;
 mod nbd;
 mod pmem;
+mod pool;
 mod reactor;
 mod service;
 
@@ -25,6 +29,9 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     files::register(registry);
     filters::register(registry);
     pmem::register(registry);
+    pool::register(registry);
+    cache::register(registry);
+    cache_stats::register(registry);
     nbd::register(registry);
 }
 
