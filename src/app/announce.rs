@@ -1,135 +1,117 @@
-//! What `serve` says when it is ready: where everything is, how durable it is, what to try.
+//! What `serve` says when it is ready: where everything is, how durable it is, and what to try.
 
+use super::bdevs::Kind;
+use super::caches;
 use super::service::Service;
 use crate::bdev::{Bdev, Persistence};
 use crate::cache::{Cache, Durability};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// What persistence means, for people.
-fn persistence_text(persistence: Persistence) -> &'static str {
-    match persistence {
-        Persistence::Dax => "persistent memory (dax): what is flushed survives power loss",
-        Persistence::Msync => {
-            "an ordinary file (msync): what is flushed survives power loss; a flush is as slow as \
-             the disk below"
+/// What a completed write is worth, in a sentence.
+fn durability(cache: &Cache) -> &'static str {
+    let written = cache.options().durability == Durability::Write;
+    match (cache.pool().pmem().persistence(), written) {
+        (Persistence::Volatile, _) => {
+            "acknowledged writes survive the death of the service; nothing survives power loss"
         }
-        Persistence::Volatile => {
-            "RAM (volatile): survives the end of this process, but no power loss"
+        (_, true) => "acknowledged writes survive the death of the service and power loss",
+        (_, false) => {
+            "acknowledged writes survive the death of the service; flushed writes power loss"
         }
     }
 }
 
-fn durability_text(cache: &Cache) -> &'static str {
-    match cache.options().durability {
-        Durability::Flush => "flush: a write is durable after the next flush, or within a second",
-        Durability::Write => "write: a completed write is durable",
-    }
+fn cache_json(cache: &Cache) -> Value {
+    json!({
+        "name": cache.name(),
+        "pool": cache.pool().name(),
+        "backing_bdev": cache.backing().info().name,
+        "size": cache.info().bytes(),
+        "dirty_bytes": cache.dirty_bytes(),
+        "persistence": cache.pool().pmem().persistence(),
+        "durability": durability(cache),
+    })
 }
 
-/// Prints it on standard output.
+/// Says it, in text or as one JSON document.
 pub(super) fn announce(service: &Service, rpc_socket: &Path, json: bool) {
+    let socket = rpc_socket.display().to_string();
+    let cores = service.reactors().data_handles().len();
+    let list = service.bdevs.list();
+    let bdevs: Vec<String> = list
+        .iter()
+        .map(|entry| entry.bdev.info().name.clone())
+        .collect();
+    let addresses: Vec<String> = service
+        .nbd
+        .servers()
+        .iter()
+        .map(|server| server.address.to_string())
+        .collect();
+    let exports: Vec<String> = service
+        .nbd
+        .exports()
+        .iter()
+        .map(|e| e.name.clone())
+        .collect();
+    let caches = caches::all(service);
     if json {
-        println!("{}", document(service, rpc_socket));
+        let document = json!({
+            "pid": std::process::id(),
+            "data_dir": service.data_dir(),
+            "rpc_socket": socket,
+            "data_reactors": cores,
+            "bdevs": bdevs,
+            "caches": caches.iter().map(|cache| cache_json(cache)).collect::<Value>(),
+            "nbd": addresses,
+            "nbd_exports": exports,
+            "degraded": service.degraded(),
+        });
+        println!("{document}");
         return;
     }
-    let socket = rpc_socket.display().to_string();
     println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
     println!("  data directory  {}", service.data_dir().display());
     println!("  RPC socket      {socket}");
-    for server in service.nbd.servers() {
-        println!("  NBD             {}", server.address);
+    println!("  data reactors   {cores}");
+    for entry in &list {
+        if let Kind::Pmem(pmem) = &entry.kind {
+            let description = pmem.describe();
+            let (path, size) = (pmem.path().display(), description.size >> 20);
+            println!(
+                "  pmem            {path} ({size} MiB, {:?})",
+                description.persistence
+            );
+        }
     }
-    for export in service.nbd.exports() {
-        println!(
-            "  export          {} (bdev {})",
-            export.name, export.bdev_name
-        );
+    for cache in &caches {
+        let (name, size) = (cache.name(), cache.info().bytes() >> 20);
+        let backing = cache.backing().info().name.clone();
+        let dirty = cache.dirty_bytes() >> 10;
+        println!("  cache           {name} ({size} MiB) before {backing}; {dirty} KiB dirty");
+        println!("                  {}", durability(cache));
     }
-    for cache in service.bdevs.caches() {
-        let (info, pool) = (cache.info(), cache.pool());
-        println!(
-            "  cache           {}: {} MiB, in front of {}, {} MiB of it dirty in the cache",
-            info.name,
-            info.bytes() >> 20,
-            cache.backing().info().name,
-            cache.dirty_bytes() >> 20,
-        );
-        println!("  durability      {}", durability_text(&cache));
-        println!(
-            "  memory          {}",
-            persistence_text(pool.pmem().persistence())
-        );
-    }
-    for degraded in service.degraded() {
-        println!("  DEGRADED        {}: {}", degraded.object, degraded.reason);
+    for address in &addresses {
+        println!("  NBD             {address} exports {}", exports.join(", "));
     }
     println!("try:");
-    for command in commands(service, &socket) {
-        println!("  {command}");
-    }
-}
-
-/// Three commands that work here.
-fn commands(service: &Service, socket: &str) -> [String; 3] {
-    let rpc = |rest: &str| format!("pmcache rpc --rpc-socket {socket} {rest}");
-    let servers = service.nbd.servers();
-    let exports = service.nbd.exports();
-    let nbd = servers.first().zip(exports.first());
-    let uri = nbd.map(|(server, export)| {
-        let (address, name) = (server.address.to_string(), &export.name);
-        match address.strip_prefix("unix:") {
-            Some(path) => format!("'nbd+unix:///{name}?socket={path}'"),
-            None => format!("'nbd://{address}/{name}'"),
+    match (addresses.first(), exports.first()) {
+        (Some(address), Some(export)) => {
+            let uri = match address.strip_prefix("unix:") {
+                Some(path) => format!("nbd+unix:///{export}?socket={path}"),
+                None => format!("nbd://{address}/{export}"),
+            };
+            println!("  nbdinfo --map '{uri}'");
+            println!(
+                "  fio --name=t --ioengine=nbd --uri='{uri}' --rw=randwrite --bs=4k --size=64m"
+            );
+            println!("  pmcache rpc --rpc-socket {socket} bdev_pmcache_get");
         }
-    });
-    match uri {
-        Some(uri) => [
-            format!("nbdinfo {uri}"),
-            format!("qemu-img bench -w -f raw -c 20000 -d 16 {uri}"),
-            rpc("bdev_pmcache_get"),
-        ],
-        None => [
-            rpc("rpc_get_methods"),
-            rpc("bdev_get_bdevs"),
-            rpc("service_get_health"),
-        ],
+        _ => {
+            println!("  pmcache rpc --rpc-socket {socket} rpc_get_methods");
+            println!("  pmcache rpc --rpc-socket {socket} bdev_get_bdevs");
+            println!("  pmcache rpc --rpc-socket {socket} service_get_health");
+        }
     }
-}
-
-/// The same as one JSON document.
-fn document(service: &Service, rpc_socket: &Path) -> Value {
-    let servers = service.nbd.servers();
-    let nbd: Vec<String> = servers.iter().map(|s| s.address.to_string()).collect();
-    let exports: Vec<String> = service.nbd.exports().into_iter().map(|e| e.name).collect();
-    let bdevs = service.bdevs.list();
-    let bdevs: Vec<String> = bdevs.iter().map(|e| e.bdev.info().name.clone()).collect();
-    let caches: Vec<Value> = service
-        .bdevs
-        .caches()
-        .iter()
-        .map(|cache| {
-            json!({
-                "name": cache.name(),
-                "backing_bdev": cache.backing().info().name,
-                "dirty_bytes": cache.dirty_bytes(),
-                "durability": match cache.options().durability {
-                    Durability::Flush => "flush",
-                    Durability::Write => "write",
-                },
-                "persistence": cache.pool().pmem().persistence(),
-            })
-        })
-        .collect();
-    json!({
-        "pid": std::process::id(),
-        "data_dir": service.data_dir(),
-        "rpc_socket": rpc_socket,
-        "data_reactors": service.reactors().data_handles().len(),
-        "nbd": nbd,
-        "exports": exports,
-        "caches": caches,
-        "bdevs": bdevs,
-        "degraded": service.degraded(),
-    })
 }

@@ -33,8 +33,8 @@ pub(super) enum Kind {
     Passthru,
     /// `bdev_pmem_create`
     Pmem(Arc<PmemBdev>),
-    /// `bdev_pmcache_create`, `bdev_pmcache_load`
-    Pmcache(Arc<Cache>),
+    /// `bdev_pmcache_load`
+    Cache(Arc<Cache>),
 }
 
 /// One bdev.
@@ -280,20 +280,6 @@ impl Bdevs {
             }
             _ => Err(no_such_device()),
         })?;
-        self.bury(removed);
-        Ok(())
-    }
-
-    /// Removes a bdev that `owner` owns, and releases the one below.
-    pub(super) fn remove_owned(&self, name: &str, owner: &str) {
-        let removed = self.0.with(|slots| match slots.get(name) {
-            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => slots.remove(name),
-            _ => None,
-        });
-        self.bury(removed);
-    }
-
-    fn bury(&self, removed: Option<Slot>) {
         if let Some(Slot::Ready(entry)) = removed {
             // Dropped before the base is free: a file it holds is closed by then.
             let base = entry.base.clone();
@@ -302,29 +288,7 @@ impl Bdevs {
                 self.release(&base);
             }
         }
-    }
-
-    /// The running cache of that name.
-    ///
-    /// # Errors
-    /// −19.
-    pub(super) fn cache(&self, name: &str) -> Result<Arc<Cache>, Error> {
-        match self.get(name)?.kind {
-            Kind::Pmcache(cache) => Ok(cache),
-            _ => Err(no_such_device()),
-        }
-    }
-
-    /// All running caches, by name.
-    pub(super) fn caches(&self) -> Vec<Arc<Cache>> {
-        let caches = self
-            .list()
-            .into_iter()
-            .filter_map(|entry| match entry.kind {
-                Kind::Pmcache(cache) => Some(cache),
-                _ => None,
-            });
-        caches.collect()
+        Ok(())
     }
 
     /// Removes all, those above before those below.

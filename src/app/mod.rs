@@ -6,13 +6,12 @@
 mod announce;
 mod bdevs;
 mod bench;
+mod caches;
 mod cli;
 mod config;
-mod default_setup;
-mod flushes;
+mod defaults;
 mod methods;
 mod nbd;
-mod pools;
 mod rpc_client;
 mod serve;
 mod service;

@@ -1,11 +1,9 @@
 //! `pmcache serve`: the service from start to end.
 
-use super::announce::announce;
 use super::cli::fail;
-use super::config;
-use super::default_setup;
 use super::methods::IDLE_US;
 use super::service::{Service, ServiceConfig};
+use super::{announce, config, defaults};
 use clap::{Args, ValueEnum};
 use reactors::{CoreSet, IdlePolicy};
 use rpc::{Limits, Listener, Registry, Server};
@@ -21,9 +19,6 @@ use std::time::Duration;
 
 /// Where files go by default.
 pub(super) const DATA_DIR: &str = "./pmcache-data";
-
-/// Where staging files go by default.
-pub(super) const RUN_DIR: &str = "/dev/shm";
 
 /// The RPC socket's name in the data directory.
 pub(super) const RPC_SOCKET: &str = "rpc.sock";
@@ -46,8 +41,8 @@ pub(super) struct ServeArgs {
     /// The cores of the maintenance threads [default: those that are left].
     #[arg(long, value_name = "MASK")]
     maintenance_cpumask: Option<CoreSet>,
-    /// Where open log entries outlive this process; must be on tmpfs.
-    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    /// Where open ksets survive the process: on tmpfs, kept over a restart of the service.
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     run_dir: PathBuf,
     /// What data reactors do when idle.
     #[arg(long, value_enum, default_value_t = Idle::Adaptive)]
@@ -142,7 +137,7 @@ fn serve(args: &ServeArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let prepared = prepare(args, &registry, &service);
     if prepared.is_ok() {
         service.set_ready();
-        announce(&service, server.path(), json);
+        announce::announce(&service, server.path(), json);
         wait_for_end(&signals);
     }
     stop(service, server);
@@ -157,7 +152,7 @@ fn prepare(
 ) -> Result<(), Box<dyn Error>> {
     match &args.config {
         Some(path) => config::apply_file(registry, service, path)?,
-        None => default_setup::apply(registry, service)?,
+        None => defaults::start(service)?,
     }
     Ok(())
 }

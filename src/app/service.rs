@@ -1,12 +1,10 @@
 //! The running service: reactors, bdevs, targets, health. The state of every RPC method.
 
 use super::bdevs::Bdevs;
-use super::flushes::Flushes;
+use super::caches::{self, Caches};
 use super::methods;
 use super::nbd::Nbd;
-use super::pools::{Pools, stop_caches};
 use super::shared::Shared;
-use crate::cache::Runtime;
 use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
     StartError,
@@ -15,8 +13,6 @@ use rpc::Registry;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-use uuid::Uuid;
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -29,7 +25,7 @@ pub(super) struct ServiceConfig {
     pub(super) idle: IdlePolicy,
     /// Where files go whose path is relative to nothing else.
     pub(super) data_dir: PathBuf,
-    /// Where staging files go; on tmpfs.
+    /// Where staging files go: on tmpfs.
     pub(super) run_dir: PathBuf,
 }
 
@@ -42,22 +38,8 @@ pub(super) struct Degraded {
     pub(super) reason: String,
 }
 
-/// How long each cache may wait for its backing when the service ends.
-const CACHE_STOP_WAIT: Duration = Duration::from_secs(1);
-
 /// Writeback and GC each have a thread of their own.
 const MAINTENANCE_REACTORS: usize = 2;
-
-/// The kernel's id of this boot; zeroes, which no boot has, if it doesn't tell.
-pub(super) fn boot_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    *Uuid::parse_str(text.trim()).unwrap_or_default().as_bytes()
-}
-
-/// A number that nobody can guess.
-pub(super) fn random_seed() -> u64 {
-    Uuid::new_v4().as_u64_pair().0
-}
 
 /// The service. Methods get it by reference, from many threads at a time.
 #[derive(Debug)]
@@ -66,15 +48,12 @@ pub(super) struct Service {
     clock: Arc<MonotonicClock>,
     started: Nanos,
     data_dir: PathBuf,
-    runtime: Runtime,
     degraded: Shared<Vec<Degraded>>,
     ready: Shared<bool>,
     /// All block devices.
     pub(super) bdevs: Arc<Bdevs>,
-    /// The pools; their caches are among the bdevs.
-    pub(super) pools: Pools,
-    /// Flushes that were asked for.
-    pub(super) flushes: Flushes,
+    /// The pools and caches.
+    pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
 }
@@ -94,25 +73,15 @@ impl Service {
             seed: started.0,
             clock: clock.clone(),
         })?;
-        let runtime = Runtime {
-            data: reactors.data_handles().to_vec(),
-            maintenance: reactors.maintenance_handles().to_vec(),
-            quiescence: reactors.quiescence(),
-            run_dir: config.run_dir.clone(),
-            boot_id: boot_id(),
-            seed: random_seed(),
-        };
         Ok(Self {
             reactors,
-            runtime,
             clock,
             started,
             data_dir: config.data_dir.clone(),
             degraded: Shared::default(),
             ready: Shared::default(),
             bdevs: Arc::default(),
-            pools: Pools::default(),
-            flushes: Flushes::default(),
+            caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
         })
     }
@@ -135,14 +104,14 @@ impl Service {
         self.reactors.infos().get(..count).unwrap_or_default()
     }
 
-    /// What a cache needs to run here.
-    pub(super) fn runtime(&self) -> &Runtime {
-        &self.runtime
-    }
-
     /// Where the files of this service are.
     pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// The clock of the service.
+    pub(super) fn clock(&self) -> Arc<MonotonicClock> {
+        self.clock.clone()
     }
 
     /// The time now.
@@ -182,8 +151,7 @@ impl Service {
     /// service then stops its reactors.
     pub(super) fn close(&self) {
         self.nbd.stop_all(&self.bdevs);
-        stop_caches(&self.bdevs, CACHE_STOP_WAIT);
+        caches::close_all(self);
         self.bdevs.clear();
-        self.pools.clear();
     }
 }

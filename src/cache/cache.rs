@@ -349,6 +349,15 @@ impl Cache {
         self.shared.maintenance.flush_all.load(Ordering::SeqCst)
     }
 
+    /// Bytes a second that writeback has written over about the last second.
+    #[must_use]
+    pub fn writeback_rate_bps(&self) -> u64 {
+        self.shared
+            .maintenance
+            .writeback_rate_bps
+            .load(Ordering::Relaxed)
+    }
+
     /// Bytes that the backing lacks.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {

@@ -468,7 +468,11 @@ impl Pool {
         check_backing(&entry, &*backing, force)?;
         let options = CacheOptions::load(&entry)?;
         self.note_loaded(entry.uuid)?;
-        let loaded = load_media(self, place, &entry, runtime);
+        let begun = runtime.clock.now();
+        let mut loaded = load_media(self, place, &entry, runtime);
+        if let Ok((loaded, _)) = &mut loaded {
+            loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
+        }
         let cache = loaded.and_then(|(loaded, staging)| {
             self.start_cache(&entry, options, backing, runtime, loaded, staging)
         });

@@ -14,8 +14,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use zerocopy::little_endian::{U32, U64};
 
 /// How to format a pool.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PoolFormat {
+    /// Its name, 1 to 255 bytes.
+    pub name: String,
     /// Its identity.
     pub uuid: [u8; 16],
     /// Bytes of a segment: a power of two from 256 KiB to 64 MiB.
@@ -39,6 +41,7 @@ pub struct Pool {
     pub(crate) pmem: Arc<dyn Pmem>,
     pub(crate) geometry: PoolGeometry,
     uuid: [u8; 16],
+    name: String,
     table: RwLock<Table>,
 }
 
@@ -151,6 +154,7 @@ impl Pool {
         let superblock = Superblock {
             seq: 1,
             uuid: format.uuid,
+            name: format.name.clone(),
             segment_bytes: bytes,
             data_start: start,
             segments,
@@ -180,7 +184,7 @@ impl Pool {
         if needed > available {
             return Err(CacheError::MediumTooSmall { needed, available });
         }
-        let uuid = superblock.uuid;
+        let (uuid, name) = (superblock.uuid, superblock.name.clone());
         let table = RwLock::new(Table {
             superblock,
             newest_is_second,
@@ -190,6 +194,7 @@ impl Pool {
             pmem,
             geometry,
             uuid,
+            name,
             table,
         }))
     }
@@ -198,6 +203,12 @@ impl Pool {
     #[must_use]
     pub fn uuid(&self) -> [u8; 16] {
         self.uuid
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Sizes and places.

@@ -84,10 +84,10 @@ impl Lane {
     pub(crate) fn read(&mut self, env: &mut Env, cx: &Cx, job: Job) {
         let range = job.request.range;
         let mut buf = job.request.data.into_buf();
-        let shared = env.shared.clone();
+        let shared = &*env.shared;
         let mut status = IoStatus::Ok;
         let mut absent = Absent::default();
-        let (subtree, start, end) = Self::locate(&shared, range);
+        let (subtree, start, end) = Self::locate(shared, range);
         let tree_start = range.start() - range.start() % SUBTREE_BYTES;
         self.index.walk(subtree, start, end, |piece| {
             let part = ByteRange::between(
@@ -104,7 +104,7 @@ impl Lane {
                 {
                     let Some(buf) = &mut buf else { return };
                     let copied = part_of(buf, range.start(), part)
-                        .is_some_and(|into| copy_hit(&shared, &key, piece.start, into));
+                        .is_some_and(|into| copy_hit(shared, &key, piece.start, into));
                     if !copied {
                         status = IoStatus::IoError;
                     }
@@ -112,7 +112,7 @@ impl Lane {
                 _ => absent.add_gap(part),
             }
         });
-        let stats = self.stats(&shared);
+        let stats = self.stats(shared);
         if job.request.op == LaneOp::Read {
             stats.reads.add(1);
             stats.read_bytes.add(range.len());

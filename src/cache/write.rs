@@ -160,7 +160,7 @@ impl Lane {
             env.shared.pmem.store(at, bytes);
             0
         };
-        self.insert_key(&env.shared.clone(), extent, space, crc, flags);
+        self.insert_key(&env.shared, extent, space, crc, flags);
         let key = media::Key {
             offset: U64::new(extent.start()),
             len: U32::new(space.len),
@@ -224,7 +224,7 @@ impl Lane {
             len,
             generation: self.serial,
         };
-        self.insert_key(&env.shared.clone(), range, space, 0, flags);
+        self.insert_key(&env.shared, range, space, 0, flags);
         let key = media::Key {
             offset: U64::new(range.start()),
             len: U32::new(len),

@@ -85,6 +85,8 @@ pub(crate) struct Writeback {
     completions: Vec<Completion>,
     /// Sequence up to which everything is to be written back, on an operator's request.
     flush_target: Option<u64>,
+    /// When the rate was measured last, and how many bytes had been written by then.
+    measured: (Nanos, u64),
 }
 
 impl Writeback {
@@ -106,6 +108,7 @@ impl Writeback {
             next_request: now,
             completions: Vec::new(),
             flush_target: None,
+            measured: (now, 0),
         }
     }
 
@@ -146,6 +149,20 @@ impl Writeback {
             .maintenance
             .oldest_dirty_since
             .store(oldest, Ordering::Relaxed);
+    }
+
+    fn measure_rate(&mut self, now: Nanos) {
+        let (since, before) = self.measured;
+        let elapsed = now.since(since);
+        if elapsed >= PERIOD_NS {
+            let bytes = self.seed.stats.snapshot().bytes;
+            let rate = (bytes - before).saturating_mul(1_000_000_000) / elapsed;
+            self.shared()
+                .maintenance
+                .writeback_rate_bps
+                .store(rate, Ordering::Relaxed);
+            self.measured = (now, bytes);
+        }
     }
 
     fn lag_ns(&self, now: Nanos) -> u64 {
@@ -580,6 +597,7 @@ pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
 impl Poller for Writeback {
     fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
         let reaped = self.reap(cx);
+        self.measure_rate(cx.now());
         if self.rest_if_asked() {
             return reaped;
         }

@@ -132,7 +132,9 @@ struct RawHeader {
     segment_bytes: U64,
     data_start: U64,
     segments: U32,
-    spare: [u8; 1024 - 60],
+    name_len: U32,
+    name: [u8; 256],
+    spare: [u8; 704],
 }
 
 const _: () = assert!(size_of::<RawHeader>() == 1024);
@@ -144,6 +146,8 @@ pub struct Superblock {
     pub seq: u64,
     /// Identity of the pool.
     pub uuid: [u8; 16],
+    /// Name of the pool, at most 255 bytes.
+    pub name: String,
     /// Size of a segment, bytes: a power of two from 256 KiB to 64 MiB.
     pub segment_bytes: u64,
     /// Where segment 0 begins, bytes.
@@ -184,6 +188,8 @@ pub enum SuperblockError {
 /// The bytes of one copy.
 #[must_use]
 pub fn encode_superblock(superblock: &Superblock) -> Vec<u8> {
+    let mut name = [0; 256];
+    let name_len = put(&mut name, &superblock.name);
     let header = RawHeader {
         magic: MAGIC,
         crc: U32::ZERO,
@@ -193,7 +199,9 @@ pub fn encode_superblock(superblock: &Superblock) -> Vec<u8> {
         segment_bytes: U64::new(superblock.segment_bytes),
         data_start: U64::new(superblock.data_start),
         segments: U32::new(superblock.segments),
-        spare: [0; 1024 - 60],
+        name_len,
+        name,
+        spare: [0; 704],
     };
     let mut bytes = Vec::with_capacity(SUPERBLOCK_BYTES);
     bytes.extend_from_slice(header.as_bytes());
@@ -246,6 +254,7 @@ pub fn decode_superblock(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
     Ok(Superblock {
         seq: raw.seq.get(),
         uuid: raw.uuid,
+        name: text(&raw.name, raw.name_len),
         segment_bytes,
         data_start,
         segments: raw.segments.get(),
@@ -265,6 +274,7 @@ mod tests {
         let superblock = Superblock {
             seq: 4,
             uuid: [1; 16],
+            name: "pool0".into(),
             segment_bytes: 2 << 20,
             data_start: 2 << 20,
             segments: 127,

@@ -77,6 +77,7 @@ fn runtime(
         data: data.iter().map(Reactor::handle).collect(),
         maintenance: vec![maintenance.handle()],
         quiescence,
+        clock: Arc::new(ManualClock::default()),
         run_dir: run_dir.to_path_buf(),
         boot_id: [7; 16],
         seed,
@@ -94,6 +95,7 @@ impl Rig {
         Pool::format(
             &*pmem,
             &PoolFormat {
+                name: "p0".into(),
                 uuid: [3; 16],
                 segment_bytes: config.segment_bytes,
                 force: true,

@@ -1,19 +1,17 @@
 //! Methods about caches.
 
-use super::Name;
-use super::cache_options::{self, Changes, DurabilityName, ModeName, OrderName};
-use super::uuid_or_new;
-use crate::app::pools::{
-    self, cache_error, cache_object, check_durability, load_cache, unload_cache,
+use super::{Name, uuid_or_new};
+use crate::app::caches::{self, cache_error, cache_object};
+use crate::app::service::Service;
+use crate::bdev::Bdev;
+use crate::cache::{
+    Cache, CacheError, CacheOptions, CreateCache, Durability, Mode, ReplayReport, WritebackOrder,
+    segments_min,
 };
-use crate::app::service::{Service, random_seed};
-use crate::bdev::{Bdev, check_name};
-use crate::cache::{Cache, CacheOptions, CreateCache, LANES_MAX, Pool, segments_min};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::sync::Arc;
 use uuid::Uuid;
 
 /// Adds this file's methods.
@@ -29,10 +27,121 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_flush_stop", flush_stop);
 }
 
-/// `bdev_pmcache_create`: a cache in `pool` in front of `backing_bdev`. `size`: bytes of pool space,
-/// rounded down to whole segments. `lanes`: four for each data reactor, as far as they fit, if not
-/// given. `block_size`: the backing's if not given. `force`: take `durability` write on memory that
-/// has none.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ModeName {
+    Wb,
+    Wt,
+    Wa,
+    Wo,
+    Pt,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Wb => Self::Wb,
+            ModeName::Wt => Self::Wt,
+            ModeName::Wa => Self::Wa,
+            ModeName::Wo => Self::Wo,
+            ModeName::Pt => Self::Pt,
+        }
+    }
+}
+
+impl From<Mode> for ModeName {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Wb => Self::Wb,
+            Mode::Wt => Self::Wt,
+            Mode::Wa => Self::Wa,
+            Mode::Wo => Self::Wo,
+            Mode::Pt => Self::Pt,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DurabilityName {
+    Flush,
+    Write,
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
+        match name {
+            DurabilityName::Flush => Self::Flush,
+            DurabilityName::Write => Self::Write,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum OrderName {
+    Adaptive,
+    Strict,
+    Relaxed,
+}
+
+impl From<OrderName> for WritebackOrder {
+    fn from(name: OrderName) -> Self {
+        match name {
+            OrderName::Adaptive => Self::Adaptive,
+            OrderName::Strict => Self::Strict,
+            OrderName::Relaxed => Self::Relaxed,
+        }
+    }
+}
+
+/// The options that can be given at creation and changed later; absent means unchanged.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetOptions {
+    name: String,
+    gc_percent: Option<u32>,
+    kset_flush_ms: Option<u32>,
+    durability: Option<DurabilityName>,
+    writeback_order: Option<OrderName>,
+    writeback_depth: Option<u32>,
+    writeback_rate_mbps: Option<u32>,
+    writeback_delay_ms: Option<u32>,
+    writeback_lag_s: Option<u32>,
+    dirty_low_percent: Option<u32>,
+    dirty_high_percent: Option<u32>,
+    no_space_timeout_s: Option<u32>,
+    verify_reads: Option<bool>,
+}
+
+impl SetOptions {
+    fn over(&self, mut options: CacheOptions) -> CacheOptions {
+        fn put<T: Copy>(option: &mut T, given: Option<T>) {
+            if let Some(value) = given {
+                *option = value;
+            }
+        }
+        put(&mut options.gc_percent, self.gc_percent);
+        put(&mut options.kset_flush_ms, self.kset_flush_ms);
+        put(&mut options.durability, self.durability.map(Into::into));
+        put(
+            &mut options.writeback_order,
+            self.writeback_order.map(Into::into),
+        );
+        put(&mut options.writeback_depth, self.writeback_depth);
+        put(&mut options.writeback_rate_mbps, self.writeback_rate_mbps);
+        put(&mut options.writeback_delay_ms, self.writeback_delay_ms);
+        put(&mut options.writeback_lag_s, self.writeback_lag_s);
+        put(&mut options.dirty_low_percent, self.dirty_low_percent);
+        put(&mut options.dirty_high_percent, self.dirty_high_percent);
+        put(&mut options.no_space_timeout_s, self.no_space_timeout_s);
+        put(&mut options.verify_reads, self.verify_reads);
+        options
+    }
+}
+
+/// `bdev_pmcache_create`: a cache named `name` on pool `pool`, in front of `backing_bdev`. `size`:
+/// bytes of pool space; `block_size`: 512 or 4096, by default the backing's.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Create {
@@ -50,64 +159,54 @@ struct Create {
     gc_percent: Option<u32>,
     kset_flush_ms: Option<u32>,
     uuid: Option<Uuid>,
-    #[serde(default)]
-    force: bool,
 }
 
-impl Create {
-    fn options(&self) -> CacheOptions {
-        let mut options = CacheOptions::default();
-        let changes = Changes {
-            durability: self.durability,
-            writeback_order: self.writeback_order,
-            verify_reads: self.verify_reads,
-            gc_percent: self.gc_percent,
-            kset_flush_ms: self.kset_flush_ms,
-            ..Changes::default()
-        };
-        changes.apply(&mut options);
-        options.mode = self.mode.map_or(options.mode, Into::into);
-        options.data_crc = self.data_crc.unwrap_or(options.data_crc);
-        options
-    }
-}
-
-/// Four lanes for each data reactor, as far as `bytes` of the pool hold what they need.
-pub(in crate::app) fn default_lanes(pool: &Pool, bytes: u64, data_reactors: usize) -> u32 {
-    let segment_bytes = pool.geometry().segment_bytes;
-    let wanted = u32::try_from(data_reactors.saturating_mul(4)).unwrap_or(LANES_MAX);
-    let fits =
-        |lanes: &u32| u64::from(segments_min(*lanes, segment_bytes)) <= bytes / segment_bytes;
-    let wanted = wanted.clamp(1, LANES_MAX);
+/// As many lanes as are of use, and as the segments allow.
+fn default_lanes(data_reactors: usize, segments: u64, segment_bytes: u64) -> u32 {
+    let wanted = u32::try_from(4 * data_reactors).unwrap_or(128).min(128);
+    let fits = |lanes: &u32| u64::from(segments_min(*lanes, segment_bytes)) <= segments;
     (1..=wanted).rev().find(fits).unwrap_or(1)
 }
 
 fn create(service: &Service, params: Create) -> Result<String, Error> {
-    check_name(&params.name).map_err(|error| crate::app::bdevs::bdev_error(&error))?;
-    let options = params.options();
-    let pool = service.pools.get(&params.pool)?.pool;
-    check_durability(&params.name, &pool, options.durability, params.force)?;
+    let segment_bytes = service
+        .caches
+        .pool(&params.pool)?
+        .pool
+        .geometry()
+        .segment_bytes;
+    let reactors = service.reactors().data_handles().len();
+    let lanes = params
+        .lanes
+        .unwrap_or_else(|| default_lanes(reactors, params.size / segment_bytes, segment_bytes));
     let backing = service.bdevs.get(&params.backing_bdev)?.bdev.info();
-    let reactors = service.runtime().data.len();
+    let set = SetOptions {
+        durability: params.durability,
+        writeback_order: params.writeback_order,
+        verify_reads: params.verify_reads,
+        gc_percent: params.gc_percent,
+        kset_flush_ms: params.kset_flush_ms,
+        ..SetOptions::default()
+    };
+    let mut options = set.over(CacheOptions::default());
+    options.mode = params.mode.map_or(Mode::Wb, Into::into);
+    options.data_crc = params.data_crc.unwrap_or(true);
+    let (seed, _) = Uuid::new_v4().as_u64_pair();
     let create = CreateCache {
+        name: params.name,
         uuid: *uuid_or_new(params.uuid).as_bytes(),
         bytes: params.size,
-        lanes: match params.lanes {
-            Some(lanes) => lanes,
-            None => default_lanes(&pool, params.size, reactors),
-        },
+        lanes,
         block_bytes: params.block_size.unwrap_or(backing.block_size),
         options,
-        seed: random_seed(),
-        name: params.name,
+        seed,
     };
-    let (bdevs, runtime) = (&service.bdevs, service.runtime());
-    pools::create_cache(bdevs, runtime, &pool, &params.backing_bdev, &create)?;
+    caches::create_cache(service, &params.pool, &params.backing_bdev, &create)?;
     Ok(create.name)
 }
 
-/// `bdev_pmcache_load`: starts a cache of `pool`, by `name` or `uuid`, in front of the bdev that
-/// it was last in front of, or of `backing_bdev`, which must be the recorded device.
+/// `bdev_pmcache_load`: the cache `name` or `uuid` of `pool`, in front of `backing_bdev` or of the
+/// bdev that was recorded. What is loaded already is answered as loaded.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Load {
@@ -115,55 +214,11 @@ struct Load {
     name: Option<String>,
     uuid: Option<Uuid>,
     backing_bdev: Option<String>,
+    #[serde(default)]
+    force: bool,
 }
 
-fn load(service: &Service, params: Load) -> Result<Value, Error> {
-    let pool = service.pools.get(&params.pool)?.pool;
-    if params.name.is_none() && params.uuid.is_none() {
-        return Err(Error::invalid_params(
-            "Invalid parameters: name or uuid is required",
-        ));
-    }
-    let caches = pool.caches();
-    let found = caches.iter().find(|entry| {
-        let by_name = params
-            .name
-            .as_ref()
-            .is_none_or(|name| *name == entry.name());
-        by_name
-            && params
-                .uuid
-                .is_none_or(|uuid| *uuid.as_bytes() == entry.uuid)
-    });
-    let entry = found.ok_or_else(crate::app::bdevs::no_such_device)?;
-    let (name, uuid) = (entry.name(), Uuid::from_bytes(entry.uuid));
-    if let Ok(running) = service.bdevs.cache(&name)
-        && running.uuid() == uuid
-    {
-        return Ok(describe_load(&running));
-    }
-    let backing = params.backing_bdev.unwrap_or_else(|| entry.backing_name());
-    let runtime = service.runtime();
-    let cache = load_cache(&service.bdevs, runtime, &pool, &name, &backing)?;
-    if cache.replay_report().staging_missing {
-        let reason = "its staging file is gone: acknowledged writes of the last kset_flush_ms before \
-                      the process died may be lost";
-        service.degrade(&cache_object(&name), reason.to_owned());
-    }
-    Ok(describe_load(&cache))
-}
-
-fn describe_load(cache: &Cache) -> Value {
-    json!({
-        "name": cache.name(),
-        "uuid": cache.uuid(),
-        "replay": describe_replay(cache),
-    })
-}
-
-/// What the load found.
-pub(super) fn describe_replay(cache: &Cache) -> Value {
-    let report = cache.replay_report();
+fn show_replay(report: &ReplayReport) -> Value {
     json!({
         "ksets": report.ksets,
         "keys": report.keys,
@@ -175,7 +230,26 @@ pub(super) fn describe_replay(cache: &Cache) -> Value {
     })
 }
 
-/// `bdev_pmcache_unload`: dirty data stay in the pool; with `flush` the backing must be complete.
+fn load(service: &Service, params: Load) -> Result<Value, Error> {
+    let name = match (&params.name, params.uuid) {
+        (_, Some(uuid)) => uuid.to_string(),
+        (Some(name), None) => name.clone(),
+        (None, None) => {
+            let text = "Invalid parameters: one of name and uuid is needed";
+            return Err(Error::invalid_params(text));
+        }
+    };
+    let backing = params.backing_bdev.as_deref();
+    let cache = caches::load_cache(service, &params.pool, &name, backing, params.force)?;
+    Ok(json!({
+        "name": cache.name(),
+        "uuid": cache.uuid(),
+        "replay": show_replay(&cache.replay_report()),
+    }))
+}
+
+/// `bdev_pmcache_unload`: closes ksets and stops; dirty data stay in pmem, unless `flush` asks that
+/// there be none.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Unload {
@@ -185,24 +259,11 @@ struct Unload {
 }
 
 fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
-    let cache = service.bdevs.cache(&params.name)?;
-    if params.flush && !service.flushes.is_complete(&cache) {
-        return Err(Error::errno_with(
-            Errno::BUSY.raw_os_error(),
-            format!(
-                "{}: no flush_start has finished since the last write",
-                cache_object(&params.name)
-            ),
-        ));
-    }
-    let uuid = cache.uuid();
-    drop(cache);
-    unload_cache(&service.bdevs, &params.name)?;
-    service.flushes.forget(uuid);
+    caches::unload_cache(service, &params.name, params.flush)?;
     Ok(true)
 }
 
-/// `bdev_pmcache_destroy`: with dirty data only if `discard_dirty` repeats how many bytes.
+/// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Destroy {
@@ -211,169 +272,140 @@ struct Destroy {
 }
 
 fn destroy(service: &Service, params: Destroy) -> Result<Value, Error> {
-    let object = cache_object(&params.name);
-    let cache = service.bdevs.cache(&params.name)?;
-    let dirty_bytes = cache.dirty_bytes();
-    if dirty_bytes > 0 && params.discard_dirty != Some(dirty_bytes) {
-        let error = crate::cache::CacheError::Dirty { dirty_bytes };
-        return Err(cache_error(&object, &error));
-    }
-    let (pool, uuid) = (cache.pool(), cache.uuid());
-    drop(cache);
-    unload_cache(&service.bdevs, &params.name)?;
-    service.flushes.forget(uuid);
-    // Nobody could write since: it was in use by nobody when it stopped.
-    pool.destroy_cache(&params.name, dirty_bytes, params.discard_dirty)
-        .map_err(|error| cache_error(&object, &error))?;
-    Ok(json!({"discarded_bytes": dirty_bytes}))
+    let discarded = caches::destroy_cache(service, &params.name, params.discard_dirty)?;
+    Ok(json!({"discarded_bytes": discarded}))
 }
 
-/// `bdev_pmcache_get`: all running caches, or the one of that name.
+/// `bdev_pmcache_get`: all, or the one of that name.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Get {
     name: Option<String>,
 }
 
-fn get(service: &Service, params: Get) -> Result<Vec<Value>, Error> {
-    let caches = match params.name {
-        None => service.bdevs.caches(),
-        Some(name) => vec![service.bdevs.cache(&name)?],
+fn show_options(options: &CacheOptions) -> Value {
+    let order = match options.writeback_order {
+        WritebackOrder::Adaptive => OrderName::Adaptive,
+        WritebackOrder::Strict => OrderName::Strict,
+        WritebackOrder::Relaxed => OrderName::Relaxed,
     };
-    Ok(caches
-        .iter()
-        .map(|cache| describe(service, cache))
-        .collect())
+    let durability = match options.durability {
+        Durability::Flush => DurabilityName::Flush,
+        Durability::Write => DurabilityName::Write,
+    };
+    json!({
+        "mode": ModeName::from(options.mode),
+        "durability": durability,
+        "writeback_order": order,
+        "data_crc": options.data_crc,
+        "verify_reads": options.verify_reads,
+        "gc_percent": options.gc_percent,
+        "kset_flush_ms": options.kset_flush_ms,
+        "writeback_depth": options.writeback_depth,
+        "writeback_rate_mbps": options.writeback_rate_mbps,
+        "writeback_delay_ms": options.writeback_delay_ms,
+        "writeback_lag_s": options.writeback_lag_s,
+        "dirty_low_percent": options.dirty_low_percent,
+        "dirty_high_percent": options.dirty_high_percent,
+        "no_space_timeout_s": options.no_space_timeout_s,
+    })
 }
 
-fn describe(service: &Service, cache: &Arc<Cache>) -> Value {
+fn position(tail: (u32, u32, u64)) -> Value {
+    json!({"segment": tail.0, "offset": tail.1, "sequence": tail.2})
+}
+
+fn show(service: &Service, cache: &Cache) -> Value {
     let status = cache.status();
-    let pool_uuid = cache.pool().uuid();
-    let pools = service.pools.list();
-    let pool = pools.iter().find(|entry| entry.pool.uuid() == pool_uuid);
-    let position = |(segment, offset, sequence): (u32, u32, u64)| json!({"segment": segment, "offset": offset, "sequence": sequence});
-    let lag_ns = match status.oldest_dirty_since_ns {
-        0 => 0,
-        since => service.now().0.saturating_sub(since),
+    let since = status.oldest_dirty_since_ns;
+    let lag_ms = if since == 0 {
+        0
+    } else {
+        service.now().0.saturating_sub(since) / 1_000_000
     };
-    let lanes: Vec<Value> = (0..cache.lanes())
-        .map(|lane| json!({"lane": lane, "reactor": lane as usize % service.runtime().data.len()}))
-        .collect();
-    let mut value = json!({
+    let mut shown = json!({
         "name": cache.name(),
         "uuid": cache.uuid(),
-        "pool": pool.map(|entry| &entry.name),
+        "pool": cache.pool().name(),
         "backing_bdev": cache.backing().info().name,
         "state": status.state,
+        "lanes": cache.lanes(),
         "block_size": cache.info().block_size,
         "size": cache.info().bytes(),
         "segments": {
             "total": status.segments_total,
+            "free": status.segments_free,
+            "log": status.segments_log,
+            "log_reserve": status.segments_reserve,
             "data": status.segments_total.saturating_sub(
                 status.segments_free + status.segments_log + status.segments_reserve
             ),
-            "log": status.segments_log,
-            "reserve": status.segments_reserve,
-            "free": status.segments_free,
         },
         "dirty_bytes": status.dirty_bytes,
         "key_head": {"sequence": status.key_head_sequence},
         "durable_sequence": status.durable_sequence,
         "dirty_tail": position(status.dirty_tail),
         "key_tail": position(status.key_tail),
-        "between_boundaries": status.between_boundaries,
+        "backing_between_boundaries": status.between_boundaries,
         "epochs_pending": status.epochs_pending,
-        "lag_ms": lag_ns / 1_000_000,
+        "writeback_lag_ms": lag_ms,
         "waiting_lanes": status.waiting_lanes,
-        "lanes": lanes,
     });
-    if let Some(members) = value.as_object_mut() {
-        members.extend(cache_options::describe(&cache.options()));
+    if let (Some(shown), Value::Object(options)) =
+        (shown.as_object_mut(), show_options(&cache.options()))
+    {
+        shown.extend(options);
     }
-    value
+    shown
 }
 
-/// `bdev_pmcache_set_options`: all or nothing, kept on media.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SetOptions {
-    name: String,
-    durability: Option<DurabilityName>,
-    writeback_order: Option<OrderName>,
-    verify_reads: Option<bool>,
-    gc_percent: Option<u32>,
-    kset_flush_ms: Option<u32>,
-    writeback_depth: Option<u32>,
-    writeback_rate_mbps: Option<u32>,
-    writeback_delay_ms: Option<u32>,
-    writeback_lag_s: Option<u32>,
-    dirty_low_percent: Option<u32>,
-    dirty_high_percent: Option<u32>,
-    no_space_timeout_s: Option<u32>,
-    seq_cutoff_policy: Option<String>,
-    seq_cutoff_kib: Option<u32>,
-    admission: Option<String>,
-    slow_io_us: Option<u32>,
-    #[serde(default)]
-    force: bool,
+fn get(service: &Service, params: Get) -> Result<Value, Error> {
+    let found = match &params.name {
+        None => caches::all(service),
+        Some(name) => vec![caches::find(service, name)?],
+    };
+    Ok(found.iter().map(|cache| show(service, cache)).collect())
 }
 
 fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
-    let cache = service.bdevs.cache(&params.name)?;
-    cache_options::refuse_later("seq_cutoff_policy", params.seq_cutoff_policy.is_some())?;
-    cache_options::refuse_later("seq_cutoff_kib", params.seq_cutoff_kib.is_some())?;
-    cache_options::refuse_later("admission", params.admission.is_some())?;
-    cache_options::refuse_later("slow_io_us", params.slow_io_us.is_some())?;
-    let mut options = cache.options();
-    let changes = Changes {
-        durability: params.durability,
-        writeback_order: params.writeback_order,
-        verify_reads: params.verify_reads,
-        gc_percent: params.gc_percent,
-        kset_flush_ms: params.kset_flush_ms,
-        writeback_depth: params.writeback_depth,
-        writeback_rate_mbps: params.writeback_rate_mbps,
-        writeback_delay_ms: params.writeback_delay_ms,
-        writeback_lag_s: params.writeback_lag_s,
-        dirty_low_percent: params.dirty_low_percent,
-        dirty_high_percent: params.dirty_high_percent,
-        no_space_timeout_s: params.no_space_timeout_s,
-    };
-    changes.apply(&mut options);
-    check_durability(
-        &params.name,
-        &cache.pool(),
-        options.durability,
-        params.force,
-    )?;
-    let set = cache.set_options(options);
-    set.map_err(|error| cache_error(&cache_object(&params.name), &error))?;
+    let cache = caches::find(service, &params.name)?;
+    let object = cache_object(&params.name);
+    let before = cache.options();
+    let options = params.over(before.clone());
+    let weaker = before.durability == Durability::Write && options.durability == Durability::Flush;
+    if weaker && !service.bdevs.get(&params.name)?.users.is_empty() {
+        let why = "its durability can't be weakened while it is exported".to_owned();
+        return Err(cache_error(&object, &CacheError::Busy(why)));
+    }
+    cache
+        .set_options(options)
+        .map_err(|error| cache_error(&object, &error))?;
     Ok(true)
 }
 
 fn flush_start(service: &Service, params: Name) -> Result<bool, Error> {
-    let cache = service.bdevs.cache(&params.name)?;
-    service.flushes.start(&cache, service.now());
+    let cache = caches::find(service, &params.name)?;
+    if cache.is_flushing() {
+        return Err(Error::errno(Errno::ALREADY.raw_os_error()));
+    }
+    cache.flush_start();
     Ok(true)
 }
 
 fn flush_status(service: &Service, params: Name) -> Result<Value, Error> {
-    let cache = service.bdevs.cache(&params.name)?;
-    let progress = service.flushes.progress(&cache, service.now());
-    let mut value = json!({
-        "in_progress": progress.in_progress,
-        "remaining_bytes": progress.remaining_bytes,
-        "rate_bps": progress.rate_bps,
-    });
-    if !progress.in_progress
-        && let Some(members) = value.as_object_mut()
-    {
-        members.insert("status".to_owned(), 0.into());
-    }
-    Ok(value)
+    let cache = caches::find(service, &params.name)?;
+    let in_progress = cache.is_flushing();
+    let degraded = cache.status().state == "degraded";
+    let io_error = i64::from(Errno::IO.raw_os_error());
+    Ok(json!({
+        "in_progress": in_progress,
+        "remaining_bytes": cache.dirty_bytes(),
+        "rate_bps": cache.writeback_rate_bps(),
+        "status": if degraded { -io_error } else { 0 },
+    }))
 }
 
 fn flush_stop(service: &Service, params: Name) -> Result<bool, Error> {
-    service.bdevs.cache(&params.name)?.flush_stop();
+    caches::find(service, &params.name)?.flush_stop();
     Ok(true)
 }

@@ -1,6 +1,6 @@
-//! What a cache has done, in groups as OCF's users know them.
+//! Statistics of caches, in the groups that SPDK's OCF users know, and more.
 
-use super::cache::describe_replay;
+use crate::app::caches;
 use crate::app::service::Service;
 use crate::cache::{Cache, LaneFigures};
 use rpc::{Error, Registry};
@@ -12,7 +12,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_get_stats", get_stats);
 }
 
-/// `bdev_pmcache_get_stats`: since the cache was loaded.
+/// `bdev_pmcache_get_stats`: counters since the load. `per_lane` adds each lane's.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GetStats {
@@ -21,101 +21,122 @@ struct GetStats {
     per_lane: bool,
 }
 
-/// Blocks are told in these units, as OCF does.
-const BLOCK_BYTES: u64 = 4096;
-
-/// One figure with its share of `whole`.
+/// `count` and its share of `whole`, as SPDK's OCF module writes it.
 fn leaf(count: u64, whole: u64, units: &str) -> Value {
-    // Basis points: two digits behind the point.
-    let share = u128::from(count) * 10_000 / u128::from(whole.max(1));
-    let percentage = format!("{}.{:02}", share / 100, share % 100);
-    json!({"count": count, "percentage": percentage, "units": units})
+    // Hundredths of a percent, in whole numbers.
+    let share = count.saturating_mul(10_000).checked_div(whole).unwrap_or(0);
+    json!({
+        "count": count,
+        "percentage": format!("{}.{:02}", share / 100, share % 100),
+        "units": units,
+    })
 }
 
 fn requests(figures: &LaneFigures) -> Value {
-    let total = figures.reads + figures.writes + figures.zeroes + figures.flushes;
-    let of_reads = |count| leaf(count, figures.reads, "Requests");
-    let of_total = |count| leaf(count, total, "Requests");
+    let total = figures.reads + figures.writes;
+    let leaf = |count| leaf(count, total, "Requests");
     json!({
-        "rd_hits": of_reads(figures.hits),
-        "rd_partial_misses": of_reads(figures.partial_hits),
-        "rd_full_misses": of_reads(figures.misses),
-        "rd_total": of_total(figures.reads),
-        "wr_total": of_total(figures.writes),
-        "zeroes": of_total(figures.zeroes),
-        "flushes": of_total(figures.flushes),
-        "total": of_total(total),
+        "rd_hits": leaf(figures.hits),
+        "rd_partial_misses": leaf(figures.partial_hits),
+        "rd_full_misses": leaf(figures.misses),
+        "rd_total": leaf(figures.reads),
+        "wr_total": leaf(figures.writes),
+        "zeroes": figures.zeroes,
+        "joins": figures.joins,
+        "fills": figures.fills,
+        "fills_skipped": figures.fills_skipped,
+        "space_waits": figures.space_waits,
+        "space_wait_us": figures.space_wait_ns / 1000,
+        "total": leaf(total),
     })
+}
+
+fn fields(fields: Vec<(&'static str, u64)>) -> Value {
+    let map: Map<String, Value> = fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect();
+    Value::Object(map)
 }
 
 fn usage(cache: &Cache) -> Value {
+    const BLOCK: u64 = 4096;
     let status = cache.status();
-    let segment_blocks = cache.pool().geometry().segment_data_bytes() / BLOCK_BYTES;
-    let total = u64::from(status.segments_total) * segment_blocks;
-    let free = u64::from(status.segments_free) * segment_blocks;
-    let occupancy = total.saturating_sub(free);
-    let dirty = status.dirty_bytes.div_ceil(BLOCK_BYTES).min(occupancy);
-    let of_total = |count| leaf(count, total, "4KiB blocks");
+    let segment = cache.pool().geometry().segment_data_bytes();
+    let total = u64::from(status.segments_total) * segment / BLOCK;
+    let free = u64::from(status.segments_free + status.segments_reserve) * segment / BLOCK;
+    let dirty = status.dirty_bytes / BLOCK;
+    let used = total.saturating_sub(free);
+    let leaf = |count| leaf(count, total, "4KiB blocks");
     json!({
-        "occupancy": of_total(occupancy),
-        "free": of_total(free),
-        "clean": leaf(occupancy - dirty, occupancy, "4KiB blocks"),
-        "dirty": leaf(dirty, occupancy, "4KiB blocks"),
+        "occupancy": leaf(used),
+        "free": leaf(free),
+        "clean": leaf(used.saturating_sub(dirty)),
+        "dirty": leaf(dirty),
     })
 }
 
-fn blocks(figures: &LaneFigures, written_back: u64) -> Value {
-    let group = |name: &str, read: u64, written: u64| {
-        let (read, written) = (read.div_ceil(BLOCK_BYTES), written.div_ceil(BLOCK_BYTES));
-        let total = read + written;
-        let of_total = |count| leaf(count, total, "4KiB blocks");
-        [
-            (format!("{name}_rd"), of_total(read)),
-            (format!("{name}_wr"), of_total(written)),
-            (format!("{name}_total"), of_total(total)),
-        ]
-    };
-    let core = group("core_volume", figures.backing_read_bytes, written_back);
-    let volume = group("volume", figures.read_bytes, figures.write_bytes);
-    Value::Object(core.into_iter().chain(volume).collect())
-}
-
-fn plain(fields: Vec<(&'static str, u64)>) -> Map<String, Value> {
-    let members = fields.into_iter();
-    members
-        .map(|(name, value)| (name.to_owned(), value.into()))
-        .collect()
-}
-
 fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
-    let cache = service.bdevs.cache(&params.name)?;
+    let cache = caches::find(service, &params.name)?;
     let figures = cache.figures();
-    let writeback = cache.writeback_figures();
-    let errors = figures.backing_errors + writeback.errors;
-    let of_errors = |count| leaf(count, errors, "Requests");
-    let mut value = json!({
+    let (writeback, gc) = (cache.writeback_figures(), cache.gc_figures());
+    let replay = cache.replay_report();
+    let status = cache.status();
+    let ksets = figures.closed_full
+        + figures.closed_age
+        + figures.closed_flush
+        + figures.closed_fua
+        + figures.closed_pressure;
+    let mut stats = json!({
         "usage": usage(&cache),
         "requests": requests(&figures),
-        "blocks": blocks(&figures, writeback.bytes),
-        "errors": {
-            "core_volume_rd": of_errors(figures.backing_errors),
-            "core_volume_wr": of_errors(writeback.errors),
-            "total": of_errors(errors),
+        "blocks": {
+            "backing_rd_bytes": figures.backing_read_bytes,
+            "backing_wr_bytes": writeback.bytes,
+            "volume_rd_bytes": figures.read_bytes,
+            "volume_wr_bytes": figures.write_bytes,
+            "volume_zero_bytes": figures.zero_bytes,
         },
-        "log": plain(figures.fields()),
-        "writeback": plain(writeback.fields()),
-        "gc": plain(cache.gc_figures().fields()),
-        "replay": describe_replay(&cache),
+        "errors": {
+            "backing_rd": figures.backing_errors,
+            "backing_wr": writeback.errors,
+        },
+        "log": {
+            "keys": figures.keys,
+            "ksets": ksets,
+            "keys_per_kset": figures.keys.checked_div(ksets).unwrap_or(0),
+            "closed_full": figures.closed_full,
+            "closed_age": figures.closed_age,
+            "closed_flush": figures.closed_flush,
+            "closed_fua": figures.closed_fua,
+            "closed_pressure": figures.closed_pressure,
+        },
+        "writeback": fields(writeback.fields()),
+        "gc": fields(gc.fields()),
+        "replay": {
+            "ksets": replay.ksets,
+            "keys": replay.keys,
+            "stale_keys": replay.stale_keys,
+            "staged_keys": replay.staged_keys,
+            "dirty_bytes": replay.dirty_bytes,
+            "elapsed_us": replay.elapsed_us,
+        },
+        "segments": {
+            "total": status.segments_total,
+            "free": status.segments_free,
+            "log": status.segments_log,
+            "log_reserve": status.segments_reserve,
+        },
     });
     if params.per_lane
-        && let Some(members) = value.as_object_mut()
+        && let Some(stats) = stats.as_object_mut()
     {
-        let lanes: Vec<Value> = cache
+        let lanes = cache
             .lane_figures()
             .iter()
-            .map(|lane| Value::Object(plain(lane.fields())))
+            .map(|lane| fields(lane.fields()))
             .collect();
-        members.insert("lanes".to_owned(), lanes.into());
+        stats.insert("lanes".to_owned(), Value::Array(lanes));
     }
-    Ok(value)
+    Ok(stats)
 }

@@ -3,7 +3,6 @@
 
 mod bdev;
 mod cache;
-mod cache_options;
 mod cache_stats;
 mod files;
 mod filters;

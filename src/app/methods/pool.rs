@@ -1,9 +1,8 @@
 //! Methods about pools.
 
-use super::uuid_or_new;
-use crate::app::pools::{PoolEntry, uuid_text};
+use super::{Name, uuid_or_new};
+use crate::app::caches::{self, PoolEntry};
 use crate::app::service::Service;
-use crate::bdev::check_name;
 use crate::cache::PoolFormat;
 use rpc::{Error, Registry};
 use rustix::io::Errno;
@@ -19,11 +18,11 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("pool_get", get);
 }
 
-/// Segments of a pool if nothing else is said, in bytes.
+/// Bytes of a segment if nothing is said.
 const SEGMENT_BYTES: u64 = 16 << 20;
 
-/// `pool_create`: formats the pmem bdev `bdev_name`. `segment_size` in bytes; what is there is
-/// overwritten only with `force`.
+/// `pool_create`: formats the pmem bdev `bdev_name`. `segment_size` in bytes, a power of two from
+/// 256 KiB to 64 MiB. Refuses what is not empty, unless `force`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Create {
@@ -35,37 +34,36 @@ struct Create {
     force: bool,
 }
 
-fn check_pool_name(name: &str) -> Result<(), Error> {
-    check_name(name).map_err(|error| crate::app::bdevs::bdev_error(&error))
+fn names(entry: &PoolEntry) -> Vec<String> {
+    entry
+        .pool
+        .caches()
+        .iter()
+        .map(crate::media::CacheEntry::name)
+        .collect()
 }
 
 fn create(service: &Service, params: Create) -> Result<Value, Error> {
-    check_pool_name(&params.name)?;
+    let uuid = uuid_or_new(params.uuid);
     let format = PoolFormat {
-        uuid: *uuid_or_new(params.uuid).as_bytes(),
+        name: params.name,
+        uuid: *uuid.as_bytes(),
         segment_bytes: params.segment_size.unwrap_or(SEGMENT_BYTES),
         force: params.force,
     };
-    let pools = &service.pools;
-    let entry = pools.open(
-        &service.bdevs,
-        &params.name,
-        &params.bdev_name,
-        Some(&format),
-    )?;
+    let entry = caches::create_pool(service, &params.bdev_name, &format)?;
     Ok(json!({
-        "name": entry.name,
-        "uuid": uuid_text(entry.pool.uuid()),
+        "name": entry.pool.name(),
+        "uuid": uuid,
         "segments": entry.pool.geometry().segments,
     }))
 }
 
-/// `pool_load`: opens the pool on the pmem bdev `bdev_name`, called `name` (by default as its bdev).
+/// `pool_load`: the pool on the pmem bdev `bdev_name`. `mode`: only `auto` so far.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Load {
     bdev_name: String,
-    name: Option<String>,
     #[serde(default)]
     mode: LoadMode,
 }
@@ -83,59 +81,42 @@ fn load(service: &Service, params: Load) -> Result<Value, Error> {
     if params.mode != LoadMode::Auto {
         return Err(Error::errno(Errno::OPNOTSUPP.raw_os_error()));
     }
-    let name = params.name.unwrap_or_else(|| params.bdev_name.clone());
-    check_pool_name(&name)?;
-    let pools = &service.pools;
-    let entry = pools.open(&service.bdevs, &name, &params.bdev_name, None)?;
+    let entry = caches::load_pool(service, &params.bdev_name)?;
     Ok(json!({
-        "name": entry.name,
-        "uuid": uuid_text(entry.pool.uuid()),
-        "caches": cache_names(&entry),
+        "name": entry.pool.name(),
+        "uuid": Uuid::from_bytes(entry.pool.uuid()),
+        "caches": names(&entry),
     }))
 }
 
-fn cache_names(entry: &PoolEntry) -> Vec<String> {
-    let caches = entry.pool.caches();
-    caches.iter().map(|cache| cache.name()).collect()
-}
-
-/// `pool_unload`: dirty data stay in the pool.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Unload {
-    name: String,
-}
-
-fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
-    service.pools.close(&service.bdevs, &params.name)?;
+fn unload(service: &Service, params: Name) -> Result<bool, Error> {
+    caches::unload_pool(service, &params.name)?;
     Ok(true)
 }
 
-/// `pool_get`: all pools, or the one of that name.
+/// `pool_get`: all, or the one of that name.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Get {
     name: Option<String>,
 }
 
-fn get(service: &Service, params: Get) -> Result<Vec<Value>, Error> {
-    let found = match params.name {
-        None => service.pools.list(),
-        Some(name) => vec![service.pools.get(&name)?],
+fn get(service: &Service, params: Get) -> Result<Value, Error> {
+    let entries = match &params.name {
+        None => service.caches.pools(),
+        Some(name) => vec![service.caches.pool(name)?],
     };
-    Ok(found.iter().map(describe).collect())
-}
-
-fn describe(entry: &PoolEntry) -> Value {
-    let pool = &entry.pool;
-    json!({
-        "name": entry.name,
-        "uuid": uuid_text(pool.uuid()),
-        "bdev_name": entry.bdev_name,
-        "segment_size": pool.geometry().segment_bytes,
-        "segments": {"total": pool.geometry().segments, "free": pool.free_segments()},
-        "caches": cache_names(entry),
-        "persistence": pool.pmem().persistence(),
-        "state": if pool.has_loaded() { "in_use" } else { "idle" },
-    })
+    let shown = entries.iter().map(|entry| {
+        let geometry = entry.pool.geometry();
+        json!({
+            "name": entry.pool.name(),
+            "uuid": Uuid::from_bytes(entry.pool.uuid()),
+            "bdev_name": entry.bdev_name,
+            "segment_size": geometry.segment_bytes,
+            "segments": {"total": geometry.segments, "free": entry.pool.free_segments()},
+            "caches": names(entry),
+            "state": "loaded",
+        })
+    });
+    Ok(Value::Array(shown.collect()))
 }
