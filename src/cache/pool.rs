@@ -71,6 +71,18 @@ fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
     Ok(page.iter().all(|&b| b == 0))
 }
 
+/// Refuses a medium that holds a pool, or anything else.
+fn refuse_used(pmem: &dyn Pmem) -> Result<(), CacheError> {
+    if Pool::is_formatted(pmem)? {
+        return Err(CacheError::Formatted);
+    }
+    if is_blank(pmem)? {
+        Ok(())
+    } else {
+        Err(CacheError::Foreign)
+    }
+}
+
 impl Pool {
     /// Whether `pmem` holds a pool, good or damaged.
     ///
@@ -112,12 +124,7 @@ impl Pool {
             )));
         };
         if !format.force {
-            if Self::is_formatted(pmem)? {
-                return Err(CacheError::Formatted);
-            }
-            if !is_blank(pmem)? {
-                return Err(CacheError::Foreign);
-            }
+            refuse_used(pmem)?;
         }
         for at in [0, SUPERBLOCK_SECOND] {
             pmem.store(at, &[0; 4096]);
