@@ -43,7 +43,7 @@ mod window;
 mod write;
 mod writeback;
 
-pub use crate::media::{CacheEntry, NAME_BYTES_MAX};
+pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
