@@ -683,7 +683,11 @@ impl World {
         for number in 0..self.volumes.len() {
             let cache = self.volumes[number].cache.take().unwrap();
             let mut rounds = 0;
-            while !cache.stop_step(rounds > patience).unwrap() {
+            // A medium that has failed can't take the mark of a clean stop, and says so at the end.
+            while !cache
+                .stop_step(rounds > patience)
+                .unwrap_or(self.errors_allowed)
+            {
                 self.turn_without_clients();
                 rounds += 1;
                 assert!(
