@@ -5,6 +5,7 @@
 
 mod bdevs;
 mod bench;
+mod check;
 mod cli;
 mod config;
 mod methods;

@@ -95,7 +95,7 @@ impl Rig {
             &*pmem,
             &PoolFormat {
                 name: "p0".into(),
-            uuid: [3; 16],
+                uuid: [3; 16],
                 segment_bytes: config.segment_bytes,
                 force: true,
             },
