@@ -5,7 +5,8 @@
 
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
-use crate::bdev::{Bdev, BdevError};
+use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev};
+use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
 use serde_json::Value;
@@ -24,8 +25,16 @@ pub(super) enum Kind {
     Uring,
     /// `bdev_aio_create`
     Aio,
+    /// `bdev_delay_create`
+    Delay(Arc<DelayBdev>),
+    /// `bdev_error_create`
+    Error(Arc<ErrorBdev>),
+    /// `bdev_passthru_create`
+    Passthru,
     /// `bdev_pmem_create`
     Pmem(Arc<PmemBdev>),
+    /// `bdev_pmcache_load`
+    Cache(Arc<Cache>),
 }
 
 /// One bdev.
@@ -35,7 +44,7 @@ pub(super) struct Entry {
     pub(super) bdev: Arc<dyn Bdev>,
     /// Its kind.
     pub(super) kind: Kind,
-    /// What `bdev_get_bdevs` tells as `driver_specific`.
+    /// What `bdev_get_bdevs` tells as `driver_specific`, as far as it never changes.
     pub(super) driver_specific: Value,
     /// The bdev below that it owns.
     pub(super) base: Option<String>,

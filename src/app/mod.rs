@@ -3,11 +3,14 @@
 //! Only this module knows everybody. Its state lives on control threads, which may wait for each
 //! other ([`shared`]); reactors are reached by messages only.
 
+mod announce;
 mod bdevs;
 mod bench;
+mod caches;
 mod check;
 mod cli;
 mod config;
+mod defaults;
 mod methods;
 mod nbd;
 mod rpc_client;

@@ -1,18 +1,17 @@
 //! `pmcache serve`: the service from start to end.
 
 use super::cli::fail;
-use super::config;
 use super::methods::IDLE_US;
 use super::service::{Service, ServiceConfig};
+use super::{announce, config, defaults};
 use clap::{Args, ValueEnum};
 use reactors::{CoreSet, IdlePolicy};
 use rpc::{Limits, Listener, Registry, Server};
-use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -42,6 +41,9 @@ pub(super) struct ServeArgs {
     /// The cores of the maintenance threads [default: those that are left].
     #[arg(long, value_name = "MASK")]
     maintenance_cpumask: Option<CoreSet>,
+    /// Where open ksets survive the process: on tmpfs, kept over a restart of the service.
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    run_dir: PathBuf,
     /// What data reactors do when idle.
     #[arg(long, value_enum, default_value_t = Idle::Adaptive)]
     idle: Idle,
@@ -75,6 +77,7 @@ impl ServeArgs {
                 Idle::Interrupt => IdlePolicy::Interrupt,
             },
             data_dir: self.data_dir.clone(),
+            run_dir: self.run_dir.clone(),
         }
     }
 }
@@ -134,7 +137,7 @@ fn serve(args: &ServeArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let prepared = prepare(args, &registry, &service);
     if prepared.is_ok() {
         service.set_ready();
-        announce(&service, server.path(), json);
+        announce::announce(&service, server.path(), json);
         wait_for_end(&signals);
     }
     stop(service, server);
@@ -147,8 +150,9 @@ fn prepare(
     registry: &Registry<Service>,
     service: &Service,
 ) -> Result<(), Box<dyn Error>> {
-    if let Some(path) = &args.config {
-        config::apply_file(registry, service, path)?;
+    match &args.config {
+        Some(path) => config::apply_file(registry, service, path)?,
+        None => defaults::start(service)?,
     }
     Ok(())
 }
@@ -203,40 +207,4 @@ fn stop(service: Arc<Service>, server: Server) {
     service.close();
     drop(service);
     drop(ended);
-}
-
-/// Says where everything is.
-fn announce(service: &Service, rpc_socket: &Path, json: bool) {
-    let socket = rpc_socket.display().to_string();
-    let cores = service.reactors().data_handles().len();
-    let bdevs: Vec<String> = service
-        .bdevs
-        .list()
-        .iter()
-        .map(|entry| entry.bdev.info().name.clone())
-        .collect();
-    if json {
-        let degraded = service.degraded();
-        println!(
-            "{}",
-            json!({
-                "pid": std::process::id(),
-                "data_dir": service.data_dir(),
-                "rpc_socket": socket,
-                "data_reactors": cores,
-                "bdevs": bdevs,
-                "degraded": degraded,
-            })
-        );
-        return;
-    }
-    println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
-    println!("  data directory  {}", service.data_dir().display());
-    println!("  RPC socket      {socket}");
-    println!("  data reactors   {cores}");
-    println!("  bdevs           {}", bdevs.join(", "));
-    println!("try:");
-    println!("  pmcache rpc --rpc-socket {socket} rpc_get_methods");
-    println!("  pmcache rpc --rpc-socket {socket} bdev_get_bdevs");
-    println!("  pmcache rpc --rpc-socket {socket} service_get_health");
 }

@@ -1,6 +1,7 @@
 //! The running service: reactors, bdevs, targets, health. The state of every RPC method.
 
 use super::bdevs::Bdevs;
+use super::caches::{self, Caches};
 use super::methods;
 use super::nbd::Nbd;
 use super::shared::Shared;
@@ -24,6 +25,8 @@ pub(super) struct ServiceConfig {
     pub(super) idle: IdlePolicy,
     /// Where files go whose path is relative to nothing else.
     pub(super) data_dir: PathBuf,
+    /// Where staging files go: on tmpfs.
+    pub(super) run_dir: PathBuf,
 }
 
 /// Something that does not work as it should, while the rest does.
@@ -49,6 +52,8 @@ pub(super) struct Service {
     ready: Shared<bool>,
     /// All block devices.
     pub(super) bdevs: Arc<Bdevs>,
+    /// The pools and caches.
+    pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
 }
@@ -76,6 +81,7 @@ impl Service {
             degraded: Shared::default(),
             ready: Shared::default(),
             bdevs: Arc::default(),
+            caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
         })
     }
@@ -101,6 +107,11 @@ impl Service {
     /// Where the files of this service are.
     pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
+    }
+
+    /// The clock of the service.
+    pub(super) fn clock(&self) -> Arc<MonotonicClock> {
+        self.clock.clone()
     }
 
     /// The time now.
@@ -140,6 +151,7 @@ impl Service {
     /// service then stops its reactors.
     pub(super) fn close(&self) {
         self.nbd.stop_all(&self.bdevs);
+        caches::close_all(self);
         self.bdevs.clear();
     }
 }

@@ -16,6 +16,7 @@ mod close;
 mod control_io;
 mod create;
 mod error;
+mod gather;
 mod gc;
 mod geometry;
 mod group;
@@ -37,11 +38,13 @@ mod seq_tracker;
 mod shared;
 mod staging;
 mod stats;
+mod stop;
 mod try_lock;
 mod window;
 mod write;
 mod writeback;
 
+pub use crate::media::{CacheEntry, NAME_BYTES_MAX};
 pub use cache::{Cache, CacheStatus};
 pub use check::{
     CacheCheck, CheckReport, DataFigures, Finding, FindingKind, LogFigures, LostRange,

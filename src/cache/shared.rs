@@ -12,7 +12,7 @@ use super::try_lock::TryLock;
 use crate::bdev::Pmem;
 use crate::units::SegmentId;
 use crossbeam_utils::CachePadded;
-use reactors::{Quiescence, ReactorHandle};
+use reactors::{Clock, Quiescence, ReactorHandle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -68,6 +68,8 @@ pub(crate) struct Maintenance {
     pub(crate) log_segments: AtomicU32,
     /// Dirty bytes that writeback has passed.
     pub(crate) dirty_passed: AtomicU64,
+    /// Bytes a second that writeback has written lately.
+    pub(crate) writeback_rate_bps: AtomicU64,
     /// Positions of the tails, for status: segment << 32 | offset.
     pub(crate) dirty_position: AtomicU64,
     /// See `dirty_position`.
@@ -85,6 +87,8 @@ pub struct Runtime {
     pub maintenance: Vec<ReactorHandle>,
     /// The quiescence domain of all of them.
     pub quiescence: Arc<Quiescence>,
+    /// Tells how long a load took.
+    pub clock: Arc<dyn Clock>,
     /// Where the staging files are; on tmpfs.
     pub run_dir: std::path::PathBuf,
     /// The kernel's boot id.
@@ -93,9 +97,18 @@ pub struct Runtime {
     pub seed: u64,
 }
 
+/// A number for [`Shared::instance`].
+pub(crate) fn next_instance() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// Tells this running cache from every other one of the process: the key of what it stores on
+    /// reactors. Identities can't serve: a fold of two UUIDs may be the same.
+    pub(crate) instance: u64,
     pub(crate) name: String,
     pub(crate) uuid: [u8; 16],
     pub(crate) pmem: Arc<dyn Pmem>,

@@ -183,6 +183,10 @@ impl Channel for RamChannel {
     }
 
     fn wake(&self) -> Wake {
+        let held = self.switches.hold.load(Ordering::SeqCst);
+        if self.aborted.is_empty() && (held || self.waiting.is_empty()) {
+            return Wake::OnEvent;
+        }
         Wake::Now
     }
 

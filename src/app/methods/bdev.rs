@@ -1,5 +1,6 @@
 //! Methods about bdevs in general, and those that make the kinds that stand on nothing.
 
+use super::filters::describe_delay;
 use super::{Name, refuse_unless_default, uuid_or_new};
 use crate::app::bdevs::{Entry, Kind, bdev_error};
 use crate::app::service::Service;
@@ -44,6 +45,10 @@ fn get_bdevs(service: &Service, params: GetBdevs) -> Result<Vec<Value>, Error> {
 fn describe(entry: &Entry) -> Value {
     let info = entry.bdev.info();
     let writable = !info.read_only;
+    let specific = match &entry.kind {
+        Kind::Delay(bdev) => describe_delay(bdev),
+        _ => entry.driver_specific.clone(),
+    };
     let mut value = json!({
         "name": info.name,
         "aliases": [],
@@ -88,7 +93,7 @@ fn describe(entry: &Entry) -> Value {
             "nvme_nssr": false,
             "write_uncorrectable": false,
         },
-        "driver_specific": entry.driver_specific,
+        "driver_specific": specific,
     });
     if entry.owner.is_some()
         && let Some(members) = value.as_object_mut()

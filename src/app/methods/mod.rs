@@ -2,9 +2,13 @@
 //! function of the service; a file registers its own in `register`.
 
 mod bdev;
+mod cache;
+mod cache_stats;
 mod files;
+mod filters;
 mod nbd;
 mod pmem;
+mod pool;
 mod reactor;
 mod service;
 
@@ -22,7 +26,11 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     reactor::register(registry);
     bdev::register(registry);
     files::register(registry);
+    filters::register(registry);
     pmem::register(registry);
+    pool::register(registry);
+    cache::register(registry);
+    cache_stats::register(registry);
     nbd::register(registry);
 }
 

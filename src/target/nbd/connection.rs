@@ -209,14 +209,17 @@ impl Connection {
             if self.leftover {
                 return Ok(false);
             }
-            *budget -= 1;
             let mut step = Ok(Step::Hungry);
             let (input, exports) = (&mut self.input, &self.exports);
             self.output
                 .put(|out| step = handshake.step(input, exports, out));
-            match step? {
-                Step::Again => {}
-                Step::Hungry => return Ok(false),
+            let step = step?;
+            if matches!(step, Step::Hungry) {
+                return Ok(false);
+            }
+            *budget -= 1;
+            match step {
+                Step::Again | Step::Hungry => {}
                 Step::Bye => {
                     self.close(cx);
                     return Ok(false);

@@ -64,17 +64,23 @@ impl Output {
         self.body_bytes
     }
 
-    /// Appends what `put` writes.
+    /// Appends what `put` writes, if anything.
     pub(super) fn put(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
-        let goes_on = matches!(self.pieces.back(), Some(Piece::Heads(b)) if b.len() < HEADS_BYTES);
-        if !goes_on {
-            let heads = self.spares.pop().unwrap_or_default();
-            self.pieces.push_back(Piece::Heads(heads));
-        }
-        if let Some(Piece::Heads(bytes)) = self.pieces.back_mut() {
+        if let Some(Piece::Heads(bytes)) = self.pieces.back_mut()
+            && bytes.len() < HEADS_BYTES
+        {
             let before = bytes.len();
             put(bytes);
             self.head_bytes += bytes.len() - before;
+            return;
+        }
+        let mut bytes = self.spares.pop().unwrap_or_default();
+        put(&mut bytes);
+        if bytes.is_empty() {
+            self.spares.push(bytes);
+        } else {
+            self.head_bytes += bytes.len();
+            self.pieces.push_back(Piece::Heads(bytes));
         }
     }
 

@@ -1,0 +1,448 @@
+//! The pools and caches of the service: who is loaded, and how each is brought up and down.
+
+use super::bdevs::{Kind, no_such_device};
+use super::service::Service;
+use super::shared::{Shared, poll_until};
+use crate::bdev::Bdev;
+use crate::cache::{Cache, CacheError, CreateCache, Pool, PoolFormat, Runtime};
+use rpc::Error;
+use rustix::io::Errno;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How long the parts of a cache may take to start.
+const START_WAIT: Duration = Duration::from_secs(10);
+/// How long a stop waits for what a dead backing may hold up, before it goes on without.
+const CALM_STOP: Duration = Duration::from_millis(1500);
+/// How long a stop may take in all.
+const STOP_WAIT: Duration = Duration::from_millis(2500);
+
+/// A loaded pool.
+#[derive(Clone, Debug)]
+pub(super) struct PoolEntry {
+    /// Itself.
+    pub(super) pool: Arc<Pool>,
+    /// The pmem bdev that it is on.
+    pub(super) bdev_name: String,
+}
+
+/// The loaded pools by name.
+#[derive(Debug)]
+pub(super) struct Caches {
+    pools: Shared<BTreeMap<String, PoolEntry>>,
+    /// Pools and caches that come up or go down just now: one at a time for each name.
+    busy: Shared<Vec<String>>,
+    run_dir: PathBuf,
+}
+
+/// What the engine said, as RPC clients see it: the object first, then strerror, then the detail.
+pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
+    let errno = match error {
+        CacheError::Medium(_) => Errno::IO,
+        CacheError::Bdev(inner) => {
+            let inner = super::bdevs::bdev_error(inner);
+            return Error::new(inner.code, format!("{object}: {}", inner.message));
+        }
+        CacheError::Superblock { .. } => Errno::NOENT,
+        CacheError::Formatted | CacheError::Exists(_) => Errno::EXIST,
+        CacheError::Foreign | CacheError::Busy(_) | CacheError::Dirty { .. } => Errno::BUSY,
+        CacheError::MediumTooSmall { .. }
+        | CacheError::Metadata { .. }
+        | CacheError::Identity { .. }
+        | CacheError::LogDamaged { .. } => Errno::UCLEAN,
+        CacheError::DataDamaged { .. } => Errno::BADMSG,
+        CacheError::NoSuchCache(_) => Errno::NODEV,
+        CacheError::NoSegments { .. } => Errno::NOSPC,
+        CacheError::BackingChanged { .. } => Errno::STALE,
+        CacheError::NotSupported(_) => Errno::OPNOTSUPP,
+        CacheError::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
+        CacheError::TimedOut { .. } => Errno::TIMEDOUT,
+        _ => Errno::INVAL,
+    };
+    let errno = errno.raw_os_error();
+    let strerror = Error::errno(errno).message;
+    Error::errno_with(errno, format!("{object}: {strerror}: {error}"))
+}
+
+fn busy(object: &str, why: &str) -> Error {
+    let errno = Errno::BUSY.raw_os_error();
+    let strerror = Error::errno(errno).message;
+    Error::errno_with(errno, format!("{object}: {strerror}: {why}"))
+}
+
+/// How people call a pool and a cache.
+pub(super) fn pool_object(name: &str) -> String {
+    format!("pool '{name}'")
+}
+
+/// See [`pool_object`].
+pub(super) fn cache_object(name: &str) -> String {
+    format!("pmcache '{name}'")
+}
+
+/// The running kernel's boot id.
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Uuid::parse_str(text.trim()).map_or([0; 16], |id| *id.as_bytes())
+}
+
+/// While it lives nobody else brings the object up or down.
+struct Turn<'a> {
+    busy: &'a Shared<Vec<String>>,
+    object: String,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.busy
+            .with(|list| list.retain(|held| *held != self.object));
+    }
+}
+
+impl Caches {
+    /// Nothing is loaded; staging files go to `run_dir`.
+    pub(super) fn new(run_dir: PathBuf) -> Self {
+        Self {
+            pools: Shared::default(),
+            busy: Shared::default(),
+            run_dir,
+        }
+    }
+
+    fn turn(&self, object: String) -> Result<Turn<'_>, Error> {
+        let taken = self.busy.with(|list| {
+            let free = !list.contains(&object);
+            if free {
+                list.push(object.clone());
+            }
+            free
+        });
+        if taken {
+            Ok(Turn {
+                busy: &self.busy,
+                object,
+            })
+        } else {
+            Err(busy(&object, "it is being changed"))
+        }
+    }
+
+    /// The loaded pool `name`.
+    ///
+    /// # Errors
+    /// −19.
+    pub(super) fn pool(&self, name: &str) -> Result<PoolEntry, Error> {
+        self.pools
+            .with(|pools| pools.get(name).cloned())
+            .ok_or_else(no_such_device)
+    }
+
+    /// All loaded pools.
+    pub(super) fn pools(&self) -> Vec<PoolEntry> {
+        self.pools.with(|pools| pools.values().cloned().collect())
+    }
+
+    fn runtime(&self, service: &Service) -> Runtime {
+        let (seed, _) = Uuid::new_v4().as_u64_pair();
+        Runtime {
+            data: service.reactors().data_handles().to_vec(),
+            maintenance: service.reactors().maintenance_handles().to_vec(),
+            quiescence: service.reactors().quiescence(),
+            clock: service.clock(),
+            run_dir: self.run_dir.clone(),
+            boot_id: boot_id(),
+            seed,
+        }
+    }
+}
+
+/// Formats the pmem bdev `bdev_name`, and loads the pool.
+pub(super) fn create_pool(
+    service: &Service,
+    bdev_name: &str,
+    format: &PoolFormat,
+) -> Result<PoolEntry, Error> {
+    let object = pool_object(&format.name);
+    if format.name.is_empty() || format.name.len() > crate::cache::NAME_BYTES_MAX {
+        return Err(cache_error(
+            &object,
+            &CacheError::Invalid("a name has 1 to 255 bytes".into()),
+        ));
+    }
+    crate::bdev::check_name(&format.name).map_err(|e| super::bdevs::bdev_error(&e))?;
+    if service.caches.pool(&format.name).is_ok() {
+        return Err(cache_error(
+            &object,
+            &CacheError::Exists(format.name.clone()),
+        ));
+    }
+    let _turn = service.caches.turn(object.clone())?;
+    let entry = service.bdevs.claim(bdev_name, object.clone())?;
+    let formatted = match entry.bdev.pmem() {
+        Some(pmem) => Pool::format(&*pmem, format),
+        None => Err(CacheError::Invalid(format!(
+            "bdev '{bdev_name}' is no pmem bdev"
+        ))),
+    };
+    service.bdevs.release(bdev_name);
+    formatted.map_err(|error| cache_error(&object, &error))?;
+    open_pool(service, bdev_name)
+}
+
+/// Loads the pool on the pmem bdev `bdev_name`. One that is loaded is returned as it is.
+pub(super) fn load_pool(service: &Service, bdev_name: &str) -> Result<PoolEntry, Error> {
+    if let Some(loaded) = service
+        .caches
+        .pools()
+        .into_iter()
+        .find(|p| p.bdev_name == bdev_name)
+    {
+        return Ok(loaded);
+    }
+    open_pool(service, bdev_name)
+}
+
+fn open_pool(service: &Service, bdev_name: &str) -> Result<PoolEntry, Error> {
+    let object = format!("pool on '{bdev_name}'");
+    let _turn = service.caches.turn(object.clone())?;
+    let entry = service.bdevs.claim(bdev_name, object.clone())?;
+    let opened = match entry.bdev.pmem() {
+        Some(pmem) => Pool::open(pmem),
+        None => Err(CacheError::Invalid(format!(
+            "bdev '{bdev_name}' is no pmem bdev"
+        ))),
+    };
+    let opened = opened.and_then(|pool| {
+        let entry = PoolEntry {
+            pool,
+            bdev_name: bdev_name.to_owned(),
+        };
+        let name = entry.pool.name().to_owned();
+        let added = service.caches.pools.with(|pools| {
+            let free = !pools.contains_key(&name);
+            if free {
+                pools.insert(name.clone(), entry.clone());
+            }
+            free
+        });
+        if added {
+            Ok(entry)
+        } else {
+            Err(CacheError::Exists(name))
+        }
+    });
+    if opened.is_err() {
+        service.bdevs.release(bdev_name);
+    }
+    opened.map_err(|error| cache_error(&object, &error))
+}
+
+/// Closes a pool none of whose caches runs.
+pub(super) fn unload_pool(service: &Service, name: &str) -> Result<(), Error> {
+    let object = pool_object(name);
+    let _turn = service.caches.turn(object.clone())?;
+    let entry = service.caches.pool(name)?;
+    if entry.pool.has_loaded() {
+        return Err(busy(&object, "a cache of it is loaded"));
+    }
+    service.caches.pools.with(|pools| pools.remove(name));
+    let bdev_name = entry.bdev_name.clone();
+    drop(entry);
+    service.bdevs.release(&bdev_name);
+    Ok(())
+}
+
+/// Makes a cache in `pool` in front of `backing` and loads it.
+pub(super) fn create_cache(
+    service: &Service,
+    pool: &str,
+    backing: &str,
+    create: &CreateCache,
+) -> Result<Arc<Cache>, Error> {
+    let object = cache_object(&create.name);
+    crate::bdev::check_name(&create.name).map_err(|e| super::bdevs::bdev_error(&e))?;
+    let entry = service.caches.pool(pool)?;
+    let place = service.bdevs.reserve(&create.name)?;
+    let below = service.bdevs.claim(backing, object.clone())?;
+    let created = entry.pool.create_cache(create, &below.bdev.info());
+    service.bdevs.release(backing);
+    created.map_err(|error| cache_error(&object, &error))?;
+    drop(place);
+    load_cache(service, pool, &create.name, Some(backing), false)
+}
+
+/// Loads the cache `name` (or UUID) of `pool` in front of `backing`, or of the recorded bdev.
+pub(super) fn load_cache(
+    service: &Service,
+    pool: &str,
+    name: &str,
+    backing: Option<&str>,
+    force: bool,
+) -> Result<Arc<Cache>, Error> {
+    let pool = service.caches.pool(pool)?.pool;
+    let found = pool.caches().into_iter().find(|entry| {
+        entry.name() == name || Uuid::parse_str(name).is_ok_and(|u| u.as_bytes() == &entry.uuid)
+    });
+    let Some(found) = found else {
+        return Err(no_such_device());
+    };
+    let name = found.name();
+    let object = cache_object(&name);
+    if let Ok(loaded) = find(service, &name)
+        && loaded.uuid().as_bytes() == &found.uuid
+    {
+        return Ok(loaded);
+    }
+    let backing = backing.map_or_else(|| found.backing_name(), ToOwned::to_owned);
+    let place = service.bdevs.reserve(&name)?;
+    let below = service.bdevs.claim(&backing, object.clone())?;
+    let runtime = service.caches.runtime(service);
+    let loaded = pool
+        .load_cache(&name, below.bdev, &runtime, force)
+        .and_then(|cache| {
+            start_parts(&cache)?;
+            Ok(cache)
+        });
+    match loaded {
+        Ok(cache) => {
+            let specific = json!({"pmcache": {"pool": pool.name(), "backing_bdev": backing}});
+            let bdev: Arc<dyn Bdev> = Arc::clone(&cache) as Arc<dyn Bdev>;
+            place.fill(
+                Kind::Cache(Arc::clone(&cache)),
+                bdev,
+                specific,
+                Some(backing),
+            );
+            Ok(cache)
+        }
+        Err(error) => {
+            service.bdevs.release(&backing);
+            Err(cache_error(&object, &error))
+        }
+    }
+}
+
+/// Waits until all parts of a cache run; takes it down again if one does not.
+fn start_parts(cache: &Cache) -> Result<(), CacheError> {
+    let mut failed = None;
+    let started = poll_until(START_WAIT, || match cache.is_installed() {
+        Ok(installed) => installed,
+        Err(error) => {
+            failed = Some(error);
+            true
+        }
+    });
+    match failed {
+        None if started => Ok(()),
+        failed => {
+            stop_parts(cache)?;
+            let seconds = START_WAIT.as_secs();
+            Err(failed.unwrap_or(CacheError::TimedOut {
+                what: "the start of the cache",
+                seconds,
+            }))
+        }
+    }
+}
+
+/// Takes the parts of a cache off their reactors; dirty data stay in the pool.
+fn stop_parts(cache: &Cache) -> Result<(), CacheError> {
+    let mut failed = None;
+    let mut step = |hurry| match cache.stop_step(hurry) {
+        Ok(stopped) => stopped,
+        // An inbox was full: the next try may find room.
+        Err(CacheError::Busy(_)) => false,
+        Err(error) => {
+            failed = Some(error);
+            true
+        }
+    };
+    if !poll_until(CALM_STOP, || step(false)) && !poll_until(STOP_WAIT, || step(true)) {
+        let seconds = (CALM_STOP + STOP_WAIT).as_secs();
+        return Err(CacheError::TimedOut {
+            what: "the stop of the cache",
+            seconds,
+        });
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The running cache `name`.
+///
+/// # Errors
+/// −19.
+pub(super) fn find(service: &Service, name: &str) -> Result<Arc<Cache>, Error> {
+    match service.bdevs.get(name)?.kind {
+        Kind::Cache(cache) => Ok(cache),
+        _ => Err(no_such_device()),
+    }
+}
+
+/// All running caches, by name.
+pub(super) fn all(service: &Service) -> Vec<Arc<Cache>> {
+    let entries = service.bdevs.list().into_iter();
+    let caches = entries.filter_map(|entry| match entry.kind {
+        Kind::Cache(cache) => Some(cache),
+        _ => None,
+    });
+    caches.collect()
+}
+
+/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if nothing is dirty.
+pub(super) fn unload_cache(service: &Service, name: &str, clean: bool) -> Result<(), Error> {
+    let object = cache_object(name);
+    let cache = find(service, name)?;
+    if clean && cache.dirty_bytes() > 0 {
+        return Err(busy(&object, "it holds dirty data; flush it first"));
+    }
+    let _turn = service.caches.turn(object.clone())?;
+    // From here on nobody opens it any more; who has it open keeps it from being removed.
+    service.bdevs.claim(name, "its unload".to_owned())?;
+    let stopped = stop_parts(&cache);
+    service.bdevs.release(name);
+    stopped.map_err(|error| cache_error(&object, &error))?;
+    drop(cache);
+    service
+        .bdevs
+        .remove(name, |kind| matches!(kind, Kind::Cache(_)))
+}
+
+/// Unloads a cache and frees its segments; dirty bytes must be repeated back.
+pub(super) fn destroy_cache(
+    service: &Service,
+    name: &str,
+    discard_dirty: Option<u64>,
+) -> Result<u64, Error> {
+    let object = cache_object(name);
+    let cache = find(service, name)?;
+    let (pool, dirty) = (cache.pool(), cache.dirty_bytes());
+    if dirty > 0 && discard_dirty != Some(dirty) {
+        return Err(cache_error(
+            &object,
+            &CacheError::Dirty { dirty_bytes: dirty },
+        ));
+    }
+    drop(cache);
+    unload_cache(service, name, false)?;
+    pool.destroy_cache(name, dirty, discard_dirty)
+        .map_err(|error| cache_error(&object, &error))?;
+    Ok(dirty)
+}
+
+/// Takes everything down: caches, then pools. Nothing uses them any more.
+pub(super) fn close_all(service: &Service) {
+    for cache in all(service) {
+        if let Err(error) = unload_cache(service, cache.name(), false) {
+            tracing::error!(cache = cache.name(), %error, "does not stop; its data are safe");
+        }
+    }
+    for entry in service.caches.pools() {
+        if let Err(error) = unload_pool(service, entry.pool.name()) {
+            tracing::error!(pool = entry.pool.name(), %error, "is not closed");
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! Methods about caches.
+
+use super::{Name, uuid_or_new};
+use crate::app::caches::{self, cache_error, cache_object};
+use crate::app::service::Service;
+use crate::bdev::Bdev;
+use crate::cache::{
+    Cache, CacheError, CacheOptions, CreateCache, Durability, Mode, ReplayReport, WritebackOrder,
+    segments_min,
+};
+use rpc::{Error, Registry};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// Adds this file's methods.
+pub(super) fn register(registry: &mut Registry<Service>) {
+    registry.method("bdev_pmcache_create", create);
+    registry.method("bdev_pmcache_load", load);
+    registry.method("bdev_pmcache_unload", unload);
+    registry.method("bdev_pmcache_destroy", destroy);
+    registry.method("bdev_pmcache_get", get);
+    registry.method("bdev_pmcache_set_options", set_options);
+    registry.method("bdev_pmcache_flush_start", flush_start);
+    registry.method("bdev_pmcache_flush_status", flush_status);
+    registry.method("bdev_pmcache_flush_stop", flush_stop);
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ModeName {
+    Wb,
+    Wt,
+    Wa,
+    Wo,
+    Pt,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Wb => Self::Wb,
+            ModeName::Wt => Self::Wt,
+            ModeName::Wa => Self::Wa,
+            ModeName::Wo => Self::Wo,
+            ModeName::Pt => Self::Pt,
+        }
+    }
+}
+
+impl From<Mode> for ModeName {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Wb => Self::Wb,
+            Mode::Wt => Self::Wt,
+            Mode::Wa => Self::Wa,
+            Mode::Wo => Self::Wo,
+            Mode::Pt => Self::Pt,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum DurabilityName {
+    Flush,
+    Write,
+}
+
+impl From<DurabilityName> for Durability {
+    fn from(name: DurabilityName) -> Self {
+        match name {
+            DurabilityName::Flush => Self::Flush,
+            DurabilityName::Write => Self::Write,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum OrderName {
+    Adaptive,
+    Strict,
+    Relaxed,
+}
+
+impl From<OrderName> for WritebackOrder {
+    fn from(name: OrderName) -> Self {
+        match name {
+            OrderName::Adaptive => Self::Adaptive,
+            OrderName::Strict => Self::Strict,
+            OrderName::Relaxed => Self::Relaxed,
+        }
+    }
+}
+
+/// The options that can be given at creation and changed later; absent means unchanged.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetOptions {
+    name: String,
+    gc_percent: Option<u32>,
+    kset_flush_ms: Option<u32>,
+    durability: Option<DurabilityName>,
+    writeback_order: Option<OrderName>,
+    writeback_depth: Option<u32>,
+    writeback_rate_mbps: Option<u32>,
+    writeback_delay_ms: Option<u32>,
+    writeback_lag_s: Option<u32>,
+    dirty_low_percent: Option<u32>,
+    dirty_high_percent: Option<u32>,
+    no_space_timeout_s: Option<u32>,
+    verify_reads: Option<bool>,
+}
+
+impl SetOptions {
+    fn over(&self, mut options: CacheOptions) -> CacheOptions {
+        fn put<T: Copy>(option: &mut T, given: Option<T>) {
+            if let Some(value) = given {
+                *option = value;
+            }
+        }
+        put(&mut options.gc_percent, self.gc_percent);
+        put(&mut options.kset_flush_ms, self.kset_flush_ms);
+        put(&mut options.durability, self.durability.map(Into::into));
+        put(
+            &mut options.writeback_order,
+            self.writeback_order.map(Into::into),
+        );
+        put(&mut options.writeback_depth, self.writeback_depth);
+        put(&mut options.writeback_rate_mbps, self.writeback_rate_mbps);
+        put(&mut options.writeback_delay_ms, self.writeback_delay_ms);
+        put(&mut options.writeback_lag_s, self.writeback_lag_s);
+        put(&mut options.dirty_low_percent, self.dirty_low_percent);
+        put(&mut options.dirty_high_percent, self.dirty_high_percent);
+        put(&mut options.no_space_timeout_s, self.no_space_timeout_s);
+        put(&mut options.verify_reads, self.verify_reads);
+        options
+    }
+}
+
+/// `bdev_pmcache_create`: a cache named `name` on pool `pool`, in front of `backing_bdev`. `size`:
+/// bytes of pool space; `block_size`: 512 or 4096, by default the backing's.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    name: String,
+    pool: String,
+    backing_bdev: String,
+    size: u64,
+    lanes: Option<u32>,
+    block_size: Option<u32>,
+    mode: Option<ModeName>,
+    durability: Option<DurabilityName>,
+    writeback_order: Option<OrderName>,
+    data_crc: Option<bool>,
+    verify_reads: Option<bool>,
+    gc_percent: Option<u32>,
+    kset_flush_ms: Option<u32>,
+    uuid: Option<Uuid>,
+}
+
+/// As many lanes as are of use, and as the segments allow.
+fn default_lanes(data_reactors: usize, segments: u64, segment_bytes: u64) -> u32 {
+    let wanted = u32::try_from(4 * data_reactors).unwrap_or(128).min(128);
+    let fits = |lanes: &u32| u64::from(segments_min(*lanes, segment_bytes)) <= segments;
+    (1..=wanted).rev().find(fits).unwrap_or(1)
+}
+
+fn create(service: &Service, params: Create) -> Result<String, Error> {
+    let segment_bytes = service
+        .caches
+        .pool(&params.pool)?
+        .pool
+        .geometry()
+        .segment_bytes;
+    let reactors = service.reactors().data_handles().len();
+    let lanes = params
+        .lanes
+        .unwrap_or_else(|| default_lanes(reactors, params.size / segment_bytes, segment_bytes));
+    let backing = service.bdevs.get(&params.backing_bdev)?.bdev.info();
+    let set = SetOptions {
+        durability: params.durability,
+        writeback_order: params.writeback_order,
+        verify_reads: params.verify_reads,
+        gc_percent: params.gc_percent,
+        kset_flush_ms: params.kset_flush_ms,
+        ..SetOptions::default()
+    };
+    let mut options = set.over(CacheOptions::default());
+    options.mode = params.mode.map_or(Mode::Wb, Into::into);
+    options.data_crc = params.data_crc.unwrap_or(true);
+    let (seed, _) = Uuid::new_v4().as_u64_pair();
+    let create = CreateCache {
+        name: params.name,
+        uuid: *uuid_or_new(params.uuid).as_bytes(),
+        bytes: params.size,
+        lanes,
+        block_bytes: params.block_size.unwrap_or(backing.block_size),
+        options,
+        seed,
+    };
+    caches::create_cache(service, &params.pool, &params.backing_bdev, &create)?;
+    Ok(create.name)
+}
+
+/// `bdev_pmcache_load`: the cache `name` or `uuid` of `pool`, in front of `backing_bdev` or of the
+/// bdev that was recorded. What is loaded already is answered as loaded.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Load {
+    pool: String,
+    name: Option<String>,
+    uuid: Option<Uuid>,
+    backing_bdev: Option<String>,
+    #[serde(default)]
+    force: bool,
+}
+
+fn show_replay(report: &ReplayReport) -> Value {
+    json!({
+        "ksets": report.ksets,
+        "keys": report.keys,
+        "stale_keys": report.stale_keys,
+        "staged_keys": report.staged_keys,
+        "dirty_bytes": report.dirty_bytes,
+        "elapsed_us": report.elapsed_us,
+        "staging_missing": report.staging_missing,
+    })
+}
+
+fn load(service: &Service, params: Load) -> Result<Value, Error> {
+    let name = match (&params.name, params.uuid) {
+        (_, Some(uuid)) => uuid.to_string(),
+        (Some(name), None) => name.clone(),
+        (None, None) => {
+            let text = "Invalid parameters: one of name and uuid is needed";
+            return Err(Error::invalid_params(text));
+        }
+    };
+    let backing = params.backing_bdev.as_deref();
+    let cache = caches::load_cache(service, &params.pool, &name, backing, params.force)?;
+    Ok(json!({
+        "name": cache.name(),
+        "uuid": cache.uuid(),
+        "replay": show_replay(&cache.replay_report()),
+    }))
+}
+
+/// `bdev_pmcache_unload`: closes ksets and stops; dirty data stay in pmem, unless `flush` asks that
+/// there be none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Unload {
+    name: String,
+    #[serde(default)]
+    flush: bool,
+}
+
+fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
+    caches::unload_cache(service, &params.name, params.flush)?;
+    Ok(true)
+}
+
+/// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Destroy {
+    name: String,
+    discard_dirty: Option<u64>,
+}
+
+fn destroy(service: &Service, params: Destroy) -> Result<Value, Error> {
+    let discarded = caches::destroy_cache(service, &params.name, params.discard_dirty)?;
+    Ok(json!({"discarded_bytes": discarded}))
+}
+
+/// `bdev_pmcache_get`: all, or the one of that name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Get {
+    name: Option<String>,
+}
+
+fn show_options(options: &CacheOptions) -> Value {
+    let order = match options.writeback_order {
+        WritebackOrder::Adaptive => OrderName::Adaptive,
+        WritebackOrder::Strict => OrderName::Strict,
+        WritebackOrder::Relaxed => OrderName::Relaxed,
+    };
+    let durability = match options.durability {
+        Durability::Flush => DurabilityName::Flush,
+        Durability::Write => DurabilityName::Write,
+    };
+    json!({
+        "mode": ModeName::from(options.mode),
+        "durability": durability,
+        "writeback_order": order,
+        "data_crc": options.data_crc,
+        "verify_reads": options.verify_reads,
+        "gc_percent": options.gc_percent,
+        "kset_flush_ms": options.kset_flush_ms,
+        "writeback_depth": options.writeback_depth,
+        "writeback_rate_mbps": options.writeback_rate_mbps,
+        "writeback_delay_ms": options.writeback_delay_ms,
+        "writeback_lag_s": options.writeback_lag_s,
+        "dirty_low_percent": options.dirty_low_percent,
+        "dirty_high_percent": options.dirty_high_percent,
+        "no_space_timeout_s": options.no_space_timeout_s,
+    })
+}
+
+fn position(tail: (u32, u32, u64)) -> Value {
+    json!({"segment": tail.0, "offset": tail.1, "sequence": tail.2})
+}
+
+fn show(service: &Service, cache: &Cache) -> Value {
+    let status = cache.status();
+    let since = status.oldest_dirty_since_ns;
+    let lag_ms = if since == 0 {
+        0
+    } else {
+        service.now().0.saturating_sub(since) / 1_000_000
+    };
+    let mut shown = json!({
+        "name": cache.name(),
+        "uuid": cache.uuid(),
+        "pool": cache.pool().name(),
+        "backing_bdev": cache.backing().info().name,
+        "state": status.state,
+        "lanes": cache.lanes(),
+        "block_size": cache.info().block_size,
+        "size": cache.info().bytes(),
+        "segments": {
+            "total": status.segments_total,
+            "free": status.segments_free,
+            "log": status.segments_log,
+            "log_reserve": status.segments_reserve,
+            "data": status.segments_total.saturating_sub(
+                status.segments_free + status.segments_log + status.segments_reserve
+            ),
+        },
+        "dirty_bytes": status.dirty_bytes,
+        "key_head": {"sequence": status.key_head_sequence},
+        "durable_sequence": status.durable_sequence,
+        "dirty_tail": position(status.dirty_tail),
+        "key_tail": position(status.key_tail),
+        "backing_between_boundaries": status.between_boundaries,
+        "epochs_pending": status.epochs_pending,
+        "writeback_lag_ms": lag_ms,
+        "waiting_lanes": status.waiting_lanes,
+    });
+    if let (Some(shown), Value::Object(options)) =
+        (shown.as_object_mut(), show_options(&cache.options()))
+    {
+        shown.extend(options);
+    }
+    shown
+}
+
+fn get(service: &Service, params: Get) -> Result<Value, Error> {
+    let found = match &params.name {
+        None => caches::all(service),
+        Some(name) => vec![caches::find(service, name)?],
+    };
+    Ok(found.iter().map(|cache| show(service, cache)).collect())
+}
+
+fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
+    let cache = caches::find(service, &params.name)?;
+    let object = cache_object(&params.name);
+    let before = cache.options();
+    let options = params.over(before.clone());
+    let weaker = before.durability == Durability::Write && options.durability == Durability::Flush;
+    if weaker && !service.bdevs.get(&params.name)?.users.is_empty() {
+        let why = "its durability can't be weakened while it is exported".to_owned();
+        return Err(cache_error(&object, &CacheError::Busy(why)));
+    }
+    cache
+        .set_options(options)
+        .map_err(|error| cache_error(&object, &error))?;
+    Ok(true)
+}
+
+fn flush_start(service: &Service, params: Name) -> Result<bool, Error> {
+    let cache = caches::find(service, &params.name)?;
+    if cache.is_flushing() {
+        return Err(Error::errno(Errno::ALREADY.raw_os_error()));
+    }
+    cache.flush_start();
+    Ok(true)
+}
+
+fn flush_status(service: &Service, params: Name) -> Result<Value, Error> {
+    let cache = caches::find(service, &params.name)?;
+    let in_progress = cache.is_flushing();
+    let degraded = cache.status().state == "degraded";
+    let io_error = i64::from(Errno::IO.raw_os_error());
+    Ok(json!({
+        "in_progress": in_progress,
+        "remaining_bytes": cache.dirty_bytes(),
+        "rate_bps": cache.writeback_rate_bps(),
+        "status": if degraded { -io_error } else { 0 },
+    }))
+}
+
+fn flush_stop(service: &Service, params: Name) -> Result<bool, Error> {
+    caches::find(service, &params.name)?.flush_stop();
+    Ok(true)
+}

@@ -1,0 +1,142 @@
+//! Statistics of caches, in the groups that SPDK's OCF users know, and more.
+
+use crate::app::caches;
+use crate::app::service::Service;
+use crate::cache::{Cache, LaneFigures};
+use rpc::{Error, Registry};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+/// Adds this file's methods.
+pub(super) fn register(registry: &mut Registry<Service>) {
+    registry.method("bdev_pmcache_get_stats", get_stats);
+}
+
+/// `bdev_pmcache_get_stats`: counters since the load. `per_lane` adds each lane's.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetStats {
+    name: String,
+    #[serde(default)]
+    per_lane: bool,
+}
+
+/// `count` and its share of `whole`, as SPDK's OCF module writes it.
+fn leaf(count: u64, whole: u64, units: &str) -> Value {
+    // Hundredths of a percent, in whole numbers.
+    let share = count.saturating_mul(10_000).checked_div(whole).unwrap_or(0);
+    json!({
+        "count": count,
+        "percentage": format!("{}.{:02}", share / 100, share % 100),
+        "units": units,
+    })
+}
+
+fn requests(figures: &LaneFigures) -> Value {
+    let total = figures.reads + figures.writes;
+    let leaf = |count| leaf(count, total, "Requests");
+    json!({
+        "rd_hits": leaf(figures.hits),
+        "rd_partial_misses": leaf(figures.partial_hits),
+        "rd_full_misses": leaf(figures.misses),
+        "rd_total": leaf(figures.reads),
+        "wr_total": leaf(figures.writes),
+        "zeroes": figures.zeroes,
+        "joins": figures.joins,
+        "fills": figures.fills,
+        "fills_skipped": figures.fills_skipped,
+        "space_waits": figures.space_waits,
+        "space_wait_us": figures.space_wait_ns / 1000,
+        "total": leaf(total),
+    })
+}
+
+fn fields(fields: Vec<(&'static str, u64)>) -> Value {
+    let map: Map<String, Value> = fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), json!(value)))
+        .collect();
+    Value::Object(map)
+}
+
+fn usage(cache: &Cache) -> Value {
+    const BLOCK: u64 = 4096;
+    let status = cache.status();
+    let segment = cache.pool().geometry().segment_data_bytes();
+    let total = u64::from(status.segments_total) * segment / BLOCK;
+    let free = u64::from(status.segments_free + status.segments_reserve) * segment / BLOCK;
+    let dirty = status.dirty_bytes / BLOCK;
+    let used = total.saturating_sub(free);
+    let leaf = |count| leaf(count, total, "4KiB blocks");
+    json!({
+        "occupancy": leaf(used),
+        "free": leaf(free),
+        "clean": leaf(used.saturating_sub(dirty)),
+        "dirty": leaf(dirty),
+    })
+}
+
+fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
+    let cache = caches::find(service, &params.name)?;
+    let figures = cache.figures();
+    let (writeback, gc) = (cache.writeback_figures(), cache.gc_figures());
+    let replay = cache.replay_report();
+    let status = cache.status();
+    let ksets = figures.closed_full
+        + figures.closed_age
+        + figures.closed_flush
+        + figures.closed_fua
+        + figures.closed_pressure;
+    let mut stats = json!({
+        "usage": usage(&cache),
+        "requests": requests(&figures),
+        "blocks": {
+            "backing_rd_bytes": figures.backing_read_bytes,
+            "backing_wr_bytes": writeback.bytes,
+            "volume_rd_bytes": figures.read_bytes,
+            "volume_wr_bytes": figures.write_bytes,
+            "volume_zero_bytes": figures.zero_bytes,
+        },
+        "errors": {
+            "backing_rd": figures.backing_errors,
+            "backing_wr": writeback.errors,
+        },
+        "log": {
+            "keys": figures.keys,
+            "ksets": ksets,
+            "keys_per_kset": figures.keys.checked_div(ksets).unwrap_or(0),
+            "closed_full": figures.closed_full,
+            "closed_age": figures.closed_age,
+            "closed_flush": figures.closed_flush,
+            "closed_fua": figures.closed_fua,
+            "closed_pressure": figures.closed_pressure,
+        },
+        "writeback": fields(writeback.fields()),
+        "gc": fields(gc.fields()),
+        "replay": {
+            "ksets": replay.ksets,
+            "keys": replay.keys,
+            "stale_keys": replay.stale_keys,
+            "staged_keys": replay.staged_keys,
+            "dirty_bytes": replay.dirty_bytes,
+            "elapsed_us": replay.elapsed_us,
+        },
+        "segments": {
+            "total": status.segments_total,
+            "free": status.segments_free,
+            "log": status.segments_log,
+            "log_reserve": status.segments_reserve,
+        },
+    });
+    if params.per_lane
+        && let Some(stats) = stats.as_object_mut()
+    {
+        let lanes = cache
+            .lane_figures()
+            .iter()
+            .map(|lane| fields(lane.fields()))
+            .collect();
+        stats.insert("lanes".to_owned(), Value::Array(lanes));
+    }
+    Ok(stats)
+}

@@ -1,0 +1,271 @@
+//! Methods about the bdevs that stand on another: delay, error, passthru.
+
+use super::Name;
+use crate::app::bdevs::{Kind, bdev_error, no_such_device};
+use crate::app::service::Service;
+use crate::bdev::{
+    Bdev, BdevError, DelayBdev, DelayKind, DelayLatencies, ErrorBdev, ErrorIo, ErrorKind,
+    Injection, PassthruBdev,
+};
+use rpc::{Error, Registry};
+use rustix::io::Errno;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Adds this file's methods.
+pub(super) fn register(registry: &mut Registry<Service>) {
+    registry.bdev_method("bdev_delay_create", delay_create);
+    registry.bdev_method("bdev_delay_delete", delay_delete);
+    registry.bdev_method("bdev_delay_update_latency", delay_update_latency);
+    registry.bdev_method("bdev_error_create", error_create);
+    registry.bdev_method("bdev_error_delete", error_delete);
+    registry.bdev_method("bdev_error_inject_error", error_inject);
+    registry.bdev_method("bdev_error_resume_pending", error_resume);
+    registry.bdev_method("bdev_passthru_create", passthru_create);
+    registry.bdev_method("bdev_passthru_delete", passthru_delete);
+}
+
+/// A filter that was made: itself by kind and as a bdev, and what is told of it.
+type Made = (Kind, Arc<dyn Bdev>, Value);
+
+/// Puts a filter of `name` on the bdev `base`, which it owns from then on.
+fn stack(
+    service: &Service,
+    name: &str,
+    base: &str,
+    make: impl FnOnce(Arc<dyn Bdev>) -> Result<Made, BdevError>,
+) -> Result<String, Error> {
+    let place = service.bdevs.reserve(name)?;
+    let entry = service.bdevs.claim(base, format!("bdev '{name}'"))?;
+    match make(entry.bdev) {
+        Ok((kind, bdev, specific)) => Ok(place.fill(kind, bdev, specific, Some(base.to_owned()))),
+        Err(error) => {
+            service.bdevs.release(base);
+            Err(bdev_error(&error))
+        }
+    }
+}
+
+/// `bdev_delay_create`: latencies in microseconds, added to what the base takes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DelayCreate {
+    name: String,
+    base_bdev_name: String,
+    avg_read_latency: u64,
+    p99_read_latency: u64,
+    avg_write_latency: u64,
+    p99_write_latency: u64,
+    uuid: Option<Uuid>,
+}
+
+fn delay_create(service: &Service, params: DelayCreate) -> Result<String, Error> {
+    let latencies = DelayLatencies {
+        avg_read_us: params.avg_read_latency,
+        p99_read_us: params.p99_read_latency,
+        avg_write_us: params.avg_write_latency,
+        p99_write_us: params.p99_write_latency,
+    };
+    stack(service, &params.name, &params.base_bdev_name, |base| {
+        let bdev = DelayBdev::new(params.name.clone(), base, latencies, params.uuid)?;
+        let bdev = Arc::new(bdev);
+        Ok((Kind::Delay(bdev.clone()), bdev, Value::Null))
+    })
+}
+
+/// What `bdev_get_bdevs` tells of a delay bdev; its latencies change.
+pub(super) fn describe_delay(bdev: &DelayBdev) -> Value {
+    let latencies = bdev.latencies();
+    json!({"delay": {
+        "name": bdev.info().name,
+        "base_bdev_name": bdev.base().info().name,
+        "uuid": bdev.info().uuid,
+        "avg_read_latency": latencies.avg_read_us,
+        "p99_read_latency": latencies.p99_read_us,
+        "avg_write_latency": latencies.avg_write_us,
+        "p99_write_latency": latencies.p99_write_us,
+    }})
+}
+
+fn delay_delete(service: &Service, params: Name) -> Result<bool, Error> {
+    let is_delay = |kind: &Kind| matches!(kind, Kind::Delay(_));
+    service.bdevs.remove(&params.name, is_delay)?;
+    Ok(true)
+}
+
+/// `bdev_delay_update_latency`: for I/Os to come.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DelayUpdate {
+    delay_bdev_name: String,
+    latency_type: LatencyType,
+    latency_us: u64,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum LatencyType {
+    AvgRead,
+    P99Read,
+    AvgWrite,
+    P99Write,
+}
+
+fn delay_update_latency(service: &Service, params: DelayUpdate) -> Result<bool, Error> {
+    let entry = service.bdevs.get(&params.delay_bdev_name)?;
+    let Kind::Delay(bdev) = entry.kind else {
+        return Err(no_such_device());
+    };
+    let kind = match params.latency_type {
+        LatencyType::AvgRead => DelayKind::AvgRead,
+        LatencyType::P99Read => DelayKind::P99Read,
+        LatencyType::AvgWrite => DelayKind::AvgWrite,
+        LatencyType::P99Write => DelayKind::P99Write,
+    };
+    bdev.set_latency_us(kind, params.latency_us);
+    Ok(true)
+}
+
+/// `bdev_error_create`: makes `EE_<base_name>`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ErrorCreate {
+    base_name: String,
+    uuid: Option<Uuid>,
+}
+
+fn error_create(service: &Service, params: ErrorCreate) -> Result<bool, Error> {
+    let name = format!("EE_{}", params.base_name);
+    stack(service, &name, &params.base_name, |base| {
+        let bdev = Arc::new(ErrorBdev::new(base, params.uuid)?);
+        let specific = json!({"error_disk": {"base_bdev": params.base_name}});
+        Ok((Kind::Error(bdev.clone()), bdev, specific))
+    })?;
+    Ok(true)
+}
+
+fn error_delete(service: &Service, params: Name) -> Result<bool, Error> {
+    let is_error = |kind: &Kind| matches!(kind, Kind::Error(_));
+    service.bdevs.remove(&params.name, is_error)?;
+    Ok(true)
+}
+
+fn error_bdev(service: &Service, name: &str) -> Result<Arc<ErrorBdev>, Error> {
+    match service.bdevs.get(name)?.kind {
+        Kind::Error(bdev) => Ok(bdev),
+        _ => Err(no_such_device()),
+    }
+}
+
+/// `bdev_error_inject_error`: strikes the next `num` I/Os of that type, once `skip` (ours) have
+/// passed. `clear` ends all injections.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ErrorInject {
+    name: String,
+    io_type: IoType,
+    error_type: ErrorType,
+    nvme_sct: Option<u32>,
+    nvme_sc: Option<u32>,
+    num: Option<u32>,
+    #[serde(default)]
+    queue_depth: u64,
+    #[serde(default)]
+    corrupt_offset: u64,
+    #[serde(default)]
+    corrupt_value: u8,
+    #[serde(default)]
+    skip: u32,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum IoType {
+    Clear,
+    Read,
+    Write,
+    Unmap,
+    Flush,
+    All,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ErrorType {
+    Failure,
+    Pending,
+    CorruptData,
+    Nomem,
+    NvmeFailure,
+}
+
+fn error_inject(service: &Service, params: ErrorInject) -> Result<bool, Error> {
+    let bdev = error_bdev(service, &params.name)?;
+    let has_status = params.nvme_sct.is_some() && params.nvme_sc.is_some();
+    if params.error_type == ErrorType::NvmeFailure && !has_status {
+        return Err(Error::errno(Errno::INVAL.raw_os_error()));
+    }
+    let io = match params.io_type {
+        IoType::Clear => {
+            bdev.clear();
+            return Ok(true);
+        }
+        IoType::Read => ErrorIo::Read,
+        IoType::Write => ErrorIo::Write,
+        IoType::Unmap => ErrorIo::Unmap,
+        IoType::Flush => ErrorIo::Flush,
+        IoType::All => ErrorIo::All,
+    };
+    let kind = match params.error_type {
+        // Bdevs here have one way to fail; an NVMe status has nowhere to go.
+        ErrorType::Failure | ErrorType::NvmeFailure => ErrorKind::Failure,
+        ErrorType::Pending => ErrorKind::Pending,
+        ErrorType::CorruptData => ErrorKind::Corrupt {
+            offset: params.corrupt_offset,
+            xor: params.corrupt_value,
+        },
+        ErrorType::Nomem => ErrorKind::NoMemory,
+    };
+    let injection = Injection {
+        io,
+        kind,
+        skip: params.skip,
+        count: params.num.unwrap_or(1),
+        queue_depth: params.queue_depth,
+    };
+    bdev.inject(&injection).map_err(|e| bdev_error(&e))?;
+    Ok(true)
+}
+
+fn error_resume(service: &Service, params: Name) -> Result<bool, Error> {
+    error_bdev(service, &params.name)?.resume_pending();
+    Ok(true)
+}
+
+/// `bdev_passthru_create`: `name` does what `base_bdev_name` does.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PassthruCreate {
+    name: String,
+    base_bdev_name: String,
+    uuid: Option<Uuid>,
+}
+
+fn passthru_create(service: &Service, params: PassthruCreate) -> Result<String, Error> {
+    let specific = json!({"passthru": {
+        "name": params.name,
+        "base_bdev_name": params.base_bdev_name,
+    }});
+    stack(service, &params.name, &params.base_bdev_name, |base| {
+        let bdev = PassthruBdev::new(params.name.clone(), base, params.uuid)?;
+        Ok((Kind::Passthru, Arc::new(bdev), specific))
+    })
+}
+
+fn passthru_delete(service: &Service, params: Name) -> Result<bool, Error> {
+    let is_passthru = |kind: &Kind| matches!(kind, Kind::Passthru);
+    service.bdevs.remove(&params.name, is_passthru)?;
+    Ok(true)
+}

@@ -1,0 +1,122 @@
+//! Methods about pools.
+
+use super::{Name, uuid_or_new};
+use crate::app::caches::{self, PoolEntry};
+use crate::app::service::Service;
+use crate::cache::PoolFormat;
+use rpc::{Error, Registry};
+use rustix::io::Errno;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+/// Adds this file's methods.
+pub(super) fn register(registry: &mut Registry<Service>) {
+    registry.method("pool_create", create);
+    registry.method("pool_load", load);
+    registry.method("pool_unload", unload);
+    registry.method("pool_get", get);
+}
+
+/// Bytes of a segment if nothing is said.
+const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// `pool_create`: formats the pmem bdev `bdev_name`. `segment_size` in bytes, a power of two from
+/// 256 KiB to 64 MiB. Refuses what is not empty, unless `force`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Create {
+    name: String,
+    bdev_name: String,
+    segment_size: Option<u64>,
+    uuid: Option<Uuid>,
+    #[serde(default)]
+    force: bool,
+}
+
+fn names(entry: &PoolEntry) -> Vec<String> {
+    entry
+        .pool
+        .caches()
+        .iter()
+        .map(crate::cache::CacheEntry::name)
+        .collect()
+}
+
+fn create(service: &Service, params: Create) -> Result<Value, Error> {
+    let uuid = uuid_or_new(params.uuid);
+    let format = PoolFormat {
+        name: params.name,
+        uuid: *uuid.as_bytes(),
+        segment_bytes: params.segment_size.unwrap_or(SEGMENT_BYTES),
+        force: params.force,
+    };
+    let entry = caches::create_pool(service, &params.bdev_name, &format)?;
+    Ok(json!({
+        "name": entry.pool.name(),
+        "uuid": uuid,
+        "segments": entry.pool.geometry().segments,
+    }))
+}
+
+/// `pool_load`: the pool on the pmem bdev `bdev_name`. `mode`: only `auto` so far.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Load {
+    bdev_name: String,
+    #[serde(default)]
+    mode: LoadMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum LoadMode {
+    #[default]
+    Auto,
+    ReadOnly,
+    Salvage,
+}
+
+fn load(service: &Service, params: Load) -> Result<Value, Error> {
+    if params.mode != LoadMode::Auto {
+        return Err(Error::errno(Errno::OPNOTSUPP.raw_os_error()));
+    }
+    let entry = caches::load_pool(service, &params.bdev_name)?;
+    Ok(json!({
+        "name": entry.pool.name(),
+        "uuid": Uuid::from_bytes(entry.pool.uuid()),
+        "caches": names(&entry),
+    }))
+}
+
+fn unload(service: &Service, params: Name) -> Result<bool, Error> {
+    caches::unload_pool(service, &params.name)?;
+    Ok(true)
+}
+
+/// `pool_get`: all, or the one of that name.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Get {
+    name: Option<String>,
+}
+
+fn get(service: &Service, params: Get) -> Result<Value, Error> {
+    let entries = match &params.name {
+        None => service.caches.pools(),
+        Some(name) => vec![service.caches.pool(name)?],
+    };
+    let shown = entries.iter().map(|entry| {
+        let geometry = entry.pool.geometry();
+        json!({
+            "name": entry.pool.name(),
+            "uuid": Uuid::from_bytes(entry.pool.uuid()),
+            "bdev_name": entry.bdev_name,
+            "segment_size": geometry.segment_bytes,
+            "segments": {"total": geometry.segments, "free": entry.pool.free_segments()},
+            "caches": names(entry),
+            "state": "loaded",
+        })
+    });
+    Ok(Value::Array(shown.collect()))
+}
