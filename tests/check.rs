@@ -6,12 +6,13 @@
     reason = "tests stop at the first surprise"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
 mod rig;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, MallocBdev, MallocConfig, Op, Pmem};
-use pmcache::cache::{CheckReport, FindingKind, LostRange, SEGMENT_CONTROL_BYTES, check_pool};
+use pmcache::cache::{
+    CacheError, CheckReport, FindingKind, LostRange, Pool, SEGMENT_CONTROL_BYTES, check_pool,
+};
 use pmcache::media::{
     KSET_ALIGN, KSET_BYTES_MAX, Parsed, SUPERBLOCK_BYTES, kset_bytes, parse_kset,
 };
@@ -61,6 +62,26 @@ fn disk() -> Arc<dyn Bdev> {
         blocks: (64 << 20) / 512,
     };
     Arc::new(MallocBdev::new(config).unwrap())
+}
+
+/// Writes one-key ksets until the log has gone on to a second segment.
+fn build_with_last() -> Sample {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pool.pmem");
+    let config = RigConfig {
+        lanes: 1,
+        ..RigConfig::default()
+    };
+    let mut rig = Rig::new(&config, open_file(&path), disk(), dir.path());
+    let mut channel = rig.open(0);
+    let per_segment = (SEGMENT - SEGMENT_CONTROL_BYTES) / kset_bytes(1) as u64;
+    for number in 0..per_segment + 20 {
+        rig.write(&mut *channel, number * 1024, &[7; 512], true);
+    }
+    drop(channel);
+    drop(rig);
+    let bytes = fs::read(&path).unwrap();
+    Sample { dir, bytes }
 }
 
 /// Writes as many ksets as [`WRITES`], the first half of which are written back; stops or dies.
@@ -313,6 +334,33 @@ fn damaged_data_name_their_logical_range() {
         assert!(damage.lost.contains(lost), "{}", damage.lost);
         assert_eq!(report.caches[0].log.as_ref().unwrap().data.damaged_keys, 1);
     }
+}
+
+#[test]
+fn a_lost_last_is_damage_and_keeps_a_load_from_forgetting_what_is_behind() {
+    let sample = build_with_last();
+    let report = sample.check(&sample.bytes);
+    assert!(report.is_clean(), "{:#?}", report.damages);
+    let log = report.caches[0].log.as_ref().unwrap();
+    assert_eq!((log.lasts, log.segments.len()), (1, 2));
+    let end = data_of(log.segments[0]) + (SEGMENT - SEGMENT_CONTROL_BYTES) as usize;
+    let is_last = |at: &usize| matches!(parse_kset(&sample.bytes[*at..]), Ok(Parsed::Last(..)));
+    let last = (end - 2 * KSET_BYTES_MAX..end)
+        .step_by(KSET_ALIGN)
+        .find(is_last);
+    let last = last.unwrap();
+    let report = sample.check_flipped(&[last + 50]);
+    assert_one(&report, FindingKind::Log, last);
+    assert!(report.damages[0].lost.contains(" ksets up to sequence "));
+
+    let pool = Pool::open(open_file(&sample.path())).unwrap();
+    let run_dir = tempfile::tempdir().unwrap();
+    let rig = Rig::over(&RigConfig::default(), pool, disk(), run_dir.path());
+    let refused = rig.pool.load_cache("c0", disk(), &rig.runtime, false);
+    let Err(CacheError::LogDamaged { segment, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(segment.0, log.segments[0]);
 }
 
 #[test]
