@@ -7,6 +7,7 @@ mod announce;
 mod bdevs;
 mod bench;
 mod caches;
+mod check;
 mod cli;
 mod config;
 mod defaults;
