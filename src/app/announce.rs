@@ -1,12 +1,13 @@
 //! What `serve` says when it is ready: where everything is, how durable it is, and what to try.
 
-use super::bdevs::Kind;
+use super::bdevs::{Entry, Kind};
 use super::caches;
 use super::service::Service;
 use crate::bdev::{Bdev, Persistence};
 use crate::cache::{Cache, Durability};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// What a completed write is worth, in a sentence.
 fn durability(cache: &Cache) -> &'static str {
@@ -71,11 +72,25 @@ pub(super) fn announce(service: &Service, rpc_socket: &Path, json: bool) {
         println!("{document}");
         return;
     }
+    print_places(service, &socket, cores, &list, &caches);
+    for address in &addresses {
+        println!("  NBD             {address} exports {}", exports.join(", "));
+    }
+    print_suggestions(&socket, addresses.first(), exports.first());
+}
+
+fn print_places(
+    service: &Service,
+    socket: &str,
+    cores: usize,
+    list: &[Entry],
+    caches: &[Arc<Cache>],
+) {
     println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
     println!("  data directory  {}", service.data_dir().display());
     println!("  RPC socket      {socket}");
     println!("  data reactors   {cores}");
-    for entry in &list {
+    for entry in list {
         if let Kind::Pmem(pmem) = &entry.kind {
             let description = pmem.describe();
             let (path, size) = (pmem.path().display(), description.size >> 20);
@@ -85,18 +100,18 @@ pub(super) fn announce(service: &Service, rpc_socket: &Path, json: bool) {
             );
         }
     }
-    for cache in &caches {
+    for cache in caches {
         let (name, size) = (cache.name(), cache.info().bytes() >> 20);
         let backing = cache.backing().info().name.clone();
         let dirty = cache.dirty_bytes() >> 10;
         println!("  cache           {name} ({size} MiB) before {backing}; {dirty} KiB dirty");
         println!("                  {}", durability(cache));
     }
-    for address in &addresses {
-        println!("  NBD             {address} exports {}", exports.join(", "));
-    }
+}
+
+fn print_suggestions(socket: &str, address: Option<&String>, export: Option<&String>) {
     println!("try:");
-    match (addresses.first(), exports.first()) {
+    match (address, export) {
         (Some(address), Some(export)) => {
             let uri = match address.strip_prefix("unix:") {
                 Some(path) => format!("nbd+unix:///{export}?socket={path}"),

@@ -284,7 +284,8 @@ impl CacheChannel {
                 Some(FlushStep::Durable(sequence)) => self.shared.durable.mark() >= sequence,
                 _ => false,
             };
-            if !ended && !(failed && pending.parts_left == 0) {
+            let given_up = failed && pending.parts_left == 0;
+            if !ended && !given_up {
                 return true;
             }
             let status = if failed {

@@ -56,7 +56,7 @@ impl CreateCache {
                 self.block_bytes, backing.block_size
             ));
         }
-        if backing.bytes() == 0 || backing.bytes() % u64::from(self.block_bytes) != 0 {
+        if backing.bytes() == 0 || !backing.bytes().is_multiple_of(self.block_bytes.into()) {
             return invalid(format!(
                 "the backing's {} bytes are not whole blocks of {}",
                 backing.bytes(),

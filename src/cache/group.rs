@@ -340,16 +340,13 @@ impl Group {
         let mut handled = 0;
         let mut gone = None;
         for number in 0..self.env.clients.capacity() {
-            loop {
-                let Some(Client::Remote {
-                    requests,
-                    done,
-                    parked,
-                    reactor,
-                }) = self.env.clients.get_mut(number)
-                else {
-                    break;
-                };
+            while let Some(Client::Remote {
+                requests,
+                done,
+                parked,
+                reactor,
+            }) = self.env.clients.get_mut(number)
+            {
                 while let Some(reply) = parked.pop_front() {
                     if let Err(reply) = done.push(reply) {
                         parked.push_front(reply);

@@ -9,6 +9,7 @@ use super::control_io::PairState;
 use super::gc::{GcSeed, PostBatch, next_salt};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
+use super::key_index::KeyIndex;
 use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
@@ -311,10 +312,24 @@ struct Loaded {
 }
 
 impl Loaded {
+    /// The log head; what stays behind is empty.
+    fn take_log(&mut self) -> LogHead {
+        let at = Place {
+            segment: self.log.segment,
+            offset: self.log.offset,
+            salt: self.log.salt,
+            sequence: self.log.next_sequence,
+            epoch: self.log.epoch,
+        };
+        let data_bytes = self.view.geometry.segment_data_bytes();
+        std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes))
+    }
+
     fn share(&mut self, entry: &CacheEntry, options: &CacheOptions, runtime: &Runtime) -> Shared {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
         let ready = u32::try_from(self.log.ready.len()).unwrap_or(0);
+        let log = self.take_log();
         let added = self
             .replayed
             .references
@@ -336,15 +351,6 @@ impl Loaded {
             ),
             ..Maintenance::default()
         };
-        let at = Place {
-            segment: self.log.segment,
-            offset: self.log.offset,
-            salt: self.log.salt,
-            sequence: self.log.next_sequence,
-            epoch: self.log.epoch,
-        };
-        let data_bytes = self.view.geometry.segment_data_bytes();
-        let log = std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes));
         Shared {
             name: entry.name(),
             uuid: entry.uuid,
@@ -449,6 +455,28 @@ fn load_media(
     Ok((loaded, staged.lanes))
 }
 
+/// Spreads the lanes over the data reactors.
+fn lanes_by_reactor(
+    indexes: Vec<KeyIndex>,
+    serials: Vec<u64>,
+    staging: Vec<LaneStaging>,
+    runtime: &Runtime,
+) -> Vec<Vec<LaneSeed>> {
+    let reactors = runtime.data.len().min(indexes.len());
+    let mut by_reactor: Vec<Vec<LaneSeed>> = (0..reactors).map(|_| Vec::new()).collect();
+    let lanes = indexes.into_iter().zip(serials).zip(staging).enumerate();
+    for (number, ((index, serial), staging)) in lanes {
+        let lane = LaneSeed {
+            number: u16::try_from(number).unwrap_or(u16::MAX),
+            index,
+            staging,
+            serial,
+        };
+        by_reactor[number % runtime.data.len()].push(lane);
+    }
+    by_reactor
+}
+
 impl Pool {
     /// Loads the cache `name` (or UUID) in front of `backing` and starts its parts on the reactors.
     /// On control threads only; waits for barriers. The parts have started once
@@ -501,23 +529,8 @@ impl Pool {
         } = loaded;
         shared.publish_dirty_tail(&control.dirty_tail.0);
         shared.publish_key_tail(&control.key_tail.0);
-        let lanes = replayed
-            .indexes
-            .into_iter()
-            .zip(replayed.serials)
-            .zip(staging)
-            .enumerate();
-        let lanes = lanes.map(|(number, ((index, serial), staging))| LaneSeed {
-            number: u16::try_from(number).unwrap_or(u16::MAX),
-            index,
-            staging,
-            serial,
-        });
-        let reactors = runtime.data.len().min(entry.lanes.get() as usize);
-        let mut by_reactor: Vec<Vec<LaneSeed>> = (0..reactors).map(|_| Vec::new()).collect();
-        for lane in lanes {
-            by_reactor[usize::from(lane.number) % runtime.data.len()].push(lane);
-        }
+        let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
+        let reactors = by_reactor.len();
         let rings = (0..reactors).map(|_| spsc::<PostBatch>(POST_RING));
         let (posts, their_posts): (Vec<_>, Vec<Consumer<PostBatch>>) = rings.unzip();
         let groups = by_reactor.into_iter().zip(their_posts).enumerate();

@@ -71,6 +71,22 @@ fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
     Ok(page.iter().all(|&b| b == 0))
 }
 
+/// Refuses a medium that holds a pool, or anything else.
+fn refuse_used(pmem: &dyn Pmem) -> Result<(), CacheError> {
+    let mut magic = [0; 8];
+    for at in [0, SUPERBLOCK_SECOND] {
+        pmem.load(at, &mut magic)?;
+        if magic == MAGIC {
+            return Err(CacheError::Formatted);
+        }
+    }
+    if is_blank(pmem)? {
+        Ok(())
+    } else {
+        Err(CacheError::Foreign)
+    }
+}
+
 impl Pool {
     /// Formats `pmem` as a pool. Step by step: segments first, the superblock last, so that a format
     /// that was cut off leaves no pool.
@@ -94,16 +110,7 @@ impl Pool {
             )));
         };
         if !format.force {
-            let mut magic = [0; 8];
-            for at in [0, SUPERBLOCK_SECOND] {
-                pmem.load(at, &mut magic)?;
-                if magic == MAGIC {
-                    return Err(CacheError::Formatted);
-                }
-            }
-            if !is_blank(pmem)? {
-                return Err(CacheError::Foreign);
-            }
+            refuse_used(pmem)?;
         }
         for at in [0, SUPERBLOCK_SECOND] {
             pmem.store(at, &[0; 4096]);

@@ -63,7 +63,7 @@ fn tail_pos(view: &LogView, tail: &Tail, item: &'static str) -> Result<LogPos, C
     let segment = view.segments.find(tail.segment.get());
     let offset = tail.offset.get();
     let fits = u64::from(offset) <= view.geometry.segment_data_bytes()
-        && offset as usize % media::KSET_ALIGN == 0;
+        && (offset as usize).is_multiple_of(media::KSET_ALIGN);
     let at = view.geometry.segment_start(view.segments.id(SegIx(0)));
     match segment.filter(|_| fits) {
         Some(segment) => Ok(LogPos {

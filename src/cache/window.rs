@@ -12,6 +12,9 @@ use std::collections::BTreeMap;
 
 /// Most bytes of one backing write.
 const WRITE_BYTES_MAX: u64 = 1 << 20;
+/// [`DATA_KEY_BYTES_MAX`](super::geometry::DATA_KEY_BYTES_MAX) as a size in memory.
+const DATA_KEY_BYTES: usize = 32 << 10;
+const _: () = assert!(DATA_KEY_BYTES as u64 == super::geometry::DATA_KEY_BYTES_MAX);
 /// Most pieces of memory of one backing write.
 const PIECES_MAX: usize = 64;
 
@@ -201,7 +204,7 @@ impl Window {
 fn verify(view: &LogView, source: &Source) -> Result<(), CacheError> {
     let at = view.data_at(source.segment, source.segment_offset);
     let len = u32::try_from(source.range.len()).unwrap_or(0);
-    let mut bytes = [0; super::geometry::DATA_KEY_BYTES_MAX as usize];
+    let mut bytes = [0; DATA_KEY_BYTES];
     let bytes = &mut bytes[..len as usize];
     view.pmem.load(at, bytes)?;
     let computed = media::crc(bytes);

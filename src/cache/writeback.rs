@@ -357,10 +357,14 @@ impl Writeback {
                 break;
             };
             *next += 1;
-            if rate > 0 {
-                let ns = request.range.len().saturating_mul(1000) / rate;
-                self.next_request = self.next_request.max(cx.now()).after(ns);
-            }
+            // At `rate` MiB/s, near enough a byte a microsecond each; 0 is no limit.
+            let ns = request
+                .range
+                .len()
+                .saturating_mul(1000)
+                .checked_div(rate)
+                .unwrap_or(0);
+            self.next_request = self.next_request.max(cx.now()).after(ns);
             self.in_flight += 1;
             started += 1;
             self.backing.submit(cx, request);

@@ -56,7 +56,7 @@ fn compare(index: &KeyIndex, model: &[Cell], inserted: &[Key], start: u16, end: 
         for block in piece.start..piece.end {
             let found = piece.key.map(|k| {
                 (
-                    k.generation as usize,
+                    usize::try_from(k.generation).unwrap(),
                     k.trim + (block - k.start),
                     k.whole,
                     k.kind,
