@@ -167,7 +167,7 @@ pub(super) fn create_pool(
     format: &PoolFormat,
 ) -> Result<PoolEntry, Error> {
     let object = pool_object(&format.name);
-    if format.name.is_empty() || format.name.len() > crate::media::NAME_BYTES_MAX {
+    if format.name.is_empty() || format.name.len() > crate::cache::NAME_BYTES_MAX {
         return Err(cache_error(
             &object,
             &CacheError::Invalid("a name has 1 to 255 bytes".into()),

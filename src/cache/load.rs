@@ -19,7 +19,7 @@ use super::pool::Pool;
 use super::replay::{Control, Replayed, load_generations, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
-use super::shared::{Maintenance, Runtime, SEALED, Shared};
+use super::shared::{Maintenance, Runtime, SEALED, Shared, next_instance};
 use super::staging::{LaneStaging, Section, SectionHeader, StagedKset, StagingFile};
 use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::try_lock::TryLock;
@@ -352,6 +352,7 @@ impl Loaded {
             ..Maintenance::default()
         };
         Shared {
+            instance: next_instance(),
             name: entry.name(),
             uuid: entry.uuid,
             pmem: Arc::clone(&self.view.pmem),

@@ -7,7 +7,8 @@
 
 use super::CacheError;
 use super::control_io::PairState;
-use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::gather::{WindowWish, gather};
+use super::log_reader::{Incarnations, LogReader, LogView};
 use super::options::WritebackOrder;
 use super::shared::{LogPos, Shared};
 use super::stats::WritebackStats;
@@ -191,90 +192,30 @@ impl Writeback {
         old.map_or(0, |(sequence, _)| *sequence)
     }
 
-    /// Collects a window from the log. `Ok(None)`: there is nothing to write back.
+    /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
+    /// write back.
     fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
-        let limit = self.limit(now);
         let order = self.shared().options.order();
         let pressed = self.is_pressed();
         let lagging = self.lag_ns(now) >= self.shared().options.writeback_lag_ns();
-        let may_span = match order {
-            WritebackOrder::Strict => false,
-            WritebackOrder::Adaptive => pressed || lagging,
-            WritebackOrder::Relaxed => true,
+        let wish = WindowWish {
+            limit: self.limit(now),
+            keys_max: if pressed { KEYS_PRESSED } else { KEYS_CALM },
+            may_span: match order {
+                WritebackOrder::Strict => false,
+                WritebackOrder::Adaptive => pressed || lagging,
+                WritebackOrder::Relaxed => true,
+            },
+            ends_on_boundary: order != WritebackOrder::Relaxed,
         };
-        let keys_max = if pressed { KEYS_PRESSED } else { KEYS_CALM };
-        let mut window = Window::default();
-        let mut epochs = 0_u32;
-        // Where the last whole epoch ends; a window that spans epochs ends on a boundary.
-        let mut border = None;
-        let mut epoch = None;
-        let begin = self.seed.reader.mark();
-        while self.seed.reader.pos.sequence <= limit && !window.is_full(keys_max) {
-            let before = self.seed.reader.mark();
-            let (view, incarnations) = (&self.seed.view, &self.seed.incarnations);
-            match self.seed.reader.next(view, incarnations) {
-                Ok(Entry::Last { .. }) => {}
-                Ok(Entry::Kset(kset)) => {
-                    if epoch != Some(kset.header.epoch) {
-                        if epoch.is_some() && !may_span {
-                            self.seed.reader.return_to(before);
-                            break;
-                        }
-                        border = epoch.map(|_| before);
-                        epochs += 1;
-                        epoch = Some(kset.header.epoch);
-                    }
-                    for key in kset.keys {
-                        window.add(view, key);
-                    }
-                    window.ksets += 1;
-                }
-                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before.0, damage)),
-                Err(Stop::Error(error)) => return Err(error),
-            }
-        }
-        let spans = epochs > 1;
-        if spans
-            && order != WritebackOrder::Relaxed
-            && let Some(border) = border
-        {
-            return self.gather_again(begin, border.0.sequence).map(Some);
-        }
-        window.end = self.seed.reader.pos;
-        if window.end.sequence == begin.0.sequence {
+        let seed = &mut self.seed;
+        let found = gather(&seed.view, &seed.incarnations, &mut seed.reader, &wish)?;
+        let Some((mut window, spans)) = found else {
             return Ok(None);
-        }
-        window.seal(&self.seed.view, self.seed.shared.data_crc)?;
+        };
+        window.seal(&seed.view, seed.shared.data_crc)?;
         self.window = window;
         Ok(Some(spans))
-    }
-
-    /// Collects the window from `begin` up to a boundary that the first attempt has found. Says
-    /// whether it spans epochs.
-    fn gather_again(&mut self, begin: (LogPos, u64), end: u64) -> Result<bool, CacheError> {
-        self.seed.reader.return_to(begin);
-        let mut window = Window::default();
-        let mut epochs = Vec::new();
-        while self.seed.reader.pos.sequence < end {
-            let before = self.seed.reader.pos;
-            let (view, incarnations) = (&self.seed.view, &self.seed.incarnations);
-            match self.seed.reader.next(view, incarnations) {
-                Ok(Entry::Last { .. }) => {}
-                Ok(Entry::Kset(kset)) => {
-                    if epochs.last() != Some(&kset.header.epoch) {
-                        epochs.push(kset.header.epoch);
-                    }
-                    kset.keys.iter().for_each(|key| window.add(view, key));
-                    window.ksets += 1;
-                }
-                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before, damage)),
-                Err(Stop::Error(error)) => return Err(error),
-            }
-        }
-        window.end = self.seed.reader.pos;
-        window.seal(&self.seed.view, self.seed.shared.data_crc)?;
-        self.window = window;
-        Ok(epochs.len() > 1)
     }
 
     fn halt(&mut self, error: &CacheError) {
