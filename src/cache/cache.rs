@@ -35,7 +35,6 @@ pub(crate) struct CacheStart {
     pub(crate) backing: Arc<dyn Bdev>,
     pub(crate) report: ReplayReport,
     pub(crate) clean_stop_pair: PairState,
-    pub(crate) durable_mark_pair: PairState,
     pub(crate) writeback_stats: Arc<WritebackStats>,
     pub(crate) gc_stats: Arc<GcStats>,
     pub(crate) parts: CacheParts,
@@ -207,7 +206,6 @@ impl Cache {
             shutdown: RwLock::new(Shutdown {
                 step: Stop::Running,
                 clean_stop_pair: start.clean_stop_pair,
-                durable_mark_pair: start.durable_mark_pair,
             }),
             started,
             expected,

@@ -21,6 +21,7 @@ mod geometry;
 mod group;
 mod key;
 mod key_index;
+mod lag;
 mod lane;
 mod live_options;
 mod load;
@@ -42,7 +43,7 @@ mod window;
 mod write;
 mod writeback;
 
-pub use crate::media::{CacheEntry, NAME_BYTES_MAX};
+pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};

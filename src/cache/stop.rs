@@ -5,7 +5,7 @@ use super::cache::{Cache, GcPoller, WritebackPoller, send};
 use super::control_io::PairState;
 use super::group::{Group, GroupCell};
 use crate::bdev::Pmem;
-use crate::media::{CleanStop, DurableMark, SlotKind};
+use crate::media::{CleanStop, SlotKind};
 use reactors::{Cx, ReactorHandle};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -28,7 +28,6 @@ pub(super) enum Stop {
 pub(super) struct Shutdown {
     pub(super) step: Stop,
     pub(super) clean_stop_pair: PairState,
-    pub(super) durable_mark_pair: PairState,
 }
 
 impl Cache {
@@ -144,13 +143,6 @@ impl Cache {
             return Ok(());
         }
         let pmem: &dyn Pmem = &*self.shared.pmem;
-        let mark = DurableMark {
-            sequence: U64::new(final_sequence),
-            spare: [0; 40],
-        };
-        shutdown
-            .durable_mark_pair
-            .store(pmem, SlotKind::DurableMark, &mark);
         let clean = CleanStop {
             clean: U32::new(1),
             spare_before: U32::ZERO,

@@ -3,6 +3,7 @@
 
 pub(crate) mod rng;
 pub(crate) mod sectors;
+pub(crate) mod slow_pmem;
 pub(crate) mod world;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
