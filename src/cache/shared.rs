@@ -97,9 +97,18 @@ pub struct Runtime {
     pub seed: u64,
 }
 
+/// A number for [`Shared::instance`].
+pub(crate) fn next_instance() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// Tells this running cache from every other one of the process: the key of what it stores on
+    /// reactors. Identities can't serve: a fold of two UUIDs may be the same.
+    pub(crate) instance: u64,
     pub(crate) name: String,
     pub(crate) uuid: [u8; 16],
     pub(crate) pmem: Arc<dyn Pmem>,

@@ -7,13 +7,15 @@
 
 use super::CacheError;
 use super::control_io::PairState;
-use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::gather::{WindowWish, gather};
+use super::lag::{Lag, Rate};
+use super::log_reader::{Incarnations, LogReader, LogView};
 use super::options::WritebackOrder;
 use super::shared::{LogPos, Shared};
 use super::stats::WritebackStats;
 use super::window::Window;
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
-use crate::media::{SlotKind, Tail, WindowEnd};
+use crate::media::{DurableMark, SlotKind, Tail, WindowEnd};
 use crate::units::ByteRange;
 use reactors::{Cx, Nanos, Poller, Wake};
 use std::collections::VecDeque;
@@ -48,6 +50,8 @@ enum State {
     Flush,
     /// The new dirty tail becomes durable.
     Tail(BarrierTicket),
+    /// While idle: the durable sequence becomes known to the next load.
+    Note(BarrierTicket),
     /// Damage was found, or the medium failed: only a restart helps.
     Halted,
     /// Stopped on request.
@@ -63,6 +67,7 @@ pub(crate) struct WritebackSeed {
     pub(crate) reader: LogReader,
     pub(crate) tail_pair: PairState,
     pub(crate) window_pair: PairState,
+    pub(crate) mark_pair: PairState,
     pub(crate) stats: Arc<WritebackStats>,
     /// The backing may lose completed writes at power failure.
     pub(crate) backing_volatile: bool,
@@ -78,15 +83,15 @@ pub(crate) struct Writeback {
     window: Window,
     in_flight: usize,
     pause_ns: u64,
-    /// When which sequence was seen durable: for the delay and the lag.
-    seen: VecDeque<(u64, Nanos)>,
+    lag: Lag,
     /// Earliest time of the next request, by the rate limit.
     next_request: Nanos,
     completions: Vec<Completion>,
     /// Sequence up to which everything is to be written back, on an operator's request.
     flush_target: Option<u64>,
-    /// When the rate was measured last, and how many bytes had been written by then.
-    measured: (Nanos, u64),
+    /// The durable sequence that was noted on media last.
+    noted: u64,
+    rate: Rate,
 }
 
 impl Writeback {
@@ -104,11 +109,12 @@ impl Writeback {
             window: Window::default(),
             in_flight: 0,
             pause_ns: 0,
-            seen: VecDeque::new(),
+            lag: Lag::default(),
             next_request: now,
             completions: Vec::new(),
             flush_target: None,
-            measured: (now, 0),
+            noted: 0,
+            rate: Rate::new(now),
         }
     }
 
@@ -119,54 +125,13 @@ impl Writeback {
     /// Notes what is durable now, and how long the oldest dirty kset has been.
     fn observe(&mut self, now: Nanos) {
         let durable = self.shared().durable.mark();
-        let tail = self.seed.reader.pos.sequence;
-        while self
-            .seen
-            .front()
-            .is_some_and(|(sequence, _)| *sequence < tail)
-        {
-            self.seen.pop_front();
-        }
-        if durable >= tail
-            && self
-                .seen
-                .back()
-                .is_none_or(|(sequence, _)| *sequence < durable)
-        {
-            // Bounded: one sample a tenth of a second at most.
-            let fresh = self
-                .seen
-                .back()
-                .is_none_or(|(_, at)| now.since(*at) >= PERIOD_NS / 10);
-            if fresh {
-                self.seen.push_back((durable, now));
-            } else if let Some(last) = self.seen.back_mut() {
-                last.0 = durable;
-            }
-        }
-        let oldest = self.seen.front().map_or(0, |(_, at)| at.0.max(1));
+        self.lag
+            .observe(now, self.seed.reader.pos.sequence, durable);
+        let oldest = self.lag.oldest_ns();
         self.shared()
             .maintenance
             .oldest_dirty_since
             .store(oldest, Ordering::Relaxed);
-    }
-
-    fn measure_rate(&mut self, now: Nanos) {
-        let (since, before) = self.measured;
-        let elapsed = now.since(since);
-        if elapsed >= PERIOD_NS {
-            let bytes = self.seed.stats.snapshot().bytes;
-            let rate = (bytes - before).saturating_mul(1_000_000_000) / elapsed;
-            self.shared()
-                .maintenance
-                .writeback_rate_bps
-                .store(rate, Ordering::Relaxed);
-            self.measured = (now, bytes);
-        }
-    }
-
-    fn lag_ns(&self, now: Nanos) -> u64 {
-        self.seen.front().map_or(0, |(_, at)| now.since(*at))
     }
 
     /// Whether somebody suffers if writeback takes its time.
@@ -183,98 +148,33 @@ impl Writeback {
         if delay == 0 || self.is_pressed() {
             return self.shared().durable.mark();
         }
-        let old = self
-            .seen
-            .iter()
-            .rev()
-            .find(|(_, at)| now.since(*at) >= delay);
-        old.map_or(0, |(sequence, _)| *sequence)
+        self.lag.older_than(now, delay)
     }
 
-    /// Collects a window from the log. `Ok(None)`: there is nothing to write back.
+    /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
+    /// write back.
     fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
-        let limit = self.limit(now);
         let order = self.shared().options.order();
         let pressed = self.is_pressed();
-        let lagging = self.lag_ns(now) >= self.shared().options.writeback_lag_ns();
-        let may_span = match order {
-            WritebackOrder::Strict => false,
-            WritebackOrder::Adaptive => pressed || lagging,
-            WritebackOrder::Relaxed => true,
+        let lagging = self.lag.ns(now) >= self.shared().options.writeback_lag_ns();
+        let wish = WindowWish {
+            limit: self.limit(now),
+            keys_max: if pressed { KEYS_PRESSED } else { KEYS_CALM },
+            may_span: match order {
+                WritebackOrder::Strict => false,
+                WritebackOrder::Adaptive => pressed || lagging,
+                WritebackOrder::Relaxed => true,
+            },
+            ends_on_boundary: order != WritebackOrder::Relaxed,
         };
-        let keys_max = if pressed { KEYS_PRESSED } else { KEYS_CALM };
-        let mut window = Window::default();
-        let mut epochs = 0_u32;
-        // Where the last whole epoch ends; a window that spans epochs ends on a boundary.
-        let mut border = None;
-        let mut epoch = None;
-        let begin = self.seed.reader.mark();
-        while self.seed.reader.pos.sequence <= limit && !window.is_full(keys_max) {
-            let before = self.seed.reader.mark();
-            let (view, incarnations) = (&self.seed.view, &self.seed.incarnations);
-            match self.seed.reader.next(view, incarnations) {
-                Ok(Entry::Last { .. }) => {}
-                Ok(Entry::Kset(kset)) => {
-                    if epoch != Some(kset.header.epoch) {
-                        if epoch.is_some() && !may_span {
-                            self.seed.reader.return_to(before);
-                            break;
-                        }
-                        border = epoch.map(|_| before);
-                        epochs += 1;
-                        epoch = Some(kset.header.epoch);
-                    }
-                    for key in kset.keys {
-                        window.add(view, key);
-                    }
-                    window.ksets += 1;
-                }
-                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before.0, damage)),
-                Err(Stop::Error(error)) => return Err(error),
-            }
-        }
-        let spans = epochs > 1;
-        if spans
-            && order != WritebackOrder::Relaxed
-            && let Some(border) = border
-        {
-            return self.gather_again(begin, border.0.sequence).map(Some);
-        }
-        window.end = self.seed.reader.pos;
-        if window.end.sequence == begin.0.sequence {
+        let seed = &mut self.seed;
+        let found = gather(&seed.view, &seed.incarnations, &mut seed.reader, &wish)?;
+        let Some((mut window, spans)) = found else {
             return Ok(None);
-        }
-        window.seal(&self.seed.view, self.seed.shared.data_crc)?;
+        };
+        window.seal(&seed.view, seed.shared.data_crc)?;
         self.window = window;
         Ok(Some(spans))
-    }
-
-    /// Collects the window from `begin` up to a boundary that the first attempt has found. Says
-    /// whether it spans epochs.
-    fn gather_again(&mut self, begin: (LogPos, u64), end: u64) -> Result<bool, CacheError> {
-        self.seed.reader.return_to(begin);
-        let mut window = Window::default();
-        let mut epochs = Vec::new();
-        while self.seed.reader.pos.sequence < end {
-            let before = self.seed.reader.pos;
-            let (view, incarnations) = (&self.seed.view, &self.seed.incarnations);
-            match self.seed.reader.next(view, incarnations) {
-                Ok(Entry::Last { .. }) => {}
-                Ok(Entry::Kset(kset)) => {
-                    if epochs.last() != Some(&kset.header.epoch) {
-                        epochs.push(kset.header.epoch);
-                    }
-                    kset.keys.iter().for_each(|key| window.add(view, key));
-                    window.ksets += 1;
-                }
-                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before, damage)),
-                Err(Stop::Error(error)) => return Err(error),
-            }
-        }
-        window.end = self.seed.reader.pos;
-        window.seal(&self.seed.view, self.seed.shared.data_crc)?;
-        self.window = window;
-        Ok(epochs.len() > 1)
     }
 
     fn halt(&mut self, error: &CacheError) {
@@ -503,7 +403,7 @@ impl Writeback {
             State::Rested => return true,
             State::Idle(_) | State::BackOff(_) | State::Halted => true,
             State::Write { .. } | State::Flush => self.in_flight == 0,
-            State::Mark(_) | State::Tail(_) => false,
+            State::Mark(_) | State::Tail(_) | State::Note(_) => false,
         };
         if at_rest {
             self.state = State::Rested;
@@ -531,7 +431,7 @@ impl Writeback {
                 if self.seed.reader.pos.sequence > self.limit(cx.now())
                     && self.flush_target.is_none()
                 {
-                    self.state = State::Idle(cx.now().after(PERIOD_NS));
+                    self.note_durable(cx);
                     return 0;
                 }
                 self.start_window(cx);
@@ -567,8 +467,34 @@ impl Writeback {
                 }
                 u32::from(done)
             }
+            State::Note(ticket) => {
+                let done = self.barrier_done(cx, ticket);
+                if done {
+                    self.state = State::Idle(cx.now().after(PERIOD_NS));
+                }
+                u32::from(done)
+            }
             State::Flush | State::Halted | State::Rested => 0,
         }
+    }
+
+    /// A quiet cache's last kset has no successor that proves it: says on media how far the log is
+    /// durable, so that a load that ends below reports damage instead of an end.
+    fn note_durable(&mut self, cx: &Cx) {
+        let sequence = self.shared().durable.mark();
+        if sequence == self.noted {
+            self.state = State::Idle(cx.now().after(PERIOD_NS));
+            return;
+        }
+        self.noted = sequence;
+        let mark = DurableMark {
+            sequence: U64::new(sequence),
+            spare: [0; 40],
+        };
+        self.seed
+            .mark_pair
+            .store(&*self.seed.shared.pmem, SlotKind::DurableMark, &mark);
+        self.state = State::Note(self.barrier.submit(cx));
     }
 
     /// An operator asked for everything: what is logged by now, once every lane has closed.
@@ -601,7 +527,16 @@ pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
 impl Poller for Writeback {
     fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
         let reaped = self.reap(cx);
-        self.measure_rate(cx.now());
+        if let Some(rate) = self
+            .rate
+            .measure(cx.now(), || self.seed.stats.snapshot().bytes)
+        {
+            self.seed
+                .shared
+                .maintenance
+                .writeback_rate_bps
+                .store(rate, Ordering::Relaxed);
+        }
         if self.rest_if_asked() {
             return reaped;
         }
@@ -634,7 +569,7 @@ impl Poller for Writeback {
                     Wake::At(until)
                 }
             }
-            State::Mark(_) | State::Tail(_) => self.barrier.wake(),
+            State::Mark(_) | State::Tail(_) | State::Note(_) => self.barrier.wake(),
             State::Write { next, .. } => {
                 if next < self.window.writes.len() && self.in_flight == 0 {
                     Wake::At(self.next_request)
