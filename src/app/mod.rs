@@ -6,6 +6,7 @@
 mod announce;
 mod bdevs;
 mod bench;
+mod bench_stack;
 mod caches;
 mod check;
 mod cli;
