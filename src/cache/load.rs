@@ -6,7 +6,7 @@
 use super::CacheError;
 use super::cache::{Cache, CacheParts};
 use super::control_io::PairState;
-use super::gc::{GcSeed, PostBatch, next_salt};
+use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::KeyIndex;
@@ -309,6 +309,8 @@ struct Loaded {
     free: VecDeque<SegIx>,
     incarnation: u32,
     reserve: u32,
+    /// Where the salts of further log segments come from.
+    salt: u64,
 }
 
 impl Loaded {
@@ -415,7 +417,8 @@ fn load_media(
     }
     let incarnation = begin_run(&view, &mut control, &replayed, &mut staged, runtime)?;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
-    let mut salt = runtime.seed ^ u64::from(incarnation) << 32;
+    let generation = generations.first().copied().unwrap_or(0);
+    let mut salt = salt_seed(runtime.seed, &view.cache, incarnation, generation);
     let references = count_staged(&view, &staged);
     let (free, ready) = prepare_reserve(
         &view,
@@ -455,6 +458,7 @@ fn load_media(
     };
     Ok((loaded, staged.lanes))
 }
+        salt,
 
 /// Spreads the lanes over the data reactors.
 fn lanes_by_reactor(
@@ -529,6 +533,7 @@ impl Pool {
             ..
         } = loaded;
         shared.publish_dirty_tail(&control.dirty_tail.0);
+            salt,
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
         let reactors = by_reactor.len();
@@ -568,7 +573,7 @@ impl Pool {
                 reader: LogReader::new(&view, control.key_tail.0)?,
                 tail_pair: control.key_tail.1,
                 posts,
-                salt_state: runtime.seed.rotate_left(17) ^ u64::from(incarnation),
+                salt_state: salt,
                 stats: Arc::clone(&gc_stats),
             },
         };
