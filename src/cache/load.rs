@@ -565,6 +565,7 @@ impl Pool {
                 mark_pair: control.durable_mark.1,
                 stats: Arc::clone(&writeback_stats),
                 backing_volatile: backing.info().volatile_cache,
+                window_end: control.window_end.0,
             },
             gc: GcSeed {
                 shared: Arc::clone(&shared),

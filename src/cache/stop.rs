@@ -67,8 +67,10 @@ impl Cache {
             Stop::Leaving => {
                 if self.started.left.load(Ordering::SeqCst) >= self.expected {
                     shutdown.step = Stop::Stopped;
+                    let stored = self.store_clean_stop(&mut shutdown);
+                    // Not before: a load that began now would be told of a clean stop afterwards.
                     self.pool.note_unloaded(self.shared.uuid);
-                    self.store_clean_stop(&mut shutdown)?;
+                    stored?;
                 }
             }
             Stop::Stopped => {}

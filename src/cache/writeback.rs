@@ -67,6 +67,8 @@ pub(crate) struct WritebackSeed {
     pub(crate) reader: LogReader,
     pub(crate) tail_pair: PairState,
     pub(crate) window_pair: PairState,
+    /// End of the window that spanned epochs when an earlier run ended.
+    pub(crate) window_end: u64,
     pub(crate) mark_pair: PairState,
     pub(crate) stats: Arc<WritebackStats>,
     /// The backing may lose completed writes at power failure.
@@ -364,6 +366,8 @@ impl Writeback {
         stats.windows.add(1);
         stats.ksets.add(window.ksets);
         stats.merged.add(window.merged);
+        // An earlier run may have left a window that ends further on.
+        let between = window.end.sequence < self.seed.window_end;
         stats.elided_bytes.add(window.elided_bytes);
         let shared = self.shared();
         shared
@@ -373,7 +377,7 @@ impl Writeback {
         shared
             .maintenance
             .between_boundaries
-            .store(false, Ordering::SeqCst);
+            .store(between, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
         if shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
