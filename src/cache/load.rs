@@ -382,6 +382,9 @@ impl Loaded {
             durable: SeqTracker::new(durable),
             waiting_lanes: CachePadded::default(),
             close_all: CachePadded::default(),
+            placed_all: (0..runtime.data.len().min(entry.lanes.get() as usize))
+                .map(|_| CachePadded::default())
+                .collect(),
             durable_waiters: CachePadded::default(),
             failed: AtomicBool::new(false),
             unplaced: runtime
@@ -455,10 +458,10 @@ fn load_media(
         free,
         incarnation,
         reserve,
+        salt,
     };
     Ok((loaded, staged.lanes))
 }
-        salt,
 
 /// Spreads the lanes over the data reactors.
 fn lanes_by_reactor(
@@ -530,10 +533,10 @@ impl Pool {
             control,
             replayed,
             incarnation,
+            salt,
             ..
         } = loaded;
         shared.publish_dirty_tail(&control.dirty_tail.0);
-            salt,
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
         let reactors = by_reactor.len();
@@ -562,10 +565,10 @@ impl Pool {
                 reader: LogReader::new(&view, control.dirty_tail.0)?,
                 tail_pair: control.dirty_tail.1,
                 window_pair: control.window_end.1,
+                window_end: control.window_end.0,
                 mark_pair: control.durable_mark.1,
                 stats: Arc::clone(&writeback_stats),
                 backing_volatile: backing.info().volatile_cache,
-                window_end: control.window_end.0,
             },
             gc: GcSeed {
                 shared: Arc::clone(&shared),
