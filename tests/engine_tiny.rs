@@ -27,7 +27,11 @@ fn write_round_and_round(lanes: u32, reactors: u32, times: u64, seed: u64) {
     let goal = times * pool_bytes(&config);
     let mut world = World::new(config, dir.path().to_path_buf());
     while world.cache(0).figures().write_bytes < goal {
+        // Large requests wrap the data space, small ones the log.
+        world.config.large_permille = 300;
         world.run(&Mix::WRITES, 50);
+        world.config.large_permille = 0;
+        world.run(&Mix::WRITES, 300);
     }
     world.drain();
     let figures = world.cache(0).figures();

@@ -9,8 +9,8 @@
 
 mod rig;
 
-use pmcache::bdev::{Bdev, MallocBdev, MallocConfig};
 use pmcache::cache::{CacheOptions, Durability, WritebackOrder};
+use rig::disks::VolatileDisk;
 use rig::rng::{Rng, SaySeed, is_full_run, seed};
 use rig::slow_pmem::SlowPmem;
 use rig::world::{Mix, World, WorldConfig, pool_bytes};
@@ -26,16 +26,6 @@ const CRASHING: Mix = Mix {
     extents: 0,
     fua_permille: 100,
 };
-
-fn disk(bytes: u64) -> Arc<dyn Bdev> {
-    let config = MallocConfig {
-        name: "disk0".into(),
-        uuid: uuid::Uuid::from_bytes([9; 16]),
-        block_size: 512,
-        blocks: bytes / 512,
-    };
-    Arc::new(MallocBdev::new(config).unwrap())
-}
 
 fn random_config(rng: &mut Rng) -> WorldConfig {
     let options = CacheOptions {
@@ -62,23 +52,41 @@ fn random_config(rng: &mut Rng) -> WorldConfig {
     }
 }
 
+/// Medium and disk lose what they may lose.
+fn cut_power(
+    world: &mut World,
+    pmem: &mut SlowPmem,
+    disk: &mut VolatileDisk,
+    rng: &mut Rng,
+    reactors: u32,
+) {
+    *pmem = pmem.cut_power(rng);
+    *disk = disk.cut_power(rng);
+    world.volumes[0].backing = Arc::new(disk.clone());
+    world.lose_power(Arc::new(pmem.clone()), reactors);
+}
+
 /// One machine through several lives.
 fn live(rng: &mut Rng, lives: u32) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let config = random_config(rng);
     let polls_max = rng.pick(&[0, 3, 20]);
     let mut pmem = SlowPmem::new(pool_bytes(&config), polls_max, rng.next());
-    let backing = disk(config.volume_bytes);
+    let mut disk = VolatileDisk::new(config.volume_bytes, rng.next());
     let run_dir = dir.path().to_path_buf();
-    let mut world = World::over(config, Arc::new(pmem.clone()), vec![backing], run_dir);
+    let mut world = World::over(
+        config,
+        Arc::new(pmem.clone()),
+        vec![Arc::new(disk.clone())],
+        run_dir,
+    );
     world.durable_writes = world.cache(0).options().durability == Durability::Write;
     for _ in 0..lives {
         world.run(&CRASHING, 1 + rng.below(300));
         let reactors = rng.pick(&[1, 2, 3]);
         let power = rng.permille(600);
         if power {
-            pmem = pmem.cut_power(rng);
-            world.lose_power(Arc::new(pmem.clone()), reactors);
+            cut_power(&mut world, &mut pmem, &mut disk, rng, reactors);
         } else {
             world.die(reactors);
         }
@@ -89,8 +97,7 @@ fn live(rng: &mut Rng, lives: u32) -> u64 {
             if let Some(kept) = pmem.return_to_kept() {
                 pmem = kept;
                 if rng.permille(300) {
-                    pmem = pmem.cut_power(rng);
-                    world.lose_power(Arc::new(pmem.clone()), reactors);
+                    cut_power(&mut world, &mut pmem, &mut disk, rng, reactors);
                     world.load();
                     world.settle(true);
                     continue;
@@ -104,8 +111,7 @@ fn live(rng: &mut Rng, lives: u32) -> u64 {
         world.settle(power);
         // What has been read once stays, also if the power goes right now.
         if rng.permille(300) {
-            pmem = pmem.cut_power(rng);
-            world.lose_power(Arc::new(pmem.clone()), reactors);
+            cut_power(&mut world, &mut pmem, &mut disk, rng, reactors);
             world.load();
             world.settle(true);
         }

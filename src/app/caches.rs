@@ -86,7 +86,7 @@ pub(super) fn cache_object(name: &str) -> String {
 }
 
 /// The running kernel's boot id.
-fn boot_id() -> [u8; 16] {
+pub(super) fn boot_id() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Uuid::parse_str(text.trim()).map_or([0; 16], |id| *id.as_bytes())
 }
@@ -342,7 +342,7 @@ pub(super) fn load_cache(
 }
 
 /// Waits until all parts of a cache run; takes it down again if one does not.
-fn start_parts(cache: &Cache) -> Result<(), CacheError> {
+pub(super) fn start_parts(cache: &Cache) -> Result<(), CacheError> {
     let mut failed = None;
     let started = poll_until(START_WAIT, || match cache.is_installed() {
         Ok(installed) => installed,
@@ -365,7 +365,7 @@ fn start_parts(cache: &Cache) -> Result<(), CacheError> {
 }
 
 /// Takes the parts of a cache off their reactors; dirty data stay in the pool.
-fn stop_parts(cache: &Cache) -> Result<(), CacheError> {
+pub(super) fn stop_parts(cache: &Cache) -> Result<(), CacheError> {
     let mut failed = None;
     let mut step = |hurry| match cache.stop_step(hurry) {
         Ok(stopped) => stopped,

@@ -116,6 +116,16 @@ impl Mix {
         extents: 0,
         fua_permille: 10,
     };
+    pub(crate) const ONLY_WRITES: Self = Self {
+        read: 0,
+        write: 100,
+        ..Self::WRITES
+    };
+    pub(crate) const ALL_BUT_FLUSH: Self = Self {
+        flush: 0,
+        fua_permille: 0,
+        ..Self::ALL
+    };
     pub(crate) const READS: Self = Self {
         write: 0,
         read: 97,
@@ -147,6 +157,8 @@ pub(crate) struct World {
     pub(crate) operations: u64,
     /// Requests that ended with an error that was allowed.
     pub(crate) errors: u64,
+    /// What these errors were.
+    pub(crate) error_statuses: Vec<IoStatus>,
     /// Errors of reads and writes are no failure of the test.
     pub(crate) errors_allowed: bool,
     /// A request that takes more turns is held to be stuck.
@@ -236,6 +248,7 @@ impl World {
             turns: 0,
             operations: 0,
             errors: 0,
+            error_statuses: Vec::new(),
             errors_allowed: false,
             turns_max: 400_000,
             durable_writes: false,
@@ -288,6 +301,11 @@ impl World {
 
     pub(crate) fn under_way(&self) -> usize {
         self.flights.len()
+    }
+
+    /// Requests under way of one client.
+    pub(crate) fn of_client(&self, client: usize) -> usize {
+        self.clients[client].under_way
     }
 
     /// A place where something may go wrong, more often than not.
@@ -424,6 +442,7 @@ impl World {
         let ok = completion.status.is_ok();
         if !ok {
             self.errors += 1;
+            self.error_statuses.push(completion.status);
             let (op, status) = (flight.op, completion.status);
             assert!(
                 self.errors_allowed || status == IoStatus::Aborted,
@@ -664,7 +683,11 @@ impl World {
         for number in 0..self.volumes.len() {
             let cache = self.volumes[number].cache.take().unwrap();
             let mut rounds = 0;
-            while !cache.stop_step(rounds > patience).unwrap() {
+            // A medium that has failed can't take the mark of a clean stop, and says so at the end.
+            while !cache
+                .stop_step(rounds > patience)
+                .unwrap_or(self.errors_allowed)
+            {
                 self.turn_without_clients();
                 rounds += 1;
                 assert!(
