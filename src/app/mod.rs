@@ -8,6 +8,7 @@ mod bdevs;
 mod bench;
 mod bench_stack;
 mod caches;
+mod check;
 mod cli;
 mod config;
 mod defaults;

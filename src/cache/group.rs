@@ -460,7 +460,10 @@ impl Group {
         if self.env.barrier_done < self.env.barrier_submitted && !self.env.shared.has_failed() {
             wake = wake.sooner(self.env.barrier.wake());
         }
-        let limit = self.env.shared.options.kset_flush_ns();
+        let mut limit = self.env.shared.options.kset_flush_ns();
+        if self.env.shared.waiting_lanes.load(Ordering::SeqCst) > 0 {
+            limit = limit.min(super::close::PRESSED_NS);
+        }
         let timeout = self.env.shared.options.no_space_timeout_ns();
         for lane in &self.lanes {
             if let Some(open) = lane.open.as_ref().filter(|open| open.count > 0) {

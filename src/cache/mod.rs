@@ -11,6 +11,7 @@
 )]
 mod cache;
 mod channel;
+mod check;
 mod close;
 mod control_io;
 mod create;
@@ -26,6 +27,7 @@ mod lane;
 mod live_options;
 mod load;
 mod log;
+mod log_probe;
 mod log_reader;
 mod options;
 mod pool;
@@ -43,8 +45,12 @@ mod window;
 mod write;
 mod writeback;
 
-pub use crate::media::{CacheEntry, NAME_BYTES_MAX};
+pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
+pub use check::{
+    CacheCheck, CheckReport, DataFigures, Finding, FindingKind, LogFigures, LostRange,
+    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pool,
+};
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
 pub use geometry::{

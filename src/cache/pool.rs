@@ -186,7 +186,7 @@ impl Pool {
             data_start: superblock.data_start,
             segments: superblock.segments,
         };
-        let needed = geometry.segment_start(SegmentId(superblock.segments));
+        let needed = geometry.end().unwrap_or(u64::MAX);
         let available = pmem.bytes();
         if needed > available {
             return Err(CacheError::MediumTooSmall { needed, available });

@@ -375,7 +375,7 @@ impl Writeback {
             .between_boundaries
             .store(false, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
-        if shared.waiting_lanes.load(Ordering::SeqCst) > 0 || super::gc::above_threshold(shared) {
+        if shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
         }
         self.state = State::Idle(cx.now());

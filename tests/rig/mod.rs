@@ -1,8 +1,10 @@
 //! The engine on reactors that one thread drives step by step, over memory.
 #![allow(dead_code, reason = "each test uses its part of the rig")]
 
+pub(crate) mod disks;
 pub(crate) mod rng;
 pub(crate) mod sectors;
+pub(crate) mod slow_pmem;
 pub(crate) mod world;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};

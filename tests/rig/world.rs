@@ -2,6 +2,7 @@
 
 use super::rng::Rng;
 use super::sectors::{SECTOR, Sectors, Version, fill};
+use super::slow_pmem::{CONTROL, act_as};
 use super::{POOL_UUID, anonymous_pmem, reactors, runtime};
 use pmcache::bdev::{
     Bdev, Channel, Completion, Data, IoBuf, IoStatus, MallocBdev, MallocConfig, Op, Pmem, Request,
@@ -115,6 +116,16 @@ impl Mix {
         extents: 0,
         fua_permille: 10,
     };
+    pub(crate) const ONLY_WRITES: Self = Self {
+        read: 0,
+        write: 100,
+        ..Self::WRITES
+    };
+    pub(crate) const ALL_BUT_FLUSH: Self = Self {
+        flush: 0,
+        fua_permille: 0,
+        ..Self::ALL
+    };
     pub(crate) const READS: Self = Self {
         write: 0,
         read: 97,
@@ -146,10 +157,16 @@ pub(crate) struct World {
     pub(crate) operations: u64,
     /// Requests that ended with an error that was allowed.
     pub(crate) errors: u64,
+    /// What these errors were.
+    pub(crate) error_statuses: Vec<IoStatus>,
     /// Errors of reads and writes are no failure of the test.
     pub(crate) errors_allowed: bool,
     /// A request that takes more turns is held to be stuck.
     pub(crate) turns_max: u64,
+    /// Every acknowledged modification is durable (`durability = write`).
+    pub(crate) durable_writes: bool,
+    /// Now and then a third of a second passes.
+    pub(crate) jumps: bool,
     run_dir: PathBuf,
     boot: u8,
 }
@@ -231,8 +248,11 @@ impl World {
             turns: 0,
             operations: 0,
             errors: 0,
+            error_statuses: Vec::new(),
             errors_allowed: false,
             turns_max: 400_000,
+            durable_writes: false,
+            jumps: true,
             run_dir,
             boot: 1,
         };
@@ -252,10 +272,7 @@ impl World {
                 if cache.is_installed().unwrap() {
                     break;
                 }
-                for reactor in &mut self.data {
-                    reactor.step();
-                }
-                self.maintenance.step();
+                step_all(&mut self.data, &mut self.maintenance);
             }
             assert!(cache.is_installed().unwrap(), "the parts have started");
             volume.cache = Some(cache);
@@ -284,6 +301,11 @@ impl World {
 
     pub(crate) fn under_way(&self) -> usize {
         self.flights.len()
+    }
+
+    /// Requests under way of one client.
+    pub(crate) fn of_client(&self, client: usize) -> usize {
+        self.clients[client].under_way
     }
 
     /// A place where something may go wrong, more often than not.
@@ -402,8 +424,10 @@ impl World {
             range,
             data,
         };
+        act_as(to.reactor + 1);
         let cx = self.data[to.reactor].cx();
-        self.clients[client].channel.submit(cx, request);
+        to.channel.submit(cx, request);
+        act_as(CONTROL);
     }
 
     fn ended(&mut self, completion: Completion) {
@@ -412,11 +436,13 @@ impl World {
         let client = &mut self.clients[flight.client];
         client.under_way -= 1;
         let volume = client.volume;
+        let durable = self.durable_writes;
         let model = &mut self.volumes[volume].model;
         let (start, len) = (flight.range.start(), flight.range.len());
         let ok = completion.status.is_ok();
         if !ok {
             self.errors += 1;
+            self.error_statuses.push(completion.status);
             let (op, status) = (flight.op, completion.status);
             assert!(
                 self.errors_allowed || status == IoStatus::Aborted,
@@ -426,11 +452,11 @@ impl World {
         }
         let checked = match flight.op {
             Op::Write { fua } | Op::WriteZeroes { fua, .. } if ok => {
-                model.acknowledge(flight.version, start, len, fua);
+                model.acknowledge(flight.version, start, len, fua || durable);
                 Ok(())
             }
             Op::Discard if ok => {
-                model.acknowledge(flight.version, start, len, false);
+                model.acknowledge(flight.version, start, len, durable);
                 Ok(())
             }
             Op::Write { .. } | Op::WriteZeroes { .. } | Op::Discard => {
@@ -469,7 +495,9 @@ impl World {
     pub(crate) fn poll(&mut self, client: usize) {
         let mut done = Vec::new();
         let to = &mut self.clients[client];
+        act_as(to.reactor + 1);
         to.channel.poll(self.data[to.reactor].cx(), &mut done);
+        act_as(CONTROL);
         for completion in done {
             self.ended(completion);
         }
@@ -478,17 +506,19 @@ impl World {
     /// Some reactor makes a round, some client looks, and some time passes.
     pub(crate) fn turn(&mut self) {
         self.turns += 1;
-        let ns = if self.rng.below(20_000) == 0 {
+        let ns = if self.jumps && self.rng.below(20_000) == 0 {
             300_000_000
         } else {
             self.rng.below(20_000)
         };
         self.clock.advance(ns);
         let reactor = self.rng.index(self.data.len() + 1);
+        act_as(reactor + 1);
         match self.data.get_mut(reactor) {
             Some(reactor) => reactor.step(),
             None => self.maintenance.step(),
         };
+        act_as(CONTROL);
         let client = self.rng.index(self.clients.len());
         self.poll(client);
         if self.turns % 4096 == 0 {
@@ -590,10 +620,14 @@ impl World {
                 range,
                 data,
             };
+            act_as(1);
             channel.submit(self.data[0].cx(), request);
             let mut done = Vec::new();
             for _ in 0..self.turns_max {
-                if channel.poll(self.data[0].cx(), &mut done) > 0 {
+                act_as(1);
+                let count = channel.poll(self.data[0].cx(), &mut done);
+                act_as(CONTROL);
+                if count > 0 {
                     break;
                 }
                 self.turn();
@@ -640,10 +674,7 @@ impl World {
 
     fn turn_without_clients(&mut self) {
         self.clock.advance(10_000);
-        for reactor in &mut self.data {
-            reactor.step();
-        }
-        self.maintenance.step();
+        step_all(&mut self.data, &mut self.maintenance);
     }
 
     /// Stops every cache; after `patience` rounds in a hurry.
@@ -652,7 +683,11 @@ impl World {
         for number in 0..self.volumes.len() {
             let cache = self.volumes[number].cache.take().unwrap();
             let mut rounds = 0;
-            while !cache.stop_step(rounds > patience).unwrap() {
+            // A medium that has failed can't take the mark of a clean stop, and says so at the end.
+            while !cache
+                .stop_step(rounds > patience)
+                .unwrap_or(self.errors_allowed)
+            {
                 self.turn_without_clients();
                 rounds += 1;
                 assert!(
@@ -711,11 +746,30 @@ impl World {
         self.die(reactors);
     }
 
+    /// The process died on this medium while it was loading.
+    pub(crate) fn continue_on(&mut self, pmem: Arc<dyn Pmem>) {
+        self.pmem = pmem;
+        let reactors = self.config.reactors;
+        self.die(reactors);
+    }
+
     /// Gives up what waits, for one client.
     pub(crate) fn cancel(&mut self, client: usize) {
         let to = &mut self.clients[client];
+        act_as(to.reactor + 1);
         to.channel.cancel(self.data[to.reactor].cx());
+        act_as(CONTROL);
     }
+}
+
+fn step_all(data: &mut [Reactor], maintenance: &mut Reactor) {
+    for (number, reactor) in data.iter_mut().enumerate() {
+        act_as(number + 1);
+        reactor.step();
+    }
+    act_as(data.len() + 1);
+    maintenance.step();
+    act_as(CONTROL);
 }
 
 fn machine(
