@@ -160,6 +160,8 @@ pub(crate) struct Group {
     visits: Vec<Visit>,
     posts: Consumer<PostBatch>,
     completions: Vec<Completion>,
+    /// The remote client to be served first.
+    next_client: usize,
     /// All clients are gone and the cache stops: close what is open, then rest.
     stopping: bool,
 }
@@ -210,6 +212,7 @@ impl Group {
             visits: Vec::new(),
             posts: seed.posts,
             completions: Vec::new(),
+            next_client: 0,
             stopping: false,
         };
         let cell = Rc::new(GroupCell(RefCell::new(group)));
@@ -243,6 +246,8 @@ impl Group {
 
     /// Starts a request of `client`.
     pub(crate) fn submit(&mut self, cx: &Cx, client: usize, request: LaneRequest) {
+        // The client's poller may run before ours in the round after a sleep.
+        self.env.now = cx.now();
         match request.op {
             LaneOp::Visit => self.visit(cx, client, request.tag),
             LaneOp::Cancel => {
@@ -331,7 +336,10 @@ impl Group {
     fn drain_clients(&mut self, cx: &Cx, budget: u32) -> u32 {
         let mut handled = 0;
         let mut gone = None;
-        for number in 0..self.env.clients.capacity() {
+        let places = self.env.clients.capacity();
+        // Where the last round ran out of budget the next one begins: nobody is starved.
+        let begin = self.next_client;
+        for number in (0..places).map(|step| (begin + step) % places) {
             while let Some(Client::Remote {
                 requests,
                 done,
@@ -349,7 +357,8 @@ impl Group {
                 }
                 if handled >= budget {
                     self.env.retry = true;
-                    break;
+                    self.next_client = number;
+                    return handled;
                 }
                 let Some(request) = requests.pop() else {
                     if requests.is_orphaned() && requests.is_empty() {
@@ -423,6 +432,9 @@ impl Group {
                 alloc.stop_waiting(number);
             }
         }
+        drop(alloc);
+        // Their turn has come to somebody who may have looked already and gone to sleep.
+        self.env.shared.ring_waiting_lanes();
     }
 
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {

@@ -37,6 +37,7 @@ mod segment_alloc;
 mod segment_map;
 mod seq_tracker;
 mod shared;
+mod staged;
 mod staging;
 mod stats;
 mod stop;

@@ -11,13 +11,14 @@ use super::gather::{WindowWish, gather};
 use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView};
 use super::options::WritebackOrder;
-use super::shared::{LogPos, Shared};
+use super::pool::Pool;
+use super::shared::{DRAIN_FREE, DRAIN_RESTED, LogPos, Shared};
 use super::stats::WritebackStats;
 use super::window::Window;
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
 use crate::media::{DurableMark, SlotKind, Tail, WindowEnd};
 use crate::units::ByteRange;
-use reactors::{Cx, Nanos, Poller, Wake};
+use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -62,6 +63,7 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct WritebackSeed {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) view: LogView,
     pub(crate) incarnations: Incarnations,
     pub(crate) reader: LogReader,
@@ -72,6 +74,9 @@ pub(crate) struct WritebackSeed {
     /// The backing may lose completed writes at power failure.
     pub(crate) backing_volatile: bool,
 }
+
+/// Reactor-local name of the poller.
+pub(crate) struct WritebackPoller(pub(crate) PollerId);
 
 /// See the module.
 #[derive(Debug)]
@@ -394,25 +399,36 @@ impl Writeback {
         }
     }
 
-    /// Comes to rest when that is asked for; true while it rests.
-    fn rest_if_asked(&mut self) -> bool {
-        if !self.shared().maintenance.stop.load(Ordering::SeqCst) {
+    /// Comes to rest when that is asked for and no write is under way; true while it rests.
+    fn rest_if_asked(&mut self, cx: &Cx) -> bool {
+        let shared = self.seed.shared.clone();
+        if !shared.maintenance.stop.load(Ordering::SeqCst) {
             return false;
         }
-        let at_rest = match self.state {
-            State::Rested => return true,
-            State::Idle(_) | State::BackOff(_) | State::Halted => true,
-            State::Write { .. } | State::Flush => self.in_flight == 0,
-            State::Mark(_) | State::Tail(_) | State::Note(_) => false,
-        };
-        if at_rest {
+        if !matches!(self.state, State::Rested) {
+            let barrier = matches!(self.state, State::Mark(_) | State::Tail(_) | State::Note(_));
+            if barrier || self.in_flight > 0 {
+                return false;
+            }
             self.state = State::Rested;
-            self.shared()
+            shared.maintenance.rested.fetch_add(1, Ordering::SeqCst);
+            if shared
                 .maintenance
-                .rested
-                .fetch_add(1, Ordering::SeqCst);
+                .drain
+                .swap(DRAIN_RESTED, Ordering::SeqCst)
+                == DRAIN_FREE
+            {
+                shared.maintenance.drain.store(DRAIN_FREE, Ordering::SeqCst);
+                self.seed.pool.note_unloaded(shared.uuid);
+            }
         }
-        at_rest
+        if shared.maintenance.drain.load(Ordering::SeqCst) == DRAIN_FREE
+            && let Some(poller) = cx.local::<WritebackPoller>(shared.instance)
+        {
+            cx.remove_poller(poller.0);
+            cx.remove_local::<WritebackPoller>(shared.instance);
+        }
+        true
     }
 
     fn step(&mut self, cx: &Cx) -> u32 {
@@ -537,7 +553,7 @@ impl Poller for Writeback {
                 .writeback_rate_bps
                 .store(rate, Ordering::Relaxed);
         }
-        if self.rest_if_asked() {
+        if self.rest_if_asked(cx) {
             return reaped;
         }
         reaped + self.step(cx)
