@@ -316,11 +316,10 @@ impl Cache {
 
     /// Starts to write all dirty data back; [`Cache::is_flushing`] tells when it is done.
     pub fn flush_start(&self) {
-        self.shared
-            .maintenance
-            .flush_all
-            .store(true, Ordering::SeqCst);
-        self.shared.close_all_ksets();
+        let close = self.shared.close_all_ksets();
+        let maintenance = &self.shared.maintenance;
+        maintenance.flush_close.store(close, Ordering::SeqCst);
+        maintenance.flush_all.store(true, Ordering::SeqCst);
         self.shared.kick_writeback();
     }
 

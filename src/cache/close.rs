@@ -15,7 +15,11 @@ use reactors::{Cx, Nanos};
 use std::sync::atomic::Ordering;
 
 /// An open kset may hold what a waiting request needs: while there is one it gets no older than this.
-pub(crate) const PRESSED_NS: u64 = 1_000_000;
+pub(super) const PRESSED_NS: u64 = 1_000_000;
+
+/// Ksets of a lane that may wait for durability: bounds what is ahead of the durable mark, with a LAST
+/// for each kset (`seq_tracker.rs`).
+const PLACED_MAX: usize = 14;
 
 /// Why a kset is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +69,8 @@ impl Lane {
     /// Opens a kset: a staging slot and the promise of log room.
     pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
         self.free_slots(env);
-        let Some(slot) = self.staging.find_free() else {
+        let slot = self.staging.find_free();
+        let Some(slot) = slot.filter(|_| self.placed.len() < PLACED_MAX) else {
             self.pump(env, cx);
             return Err(Wait::Moment);
         };
@@ -144,14 +149,11 @@ impl Lane {
         self.pump(env, cx);
     }
 
-    /// Closes the open kset if it is old, or if everybody shall close.
+    /// Closes the open kset if it is old, for what is going on.
     pub(crate) fn close_if_due(&mut self, env: &mut Env, cx: &Cx) {
-        let close_all = env.shared.close_all.load(Ordering::Acquire);
-        let all = close_all != self.seen_close_all;
-        self.seen_close_all = close_all;
         let Some(open) = &self.open else { return };
         let age = env.now.since(open.opened);
-        if all || (age >= PRESSED_NS && env.shared.waiting_lanes.load(Ordering::Relaxed) > 0) {
+        if age >= PRESSED_NS && env.shared.waiting_lanes.load(Ordering::Relaxed) > 0 {
             self.close(env, cx, Cause::Pressure);
         } else if age >= env.shared.options.kset_flush_ns() {
             self.close(env, cx, Cause::Age);
@@ -173,9 +175,12 @@ impl Lane {
                 break;
             }
         }
-        if self.close_wanted && self.closing.is_empty() && self.has_unplaced() {
-            self.close(env, cx, Cause::Fua);
-            return;
+        if self.close_wanted && self.closing.is_empty() {
+            if self.has_unplaced() {
+                self.close(env, cx, Cause::Fua);
+                return;
+            }
+            self.close_wanted = false;
         }
         self.finish_placed(env);
         self.free_slots(env);

@@ -2,7 +2,7 @@
 
 use super::CacheError;
 use super::control_io::{PairState, load_pair, wipe_pair};
-use super::gc::next_salt;
+use super::gc::salt_seed;
 use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
 use super::options::CacheOptions;
 use super::pool::Pool;
@@ -117,8 +117,8 @@ impl Pool {
                 free,
             });
         };
-        self.prepare_segments(ids, create)?;
-        self.prepare_control(ids[0], create);
+        let generation = self.prepare_segments(ids, create)?;
+        self.prepare_control(ids[0], generation, create);
         self.pmem.barrier_wait()?;
         self.update(|caches| {
             let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
@@ -143,13 +143,17 @@ impl Pool {
     }
 
     /// Takes segments over: a generation above any that they had, and no START of an earlier life.
-    fn prepare_segments(&self, ids: &[SegmentId], create: &CreateCache) -> Result<(), CacheError> {
+    /// Returns the highest of these generations.
+    fn prepare_segments(&self, ids: &[SegmentId], create: &CreateCache) -> Result<u64, CacheError> {
+        let mut highest = 0;
         for id in ids {
             let control = self.geometry.segment_start(*id);
             let at = control + SegmentItem::Generation as u64;
             let (body, mut pair) =
                 load_pair::<Generation>(&*self.pmem, at, SlotKind::Generation, "generation")?;
-            let generation = U64::new(body.generation.get() + 1);
+            let generation = body.generation.get() + 1;
+            highest = highest.max(generation);
+            let generation = U64::new(generation);
             let body = Generation { generation, ..body };
             pair.store(&*self.pmem, SlotKind::Generation, &body);
             wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64);
@@ -164,11 +168,11 @@ impl Pool {
             .filter(|id| !ids.contains(id))
             .collect();
         self.assign(&stale, [0; 16]);
-        Ok(())
+        Ok(highest)
     }
 
     /// Writes the control items of an empty cache whose log begins in its first segment.
-    fn prepare_control(&self, first: SegmentId, create: &CreateCache) {
+    fn prepare_control(&self, first: SegmentId, generation: u64, create: &CreateCache) {
         let pmem = &*self.pmem;
         let control = self.geometry.segment_start(first);
         let fresh = |item: CacheItem| {
@@ -208,13 +212,13 @@ impl Pool {
             spare: [0; 32],
         };
         fresh(CacheItem::Boot).store(pmem, SlotKind::Boot, &boot);
-        let mut salt = create.seed;
+        let salt = salt_seed(create.seed, &create.uuid, 0, generation);
         let start = LogStart {
             cache: create.uuid,
             segment: U32::new(first.0),
             incarnation: U32::ZERO,
             sequence: U64::new(1),
-            salt: U64::new(next_salt(&mut salt)),
+            salt: U64::new(salt),
             spare: [0; 8],
         };
         PairState::fresh(control + SegmentItem::LogStart as u64).store(

@@ -436,6 +436,19 @@ impl Gc {
     }
 }
 
+/// Where a generator of salts starts. The salts of two runs, or of two caches of a process, must
+/// differ: segments go from one to the other, and a leftover would fit. A segment's generation, which
+/// rises when a cache is created, tells caches apart that have the same UUID.
+pub(crate) fn salt_seed(seed: u64, cache: &[u8; 16], incarnation: u32, generation: u64) -> u64 {
+    let (a, b) = cache.split_at(8);
+    let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+    let parts = [word(a), word(b), incarnation.into(), generation];
+    parts.into_iter().fold(seed, |state, part| {
+        let mut state = state ^ part;
+        next_salt(&mut state)
+    })
+}
+
 /// The next number of a SplitMix64 generator, never 0.
 pub(crate) fn next_salt(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

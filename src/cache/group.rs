@@ -1,6 +1,7 @@
 //! The lanes of one cache on one reactor, with what they share there: the backing channel, the
 //! barrier, and the clients.
 
+use super::close::{Cause, PRESSED_NS};
 use super::gc::PostBatch;
 use super::key_index::BLOCK;
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
@@ -23,6 +24,8 @@ pub(crate) type LocalDone = Rc<RefCell<VecDeque<LaneDone>>>;
 /// A client of the group.
 #[derive(Debug)]
 pub(crate) enum Client {
+    /// It has gone with requests under way, whose replies nobody else may get.
+    Gone,
     /// A channel on the same reactor.
     Local(LocalDone),
     /// A channel on another reactor.
@@ -57,6 +60,8 @@ pub(crate) struct Env {
     pub(crate) leave_queue: Vec<u16>,
     /// Place of this reactor among the data reactors.
     reactor: usize,
+    /// All clients are gone and the cache stops: nothing new is cached.
+    pub(crate) stopping: bool,
 }
 
 impl Env {
@@ -81,7 +86,7 @@ impl Env {
                 }
                 reactor.ring();
             }
-            None => {}
+            Some(Client::Gone) | None => {}
         }
     }
 
@@ -143,11 +148,19 @@ impl Env {
     }
 }
 
-/// A FLUSH visit that waits until the lanes' keys have a sequence.
+/// Who wants to know when keys have a sequence.
+#[derive(Debug)]
+enum Visitor {
+    /// A client's FLUSH.
+    Client { client: usize, tag: u64 },
+    /// All that raised [`Shared::close_all`] to this.
+    Everybody(u64),
+}
+
+/// A visit that waits until the lanes' keys have a sequence.
 #[derive(Debug)]
 struct Visit {
-    client: usize,
-    tag: u64,
+    visitor: Visitor,
     /// Lane (local index) and the kset that must have its place.
     targets: Vec<(usize, u64)>,
 }
@@ -162,8 +175,9 @@ pub(crate) struct Group {
     completions: Vec<Completion>,
     /// The remote client to be served first.
     next_client: usize,
-    /// All clients are gone and the cache stops: close what is open, then rest.
-    stopping: bool,
+    seen_close_all: u64,
+    /// Clients that are gone and have requests under way.
+    gone: Vec<usize>,
 }
 
 /// What a group needs to start on its reactor; made by the control thread.
@@ -199,13 +213,10 @@ impl Group {
             raise_wanted: false,
             leave_queue: Vec::new(),
             reactor: seed.reactor,
+            stopping: false,
             shared: shared.clone(),
         };
-        let lanes = seed
-            .lanes
-            .into_iter()
-            .map(|lane| Lane::new(lane, &shared))
-            .collect();
+        let lanes = seed.lanes.into_iter().map(Lane::new).collect();
         let group = Self {
             env,
             lanes,
@@ -213,7 +224,8 @@ impl Group {
             posts: seed.posts,
             completions: Vec::new(),
             next_client: 0,
-            stopping: false,
+            seen_close_all: 0,
+            gone: Vec::new(),
         };
         let cell = Rc::new(GroupCell(RefCell::new(group)));
         cx.set_local(shared.instance, Rc::clone(&cell));
@@ -235,8 +247,32 @@ impl Group {
         self.env.clients.insert(client)
     }
 
+    /// A client goes. What waits for it is given up; its number is used again only when nothing of it
+    /// is under way any more.
     pub(crate) fn detach(&mut self, client: usize) {
-        self.env.clients.try_remove(client);
+        if let Some(place) = self.env.clients.get_mut(client) {
+            *place = Client::Gone;
+        }
+        for lane in &mut self.lanes {
+            lane.cancel(&mut self.env, Some(client));
+        }
+        self.leave_queues();
+        self.gone.push(client);
+        self.forget_gone();
+    }
+
+    fn forget_gone(&mut self) {
+        let (lanes, visits, env) = (&self.lanes, &self.visits, &mut self.env);
+        self.gone.retain(|&number| {
+            let visits = visits
+                .iter()
+                .any(|v| matches!(v.visitor, Visitor::Client { client, .. } if client == number));
+            let in_use = visits || lanes.iter().any(|lane| lane.serves(number));
+            if !in_use {
+                env.clients.try_remove(number);
+            }
+            in_use
+        });
     }
 
     fn lane_index(&self, offset: u64) -> usize {
@@ -249,7 +285,10 @@ impl Group {
         // The client's poller may run before ours in the round after a sleep.
         self.env.now = cx.now();
         match request.op {
-            LaneOp::Visit => self.visit(cx, client, request.tag),
+            LaneOp::Visit => {
+                let tag = request.tag;
+                self.visit(cx, Visitor::Client { client, tag }, Cause::Flush);
+            }
             LaneOp::Cancel => {
                 for lane in &mut self.lanes {
                     lane.cancel(&mut self.env, Some(client));
@@ -265,22 +304,20 @@ impl Group {
         }
     }
 
-    /// A FLUSH has come: closes what is open; answers once all of it has a sequence.
-    fn visit(&mut self, cx: &Cx, client: usize, tag: u64) {
+    /// Closes what is open, and answers once all of it has a sequence.
+    fn visit(&mut self, cx: &Cx, visitor: Visitor, cause: Cause) {
         let mut targets = Vec::new();
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             let Some(order) = lane.newest_unplaced() else {
                 continue;
             };
-            lane.stats(&self.env.shared).flushes.add(1);
-            lane.close(&mut self.env, cx, super::close::Cause::Flush);
+            if cause == Cause::Flush {
+                lane.stats(&self.env.shared).flushes.add(1);
+            }
+            lane.close(&mut self.env, cx, cause);
             targets.push((index, order));
         }
-        self.visits.push(Visit {
-            client,
-            tag,
-            targets,
-        });
+        self.visits.push(Visit { visitor, targets });
         self.answer_visits();
     }
 
@@ -301,29 +338,39 @@ impl Group {
             } else {
                 IoStatus::Ok
             };
-            let done = LaneDone {
-                tag: visit.tag,
-                status,
-                data: crate::bdev::Data::None,
-            };
-            env.reply(visit.client, done);
+            match visit.visitor {
+                Visitor::Client { client, tag } => {
+                    let data = crate::bdev::Data::None;
+                    env.reply(client, LaneDone { tag, status, data });
+                }
+                Visitor::Everybody(number) => {
+                    let shared = &env.shared;
+                    // In the order in which they came: each covers those before it.
+                    shared.placed_all[env.reactor].fetch_max(number, Ordering::SeqCst);
+                    if shared.maintenance.flush_all.load(Ordering::SeqCst) {
+                        shared.kick_writeback();
+                    }
+                }
+            }
             false
         });
     }
 
     /// Closes what is open and gives up what waits, for good; see [`Group::is_at_rest`].
     pub(crate) fn begin_stop(&mut self, cx: &Cx) {
-        self.stopping = true;
+        self.env.stopping = true;
+        self.env.backing.cancel(cx);
         for lane in &mut self.lanes {
             lane.cancel(&mut self.env, None);
-            lane.close(&mut self.env, cx, super::close::Cause::Pressure);
+            lane.close(&mut self.env, cx, Cause::Pressure);
         }
         self.leave_queues();
     }
 
     /// Whether every key is in a durable kset and no backing read is under way.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.stopping && self.lanes.iter().all(Lane::is_at_rest)
+        let env = &self.env;
+        env.stopping && env.backing_pending == 0 && self.lanes.iter().all(Lane::is_at_rest)
     }
 
     /// Empties the staging slots, after a clean stop.
@@ -444,6 +491,11 @@ impl Group {
         let mut handled = self.apply_posts();
         handled += self.poll_backing(cx);
         handled += self.drain_clients(cx, budget);
+        let close_all = self.env.shared.close_all.load(Ordering::Acquire);
+        if close_all != self.seen_close_all {
+            self.seen_close_all = close_all;
+            self.visit(cx, Visitor::Everybody(close_all), Cause::Pressure);
+        }
         for lane in &mut self.lanes {
             lane.close_if_due(&mut self.env, cx);
             if !lane.closing.is_empty() || !lane.placed.is_empty() || !lane.acks.is_empty() {
@@ -457,6 +509,9 @@ impl Group {
         self.leave_queues();
         if !self.visits.is_empty() {
             self.answer_visits();
+        }
+        if !self.gone.is_empty() {
+            self.forget_gone();
         }
         handled
     }
@@ -474,7 +529,7 @@ impl Group {
         }
         let mut limit = self.env.shared.options.kset_flush_ns();
         if self.env.shared.waiting_lanes.load(Ordering::SeqCst) > 0 {
-            limit = limit.min(super::close::PRESSED_NS);
+            limit = limit.min(PRESSED_NS);
         }
         let timeout = self.env.shared.options.no_space_timeout_ns();
         for lane in &self.lanes {

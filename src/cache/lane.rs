@@ -114,7 +114,6 @@ pub(crate) struct Lane {
     pub(crate) next_miss: u64,
     /// Last serial given to a key without data.
     pub(crate) serial: u64,
-    pub(crate) seen_close_all: u64,
 }
 
 /// What a lane starts from: fresh, or as replay left it.
@@ -127,7 +126,7 @@ pub(crate) struct LaneSeed {
 }
 
 impl Lane {
-    pub(crate) fn new(seed: LaneSeed, shared: &Shared) -> Self {
+    pub(crate) fn new(seed: LaneSeed) -> Self {
         Self {
             number: seed.number,
             index: seed.index,
@@ -147,7 +146,6 @@ impl Lane {
             misses: Slab::new(),
             next_miss: 1,
             serial: seed.serial,
-            seen_close_all: shared.close_all.load(Ordering::SeqCst),
         }
     }
 
@@ -288,6 +286,13 @@ impl Lane {
         if self.waiting.is_empty() {
             self.stop_waiting(env);
         }
+    }
+
+    /// Whether something that was asked by `client` is under way.
+    pub(crate) fn serves(&self, client: usize) -> bool {
+        self.waiting.iter().any(|job| job.client == client)
+            || self.acks.iter().any(|(_, of, _)| *of == client)
+            || self.reads.iter().any(|(_, read)| read.client == client)
     }
 
     /// The newest kset that has keys and no sequence.

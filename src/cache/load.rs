@@ -6,7 +6,7 @@
 use super::CacheError;
 use super::cache::{Cache, CacheParts};
 use super::control_io::PairState;
-use super::gc::{GcSeed, PostBatch, next_salt};
+use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::KeyIndex;
@@ -191,6 +191,8 @@ struct Loaded {
     free: VecDeque<SegIx>,
     incarnation: u32,
     reserve: u32,
+    /// Where the salts of further log segments come from.
+    salt: u64,
 }
 
 impl Loaded {
@@ -262,6 +264,9 @@ impl Loaded {
             durable: SeqTracker::new(durable),
             waiting_lanes: CachePadded::default(),
             close_all: CachePadded::default(),
+            placed_all: (0..runtime.data.len().min(entry.lanes.get() as usize))
+                .map(|_| CachePadded::default())
+                .collect(),
             durable_waiters: CachePadded::default(),
             failed: AtomicBool::new(false),
             unplaced: runtime
@@ -297,7 +302,8 @@ fn load_media(
     }
     let incarnation = begin_run(&view, &mut control, &replayed, &mut staged, runtime)?;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
-    let mut salt = runtime.seed ^ u64::from(incarnation) << 32;
+    let generation = generations.first().copied().unwrap_or(0);
+    let mut salt = salt_seed(runtime.seed, &view.cache, incarnation, generation);
     let first = replayed.end.sequence;
     let references = staged.references(&view, first);
     let data_bytes = view.geometry.segment_data_bytes();
@@ -331,6 +337,7 @@ fn load_media(
         free,
         incarnation,
         reserve,
+        salt,
     };
     Ok((loaded, staged.lanes))
 }
@@ -405,6 +412,7 @@ impl Pool {
             control,
             replayed,
             incarnation,
+            salt,
             ..
         } = loaded;
         shared.publish_dirty_tail(&control.dirty_tail.0);
@@ -437,6 +445,7 @@ impl Pool {
                 reader: LogReader::new(&view, control.dirty_tail.0)?,
                 tail_pair: control.dirty_tail.1,
                 window_pair: control.window_end.1,
+                window_end: control.window_end.0,
                 mark_pair: control.durable_mark.1,
                 stats: Arc::clone(&writeback_stats),
                 backing_volatile: backing.info().volatile_cache,
@@ -448,7 +457,7 @@ impl Pool {
                 reader: LogReader::new(&view, control.key_tail.0)?,
                 tail_pair: control.key_tail.1,
                 posts,
-                salt_state: runtime.seed.rotate_left(17) ^ u64::from(incarnation),
+                salt_state: salt,
                 stats: Arc::clone(&gc_stats),
             },
         };

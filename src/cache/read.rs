@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 /// A read that waits for misses.
 #[derive(Debug)]
 pub(crate) struct ReadOp {
-    client: usize,
+    pub(crate) client: usize,
     tag: u64,
     /// First byte on the backing.
     offset: u64,
@@ -313,6 +313,9 @@ impl Lane {
             }
         });
         self.index.remove_placeholders(subtree, start, end, miss.id);
+        if env.stopping {
+            return;
+        }
         let tree_start = miss.range.start() - miss.range.start() % SUBTREE_BYTES;
         for (start, end) in pieces {
             let mut left = ByteRange::between(

@@ -55,6 +55,8 @@ pub(crate) struct Maintenance {
     pub(crate) kick_gc: AtomicBool,
     /// An operator wants all dirty data written back.
     pub(crate) flush_all: AtomicBool,
+    /// What [`Shared::close_all`] became for it.
+    pub(crate) flush_close: AtomicU64,
     /// Both pollers shall come to rest.
     pub(crate) stop: AtomicBool,
     /// 0 while writeback runs, then [`DRAIN_RESTED`] or [`DRAIN_FREE`].
@@ -148,6 +150,9 @@ pub(crate) struct Shared {
     pub(crate) waiting_lanes: CachePadded<AtomicU32>,
     /// Raised to make every lane close its open kset.
     pub(crate) close_all: CachePadded<AtomicU64>,
+    /// For each data reactor the value of `close_all` up to which all keys that its lanes then held
+    /// have their place.
+    pub(crate) placed_all: Box<[CachePadded<AtomicU64>]>,
     /// Somebody waits for the durable sequence.
     pub(crate) durable_waiters: CachePadded<AtomicU32>,
     /// The medium's barrier has failed: nothing is acknowledged any more.
@@ -187,10 +192,18 @@ impl Shared {
         }
     }
 
-    /// Makes every lane close its open kset.
-    pub(crate) fn close_all_ksets(&self) {
-        self.close_all.fetch_add(1, Ordering::SeqCst);
+    /// Makes every lane close its open kset. Done when [`Shared::have_closed`] the result.
+    pub(crate) fn close_all_ksets(&self) -> u64 {
+        let number = self.close_all.fetch_add(1, Ordering::SeqCst) + 1;
         self.ring_lanes();
+        number
+    }
+
+    /// Whether every key that a lane held when `close_all` became `number` has its place.
+    pub(crate) fn have_closed(&self, number: u64) -> bool {
+        self.placed_all
+            .iter()
+            .all(|placed| placed.load(Ordering::SeqCst) >= number)
     }
 
     /// Somebody waits for space: all that can free some starts now.

@@ -69,6 +69,8 @@ pub(crate) struct WritebackSeed {
     pub(crate) reader: LogReader,
     pub(crate) tail_pair: PairState,
     pub(crate) window_pair: PairState,
+    /// End of the window that spanned epochs when an earlier run ended.
+    pub(crate) window_end: u64,
     pub(crate) mark_pair: PairState,
     pub(crate) stats: Arc<WritebackStats>,
     /// The backing may lose completed writes at power failure.
@@ -92,8 +94,9 @@ pub(crate) struct Writeback {
     /// Earliest time of the next request, by the rate limit.
     next_request: Nanos,
     completions: Vec<Completion>,
-    /// Sequence up to which everything is to be written back, on an operator's request.
-    flush_target: Option<u64>,
+    /// For an operator's flush ([`Maintenance::flush_close`](super::shared::Maintenance)) the
+    /// sequence up to which everything is to be written back.
+    flush_target: Option<(u64, u64)>,
     /// The durable sequence that was noted on media last.
     noted: u64,
     rate: Rate,
@@ -203,14 +206,7 @@ impl Writeback {
         }
         match self.gather(now) {
             Err(error) => self.halt(&error),
-            Ok(None) => {
-                let target = self.flush_target;
-                if target.is_some_and(|target| self.seed.reader.pos.sequence > target) {
-                    self.flush_target = None;
-                    shared.maintenance.flush_all.store(false, Ordering::SeqCst);
-                }
-                self.state = State::Idle(now.after(PERIOD_NS));
-            }
+            Ok(None) => self.state = State::Idle(now.after(PERIOD_NS)),
             Ok(Some(true)) => {
                 self.seed.stats.spanning_windows.add(1);
                 shared
@@ -375,10 +371,12 @@ impl Writeback {
             .maintenance
             .dirty_passed
             .fetch_add(window.dirty_bytes, Ordering::SeqCst);
+        // An earlier run may have left a window that ends further on.
+        let between = window.end.sequence < self.seed.window_end;
         shared
             .maintenance
             .between_boundaries
-            .store(false, Ordering::SeqCst);
+            .store(between, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
         if shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
@@ -443,10 +441,8 @@ impl Writeback {
                     return 0;
                 }
                 self.observe(cx.now());
-                self.note_flush_target();
-                if self.seed.reader.pos.sequence > self.limit(cx.now())
-                    && self.flush_target.is_none()
-                {
+                self.follow_flush();
+                if self.seed.reader.pos.sequence > self.limit(cx.now()) {
                     self.note_durable(cx);
                     return 0;
                 }
@@ -513,18 +509,30 @@ impl Writeback {
         self.state = State::Note(self.barrier.submit(cx));
     }
 
-    /// An operator asked for everything: what is logged by now, once every lane has closed.
-    fn note_flush_target(&mut self) {
-        let shared = self.shared();
-        if !shared.maintenance.flush_all.load(Ordering::SeqCst) || self.flush_target.is_some() {
+    /// An operator asked for everything: what has a place once every lane has closed what it held.
+    /// More may come meanwhile, and is not waited for.
+    fn follow_flush(&mut self) {
+        let shared = self.seed.shared.clone();
+        let maintenance = &shared.maintenance;
+        if !maintenance.flush_all.load(Ordering::SeqCst) {
             return;
         }
-        let open = shared
-            .unplaced
-            .iter()
-            .any(|w| w.iter().any(|w| w.load(Ordering::Acquire) != 0));
-        if !open {
-            self.flush_target = Some(shared.last_sequence.load(Ordering::SeqCst));
+        let close = maintenance.flush_close.load(Ordering::SeqCst);
+        if self.flush_target.is_none_or(|(of, _)| of != close) {
+            if !shared.have_closed(close) {
+                return;
+            }
+            self.flush_target = Some((close, shared.last_sequence.load(Ordering::SeqCst)));
+        }
+        let Some((_, target)) = self.flush_target else {
+            return;
+        };
+        if self.seed.reader.pos.sequence > target {
+            maintenance.flush_all.store(false, Ordering::SeqCst);
+            if maintenance.flush_close.load(Ordering::SeqCst) != close {
+                // Another flush has begun at this very moment.
+                maintenance.flush_all.store(true, Ordering::SeqCst);
+            }
         }
     }
 }

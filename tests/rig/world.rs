@@ -753,6 +753,27 @@ impl World {
         self.die(reactors);
     }
 
+    /// A client goes away without waiting for what it has under way, and another takes its place.
+    pub(crate) fn replace_client(&mut self, number: usize) {
+        let gone: Vec<u64> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.client == number)
+            .map(|(tag, _)| *tag)
+            .collect();
+        let client = &mut self.clients[number];
+        for tag in gone {
+            let flight = self.flights.remove(&tag).unwrap();
+            // Its modifications may take effect at any later time.
+            if matches!(flight.op, Op::Read | Op::Extents) {
+                self.volumes[client.volume].model.end_read(flight.since);
+            }
+        }
+        let cache = self.volumes[client.volume].cache.as_ref().unwrap();
+        client.channel = cache.open(self.data[client.reactor].cx()).unwrap();
+        client.under_way = 0;
+    }
+
     /// Gives up what waits, for one client.
     pub(crate) fn cancel(&mut self, client: usize) {
         let to = &mut self.clients[client];
