@@ -1,13 +1,12 @@
 //! What `serve` says when it is ready: where everything is, how durable it is, and what to try.
 
-use super::bdevs::{Entry, Kind};
+use super::bdevs::Kind;
 use super::caches;
 use super::service::Service;
 use crate::bdev::{Bdev, Persistence};
 use crate::cache::{Cache, Durability};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::sync::Arc;
 
 /// What a completed write is worth, in a sentence.
 fn durability(cache: &Cache) -> &'static str {
@@ -37,96 +36,82 @@ fn cache_json(cache: &Cache) -> Value {
 
 /// Says it, in text or as one JSON document.
 pub(super) fn announce(service: &Service, rpc_socket: &Path, json: bool) {
-    let socket = rpc_socket.display().to_string();
-    let cores = service.reactors().data_handles().len();
-    let list = service.bdevs.list();
-    let bdevs: Vec<String> = list
-        .iter()
-        .map(|entry| entry.bdev.info().name.clone())
-        .collect();
-    let addresses: Vec<String> = service
-        .nbd
-        .servers()
-        .iter()
-        .map(|server| server.address.to_string())
-        .collect();
-    let exports: Vec<String> = service
-        .nbd
-        .exports()
-        .iter()
-        .map(|e| e.name.clone())
-        .collect();
-    let caches = caches::all(service);
     if json {
-        let document = json!({
-            "pid": std::process::id(),
-            "data_dir": service.data_dir(),
-            "rpc_socket": socket,
-            "data_reactors": cores,
-            "bdevs": bdevs,
-            "caches": caches.iter().map(|cache| cache_json(cache)).collect::<Value>(),
-            "nbd": addresses,
-            "nbd_exports": exports,
-            "degraded": service.degraded(),
-        });
-        println!("{document}");
+        println!("{}", document(service, rpc_socket));
         return;
     }
-    print_places(service, &socket, cores, &list, &caches);
-    for address in &addresses {
-        println!("  NBD             {address} exports {}", exports.join(", "));
-    }
-    print_suggestions(&socket, addresses.first(), exports.first());
-}
-
-fn print_places(
-    service: &Service,
-    socket: &str,
-    cores: usize,
-    list: &[Entry],
-    caches: &[Arc<Cache>],
-) {
+    let socket = rpc_socket.display().to_string();
     println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
     println!("  data directory  {}", service.data_dir().display());
     println!("  RPC socket      {socket}");
-    println!("  data reactors   {cores}");
-    for entry in list {
+    for entry in service.bdevs.list() {
         if let Kind::Pmem(pmem) = &entry.kind {
             let description = pmem.describe();
             let (path, size) = (pmem.path().display(), description.size >> 20);
-            println!(
-                "  pmem            {path} ({size} MiB, {:?})",
-                description.persistence
-            );
+            let persistence = description.persistence;
+            println!("  pmem            {path} ({size} MiB, {persistence:?})");
         }
     }
-    for cache in caches {
+    for cache in caches::all(service) {
         let (name, size) = (cache.name(), cache.info().bytes() >> 20);
         let backing = cache.backing().info().name.clone();
         let dirty = cache.dirty_bytes() >> 10;
         println!("  cache           {name} ({size} MiB) before {backing}; {dirty} KiB dirty");
-        println!("                  {}", durability(cache));
+        println!("                  {}", durability(&cache));
+    }
+    let exports = exports(service).join(", ");
+    for server in service.nbd.servers() {
+        println!("  NBD             {} exports {exports}", server.address);
+    }
+    for degraded in service.degraded() {
+        println!("  DEGRADED        {}: {}", degraded.object, degraded.reason);
+    }
+    println!("try:");
+    for command in commands(service, &socket) {
+        println!("  {command}");
     }
 }
 
-fn print_suggestions(socket: &str, address: Option<&String>, export: Option<&String>) {
-    println!("try:");
-    match (address, export) {
-        (Some(address), Some(export)) => {
-            let uri = match address.strip_prefix("unix:") {
-                Some(path) => format!("nbd+unix:///{export}?socket={path}"),
-                None => format!("nbd://{address}/{export}"),
-            };
-            println!("  nbdinfo --map '{uri}'");
-            println!(
-                "  fio --name=t --ioengine=nbd --uri='{uri}' --rw=randwrite --bs=4k --size=64m"
-            );
-            println!("  pmcache rpc --rpc-socket {socket} bdev_pmcache_get");
-        }
-        _ => {
-            println!("  pmcache rpc --rpc-socket {socket} rpc_get_methods");
-            println!("  pmcache rpc --rpc-socket {socket} bdev_get_bdevs");
-            println!("  pmcache rpc --rpc-socket {socket} service_get_health");
-        }
-    }
+fn exports(service: &Service) -> Vec<String> {
+    let exports = service.nbd.exports().into_iter();
+    exports.map(|export| export.name).collect()
+}
+
+/// Three commands that work here.
+fn commands(service: &Service, socket: &str) -> [String; 3] {
+    let rpc = |method: &str| format!("pmcache rpc --rpc-socket {socket} {method}");
+    let servers = service.nbd.servers();
+    let exports = exports(service);
+    let Some((server, export)) = servers.first().zip(exports.first()) else {
+        return ["rpc_get_methods", "bdev_get_bdevs", "service_get_health"].map(rpc);
+    };
+    let address = server.address.to_string();
+    let uri = match address.strip_prefix("unix:") {
+        Some(path) => format!("nbd+unix:///{export}?socket={path}"),
+        None => format!("nbd://{address}/{export}"),
+    };
+    [
+        format!("nbdinfo --map '{uri}'"),
+        format!("fio --name=t --ioengine=nbd --uri='{uri}' --rw=randwrite --bs=4k --size=64m"),
+        rpc("bdev_pmcache_get"),
+    ]
+}
+
+fn document(service: &Service, rpc_socket: &Path) -> Value {
+    let bdevs = service.bdevs.list();
+    let bdevs: Vec<String> = bdevs.iter().map(|e| e.bdev.info().name.clone()).collect();
+    let servers = service.nbd.servers();
+    let addresses: Vec<String> = servers.iter().map(|s| s.address.to_string()).collect();
+    let caches = caches::all(service);
+    json!({
+        "pid": std::process::id(),
+        "data_dir": service.data_dir(),
+        "rpc_socket": rpc_socket,
+        "data_reactors": service.reactors().data_handles().len(),
+        "bdevs": bdevs,
+        "caches": caches.iter().map(|cache| cache_json(cache)).collect::<Value>(),
+        "nbd": addresses,
+        "nbd_exports": exports(service),
+        "degraded": service.degraded(),
+    })
 }

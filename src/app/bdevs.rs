@@ -280,6 +280,20 @@ impl Bdevs {
             }
             _ => Err(no_such_device()),
         })?;
+        self.bury(removed);
+        Ok(())
+    }
+
+    /// Removes a bdev that `owner` owns, and releases the one below.
+    pub(super) fn remove_owned(&self, name: &str, owner: &str) {
+        let removed = self.0.with(|slots| match slots.get(name) {
+            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => slots.remove(name),
+            _ => None,
+        });
+        self.bury(removed);
+    }
+
+    fn bury(&self, removed: Option<Slot>) {
         if let Some(Slot::Ready(entry)) = removed {
             // Dropped before the base is free: a file it holds is closed by then.
             let base = entry.base.clone();
@@ -288,7 +302,6 @@ impl Bdevs {
                 self.release(&base);
             }
         }
-        Ok(())
     }
 
     /// Removes all, those above before those below.

@@ -1,23 +1,25 @@
 //! `pmcache bench`: builds a stack in this process and drives it; no service, no sockets.
 
+use super::bench_stack::{Device, Stack};
 use super::cli::{UNUSABLE, fail};
-use crate::bdev::{Bdev, MallocBdev, MallocConfig, NullBdev, NullConfig};
+use super::serve::RUN_DIR;
+use crate::bdev::Bdev;
 use crate::bench::{self, Pattern, Report, Workload};
 use crate::units::ByteRange;
 use clap::{Args, ValueEnum};
 use reactors::{CoreSet, IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
 use serde_json::json;
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// Measures latencies in this process; every device with every pattern at every depth.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
     bdev: Vec<Device>,
     /// Which requests.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Rw::Randwrite, Rw::Randread])]
@@ -40,14 +42,9 @@ pub(super) struct BenchArgs {
     /// The core to run on: the first of the set.
     #[arg(long, value_name = "MASK", default_value = "0x1")]
     cpumask: CoreSet,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Device {
-    /// Does nothing: what the harness itself costs.
-    Null,
-    /// A RAM disk.
-    Malloc,
+    /// Where the cache's staging file goes; on tmpfs.
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
+    run_dir: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -102,34 +99,31 @@ fn measure(
         seed: 1,
         clock: Arc::new(MonotonicClock),
     })?;
-    let handle = reactors.data_handles().first().ok_or("no reactor")?;
+    let bytes = args.size_mib.checked_mul(1 << 20);
+    let bytes = bytes.ok_or("--size-mib is too large")?;
+    // In a directory of its own, so that what an interrupted run leaves is easily found.
+    let run_dir = args
+        .run_dir
+        .join(format!("pmcache-bench.{}", std::process::id()));
+    std::fs::create_dir(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
     let mut reports = Vec::new();
-    for device in &args.bdev {
-        for rw in &args.rw {
-            for depth in &args.depth {
-                let bdev = build(*device, args.size_mib)?;
-                let workload = Workload {
-                    pattern: (*rw).into(),
-                    block_bytes: args.block_size,
-                    depth: *depth,
-                    range: ByteRange::between(0, bdev.info().bytes()),
-                    warmup_ns: nanos(warmup),
-                    run_ns: nanos(seconds),
-                    requests_max: None,
-                };
-                run_job(
-                    handle,
-                    bdev.clone(),
-                    Workload::fill(workload.range, FILL_BYTES),
-                )?;
-                let report = run_job(handle, bdev, workload)?;
+    let mut jobs = || {
+        for device in &args.bdev {
+            let stack = Stack::build(*device, bytes, &reactors, &run_dir)?;
+            let times = (nanos(warmup), nanos(seconds));
+            let measured = measure_device(args, &reactors, &stack.bdev, times, &mut |report| {
                 if !json {
                     println!("{report}");
                 }
                 reports.push(report);
-            }
+            });
+            stack.finish().and(measured)?;
         }
-    }
+        Ok::<(), Box<dyn Error>>(())
+    };
+    let done = jobs();
+    std::fs::remove_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
+    done?;
     let failed = reports.iter().any(|report| report.errors > 0);
     if json {
         println!("{}", json!({"cpu": core, "jobs": reports}));
@@ -137,30 +131,39 @@ fn measure(
     Ok(failed)
 }
 
+/// Fills a device, then runs each pattern at each depth; `times`: to warm up and to count, in
+/// nanoseconds.
+fn measure_device(
+    args: &BenchArgs,
+    reactors: &Reactors,
+    bdev: &Arc<dyn Bdev>,
+    times: (u64, u64),
+    found: &mut dyn FnMut(Report),
+) -> Result<(), Box<dyn Error>> {
+    let handle = reactors.data_handles().first().ok_or("no reactor")?;
+    let range = ByteRange::between(0, bdev.info().bytes());
+    run_job(handle, bdev.clone(), Workload::fill(range, FILL_BYTES))?;
+    for rw in &args.rw {
+        for depth in &args.depth {
+            let workload = Workload {
+                pattern: (*rw).into(),
+                block_bytes: args.block_size,
+                depth: *depth,
+                range,
+                warmup_ns: times.0,
+                run_ns: times.1,
+                requests_max: None,
+            };
+            found(run_job(handle, bdev.clone(), workload)?);
+        }
+    }
+    Ok(())
+}
+
 /// In nanoseconds, up to a century: sums of two stay within 64 bits.
 fn nanos(duration: Duration) -> u64 {
     let century = Duration::from_secs(36_525 * 86_400);
     u64::try_from(duration.min(century).as_nanos()).unwrap_or(0)
-}
-
-/// A new device of its kind.
-fn build(device: Device, size_mib: u64) -> Result<Arc<dyn Bdev>, Box<dyn Error>> {
-    let (block_size, uuid) = (512, Uuid::new_v4());
-    let blocks = size_mib.checked_mul(2048).ok_or("too large a device")?;
-    Ok(match device {
-        Device::Null => Arc::new(NullBdev::new(NullConfig {
-            name: "null".to_owned(),
-            uuid,
-            block_size,
-            blocks,
-        })?),
-        Device::Malloc => Arc::new(MallocBdev::new(MallocConfig {
-            name: "malloc".to_owned(),
-            uuid,
-            block_size,
-            blocks,
-        })?),
-    })
 }
 
 /// Runs one job on the reactor and waits for its report.

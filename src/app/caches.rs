@@ -3,8 +3,8 @@
 use super::bdevs::{Kind, no_such_device};
 use super::service::Service;
 use super::shared::{Shared, poll_until};
-use crate::bdev::Bdev;
-use crate::cache::{Cache, CacheError, CreateCache, Pool, PoolFormat, Runtime};
+use crate::bdev::{Bdev, Persistence};
+use crate::cache::{Cache, CacheError, CreateCache, Durability, Pool, PoolFormat, Runtime};
 use rpc::Error;
 use rustix::io::Errno;
 use serde_json::json;
@@ -47,10 +47,11 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
             let inner = super::bdevs::bdev_error(inner);
             return Error::new(inner.code, format!("{object}: {}", inner.message));
         }
-        CacheError::Superblock { .. } => Errno::NOENT,
+        CacheError::Superblock { .. } if error.is_no_pool() => Errno::NOENT,
         CacheError::Formatted | CacheError::Exists(_) => Errno::EXIST,
         CacheError::Foreign | CacheError::Busy(_) | CacheError::Dirty { .. } => Errno::BUSY,
-        CacheError::MediumTooSmall { .. }
+        CacheError::Superblock { .. }
+        | CacheError::MediumTooSmall { .. }
         | CacheError::Metadata { .. }
         | CacheError::Identity { .. }
         | CacheError::LogDamaged { .. } => Errno::UCLEAN,
@@ -85,7 +86,7 @@ pub(super) fn cache_object(name: &str) -> String {
 }
 
 /// The running kernel's boot id.
-fn boot_id() -> [u8; 16] {
+pub(super) fn boot_id() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Uuid::parse_str(text.trim()).map_or([0; 16], |id| *id.as_bytes())
 }
@@ -167,12 +168,6 @@ pub(super) fn create_pool(
     format: &PoolFormat,
 ) -> Result<PoolEntry, Error> {
     let object = pool_object(&format.name);
-    if format.name.is_empty() || format.name.len() > crate::cache::NAME_BYTES_MAX {
-        return Err(cache_error(
-            &object,
-            &CacheError::Invalid("a name has 1 to 255 bytes".into()),
-        ));
-    }
     crate::bdev::check_name(&format.name).map_err(|e| super::bdevs::bdev_error(&e))?;
     if service.caches.pool(&format.name).is_ok() {
         return Err(cache_error(
@@ -272,7 +267,27 @@ pub(super) fn create_cache(
     service.bdevs.release(backing);
     created.map_err(|error| cache_error(&object, &error))?;
     drop(place);
-    load_cache(service, pool, &create.name, Some(backing), false)
+    load_cache(service, pool, &create.name, Some(backing), false).inspect_err(|_| {
+        // What never ran holds nothing: the pool is as before.
+        if let Err(error) = entry.pool.destroy_cache(&create.name, 0, None) {
+            tracing::error!(%error, "{object} did not start, and stays in its pool");
+        }
+    })
+}
+
+/// Refuses a promise that memory without persistence can't keep, unless `force`.
+pub(super) fn check_durability(
+    object: &str,
+    pool: &Pool,
+    durability: Durability,
+    force: bool,
+) -> Result<(), Error> {
+    let volatile = pool.pmem().persistence() == Persistence::Volatile;
+    if volatile && durability == Durability::Write && !force {
+        let text = "durability write is not to be had on volatile memory; force does without";
+        return Err(cache_error(object, &CacheError::NotSupported(text.into())));
+    }
+    Ok(())
 }
 
 /// Loads the cache `name` (or UUID) of `pool` in front of `backing`, or of the recorded bdev.
@@ -327,7 +342,7 @@ pub(super) fn load_cache(
 }
 
 /// Waits until all parts of a cache run; takes it down again if one does not.
-fn start_parts(cache: &Cache) -> Result<(), CacheError> {
+pub(super) fn start_parts(cache: &Cache) -> Result<(), CacheError> {
     let mut failed = None;
     let started = poll_until(START_WAIT, || match cache.is_installed() {
         Ok(installed) => installed,
@@ -350,7 +365,7 @@ fn start_parts(cache: &Cache) -> Result<(), CacheError> {
 }
 
 /// Takes the parts of a cache off their reactors; dirty data stay in the pool.
-fn stop_parts(cache: &Cache) -> Result<(), CacheError> {
+pub(super) fn stop_parts(cache: &Cache) -> Result<(), CacheError> {
     let mut failed = None;
     let mut step = |hurry| match cache.stop_step(hurry) {
         Ok(stopped) => stopped,
@@ -400,15 +415,14 @@ pub(super) fn unload_cache(service: &Service, name: &str, clean: bool) -> Result
         return Err(busy(&object, "it holds dirty data; flush it first"));
     }
     let _turn = service.caches.turn(object.clone())?;
-    // From here on nobody opens it any more; who has it open keeps it from being removed.
-    service.bdevs.claim(name, "its unload".to_owned())?;
+    // From here on nobody opens it any more; who has it open keeps it from being claimed.
+    let owner = format!("the unload of {object}");
+    service.bdevs.claim(name, owner.clone())?;
     let stopped = stop_parts(&cache);
-    service.bdevs.release(name);
-    stopped.map_err(|error| cache_error(&object, &error))?;
     drop(cache);
-    service
-        .bdevs
-        .remove(name, |kind| matches!(kind, Kind::Cache(_)))
+    // Stopped or not, it takes no I/O any more.
+    service.bdevs.remove_owned(name, &owner);
+    stopped.map_err(|error| cache_error(&object, &error))
 }
 
 /// Unloads a cache and frees its segments; dirty bytes must be repeated back.

@@ -1,6 +1,6 @@
 //! The command line.
 
-use super::{bench, rpc_client, serve};
+use super::{bench, check, rpc_client, serve};
 use clap::{Parser, Subcommand};
 use serde_json::json;
 use std::process::ExitCode;
@@ -24,6 +24,8 @@ enum Command {
     Rpc(rpc_client::RpcArgs),
     /// Measure latencies in this process, without a service.
     Bench(bench::BenchArgs),
+    /// Verify a pool that no service uses, without changing it.
+    Check(check::CheckArgs),
 }
 
 /// Exit code for input that can't be used.
@@ -49,6 +51,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, cli.json),
         Command::Rpc(args) => rpc_client::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args, cli.json),
+        Command::Check(args) => check::run(&args, cli.json),
     }
 }
 

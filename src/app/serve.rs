@@ -20,6 +20,9 @@ use std::time::Duration;
 /// Where files go by default.
 pub(super) const DATA_DIR: &str = "./pmcache-data";
 
+/// Where staging files go by default.
+pub(super) const RUN_DIR: &str = "/dev/shm";
+
 /// The RPC socket's name in the data directory.
 pub(super) const RPC_SOCKET: &str = "rpc.sock";
 
@@ -42,7 +45,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "MASK")]
     maintenance_cpumask: Option<CoreSet>,
     /// Where open ksets survive the process: on tmpfs, kept over a restart of the service.
-    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
     /// What data reactors do when idle.
     #[arg(long, value_enum, default_value_t = Idle::Adaptive)]

@@ -4,20 +4,19 @@ use super::CacheError;
 use super::channel::CacheChannel;
 use super::control_io::PairState;
 use super::gc::{Gc, GcSeed};
-use super::group::{Group, GroupCell, GroupSeed, local_key};
+use super::group::{Group, GroupSeed};
 use super::options::{CacheOptions, Durability};
 use super::pool::Pool;
 use super::replay::ReplayReport;
 use super::shared::Shared;
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
+use super::stop::{Shutdown, Stop};
 use super::writeback::{Writeback, WritebackSeed};
-use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Pmem, Supports};
-use crate::media::{CleanStop, DurableMark, SlotKind};
+use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Supports};
 use reactors::{Cx, PollerId, ReactorHandle};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use uuid::Uuid;
-use zerocopy::little_endian::{U32, U64};
 
 /// The parts that run on reactors.
 #[derive(Debug)]
@@ -36,30 +35,9 @@ pub(crate) struct CacheStart {
     pub(crate) backing: Arc<dyn Bdev>,
     pub(crate) report: ReplayReport,
     pub(crate) clean_stop_pair: PairState,
-    pub(crate) durable_mark_pair: PairState,
     pub(crate) writeback_stats: Arc<WritebackStats>,
     pub(crate) gc_stats: Arc<GcStats>,
     pub(crate) parts: CacheParts,
-}
-
-/// How far a stop has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
-    Running,
-    /// Lanes close their ksets and wait until these are durable.
-    Lanes,
-    /// Writeback and GC come to rest.
-    Maintenance,
-    /// The parts leave their reactors.
-    Leaving,
-    Stopped,
-}
-
-#[derive(Debug)]
-struct Shutdown {
-    step: Stop,
-    clean_stop_pair: PairState,
-    durable_mark_pair: PairState,
 }
 
 /// What an operator sees of a cache.
@@ -98,25 +76,25 @@ pub struct CacheStatus {
 /// A running cache. It is a bdev; channels are opened on the data reactors.
 #[derive(Debug)]
 pub struct Cache {
-    pool: Arc<Pool>,
-    shared: Arc<Shared>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) shared: Arc<Shared>,
     options: RwLock<CacheOptions>,
     info: RwLock<Arc<BdevInfo>>,
     backing: Arc<dyn Bdev>,
     report: ReplayReport,
     writeback_stats: Arc<WritebackStats>,
     gc_stats: Arc<GcStats>,
-    shutdown: RwLock<Shutdown>,
-    started: Arc<Started>,
-    expected: u32,
+    pub(super) shutdown: RwLock<Shutdown>,
+    pub(super) started: Arc<Started>,
+    pub(super) expected: u32,
 }
 
 /// How many parts run, and why one could not start.
 #[derive(Debug, Default)]
-struct Started {
+pub(super) struct Started {
     running: AtomicU32,
-    at_rest: AtomicU32,
-    left: AtomicU32,
+    pub(super) at_rest: AtomicU32,
+    pub(super) left: AtomicU32,
     error: RwLock<Option<BdevError>>,
 }
 
@@ -153,7 +131,7 @@ fn describe(start: &CacheStart) -> BdevInfo {
     }
 }
 
-fn send(
+pub(super) fn send(
     handle: &ReactorHandle,
     message: impl FnOnce(&Cx) + Send + 'static,
 ) -> Result<(), CacheError> {
@@ -163,11 +141,12 @@ fn send(
 }
 
 /// Reactor-local names of the maintenance pollers.
-struct WritebackPoller(PollerId);
-struct GcPoller(PollerId);
+pub(super) struct WritebackPoller(pub(super) PollerId);
+/// See [`WritebackPoller`].
+pub(super) struct GcPoller(pub(super) PollerId);
 
 fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(), BdevError> {
-    let key = local_key(&seed.shared.uuid);
+    let key = seed.shared.instance;
     let channel = backing.open(cx)?;
     let barrier = seed.shared.pmem.open_barrier(cx)?;
     let poller = Writeback::new(seed, channel, barrier, cx.now());
@@ -177,7 +156,7 @@ fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(
 }
 
 fn start_gc(seed: GcSeed, cx: &Cx) -> Result<(), BdevError> {
-    let key = local_key(&seed.shared.uuid);
+    let key = seed.shared.instance;
     let barrier = seed.shared.pmem.open_barrier(cx)?;
     let id = cx.add_poller("pmcache_gc", Box::new(Gc::new(seed, barrier, cx.now())));
     cx.set_local(key, std::rc::Rc::new(GcPoller(id)));
@@ -227,7 +206,6 @@ impl Cache {
             shutdown: RwLock::new(Shutdown {
                 step: Stop::Running,
                 clean_stop_pair: start.clean_stop_pair,
-                durable_mark_pair: start.durable_mark_pair,
             }),
             started,
             expected,
@@ -451,139 +429,6 @@ impl Cache {
             oldest_dirty_since_ns: m.oldest_dirty_since.load(relaxed),
             waiting_lanes: shared.waiting_lanes.load(relaxed),
         }
-    }
-
-    /// Takes a stop one step on; true when the cache has stopped. All channels must be closed. Dirty
-    /// data stay in the pool. With `hurry` a step that a dead backing holds up is left out: what it
-    /// was about is done by the next load.
-    ///
-    /// # Errors
-    /// A medium that fails at the last step; the data stay safe all the same, without a clean mark.
-    pub fn stop_step(&self, hurry: bool) -> Result<bool, CacheError> {
-        let mut shutdown = self
-            .shutdown
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let groups = self.expected - 2;
-        match shutdown.step {
-            Stop::Running => {
-                self.for_each_group(|group, cx| group.begin_stop(cx))?;
-                shutdown.step = Stop::Lanes;
-            }
-            Stop::Lanes => {
-                // Asked anew each time: a group answers when it is polled at rest.
-                if self.started.at_rest.load(Ordering::SeqCst) < groups && !hurry {
-                    self.ask_at_rest()?;
-                } else {
-                    self.shared.maintenance.stop.store(true, Ordering::SeqCst);
-                    self.shared.ring_maintenance();
-                    shutdown.step = Stop::Maintenance;
-                }
-            }
-            Stop::Maintenance => {
-                if self.shared.maintenance.rested.load(Ordering::SeqCst) >= 2 || hurry {
-                    self.send_leave()?;
-                    shutdown.step = Stop::Leaving;
-                }
-            }
-            Stop::Leaving => {
-                if self.started.left.load(Ordering::SeqCst) >= self.expected {
-                    shutdown.step = Stop::Stopped;
-                    self.pool.note_unloaded(self.shared.uuid);
-                    self.store_clean_stop(&mut shutdown)?;
-                }
-            }
-            Stop::Stopped => {}
-        }
-        Ok(shutdown.step == Stop::Stopped)
-    }
-
-    fn for_each_group(
-        &self,
-        act: impl Fn(&mut Group, &Cx) + Send + Clone + 'static,
-    ) -> Result<(), CacheError> {
-        let key = local_key(&self.shared.uuid);
-        for handle in self.group_handles() {
-            let act = act.clone();
-            send(handle, move |cx| {
-                if let Some(cell) = cx.local::<GroupCell>(key) {
-                    act(&mut cell.0.borrow_mut(), cx);
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    fn group_handles(&self) -> &[ReactorHandle] {
-        let groups = (self.expected - 2) as usize;
-        &self.shared.runtime.data[..groups]
-    }
-
-    fn ask_at_rest(&self) -> Result<(), CacheError> {
-        self.started.at_rest.store(0, Ordering::SeqCst);
-        let started = Arc::clone(&self.started);
-        self.for_each_group(move |group, _| {
-            if group.is_at_rest() {
-                group.clear_staging();
-                started.at_rest.fetch_add(1, Ordering::SeqCst);
-            }
-        })
-    }
-
-    fn send_leave(&self) -> Result<(), CacheError> {
-        let uuid = self.shared.uuid;
-        for handle in self.group_handles() {
-            let started = Arc::clone(&self.started);
-            send(handle, move |cx| {
-                Group::uninstall(&uuid, cx);
-                started.left.fetch_add(1, Ordering::SeqCst);
-            })?;
-        }
-        let key = local_key(&uuid);
-        let maintenance = &self.shared.runtime.maintenance;
-        for handle in maintenance.first().into_iter().chain(maintenance.last()) {
-            let started = Arc::clone(&self.started);
-            send(handle, move |cx| {
-                if let Some(poller) = cx.local::<WritebackPoller>(key) {
-                    cx.remove_poller(poller.0);
-                    cx.remove_local::<WritebackPoller>(key);
-                }
-                if let Some(poller) = cx.local::<GcPoller>(key) {
-                    cx.remove_poller(poller.0);
-                    cx.remove_local::<GcPoller>(key);
-                }
-                started.left.fetch_add(1, Ordering::SeqCst);
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Says on media that all that was acknowledged is in the log, if it is.
-    fn store_clean_stop(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
-        let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
-        let at_rest = self.started.at_rest.load(Ordering::SeqCst) == self.expected - 2;
-        if self.shared.has_failed() || !at_rest || self.shared.durable.mark() != final_sequence {
-            return Ok(());
-        }
-        let pmem: &dyn Pmem = &*self.shared.pmem;
-        let mark = DurableMark {
-            sequence: U64::new(final_sequence),
-            spare: [0; 40],
-        };
-        shutdown
-            .durable_mark_pair
-            .store(pmem, SlotKind::DurableMark, &mark);
-        let clean = CleanStop {
-            clean: U32::new(1),
-            spare_before: U32::ZERO,
-            final_sequence: U64::new(final_sequence),
-            spare: [0; 32],
-        };
-        shutdown
-            .clean_stop_pair
-            .store(pmem, SlotKind::CleanStop, &clean);
-        pmem.barrier_wait()?;
-        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! A cache as a bdev: cuts requests at subtree borders, hands each part to its lane, here or on
 //! another reactor, and carries FLUSH from lane to lane.
 
-use super::group::{Client, GroupCell, LocalDone, local_key};
+use super::group::{Client, GroupCell, LocalDone};
 use super::key_index::SUBTREE_BYTES;
 use super::lane::{LaneDone, LaneOp, LaneRequest};
 use super::shared::Shared;
@@ -81,7 +81,7 @@ impl CacheChannel {
         info: Arc<BdevInfo>,
         cx: &Cx,
     ) -> Result<Self, BdevError> {
-        let key = local_key(&shared.uuid);
+        let key = shared.instance;
         let mut routes = Vec::new();
         for (number, handle) in shared.runtime.data.iter().enumerate() {
             if number >= shared.lanes as usize {

@@ -14,6 +14,9 @@ use crate::media::{
 use reactors::{Cx, Nanos};
 use std::sync::atomic::Ordering;
 
+/// An open kset may hold what a waiting request needs: while there is one it gets no older than this.
+pub(crate) const PRESSED_NS: u64 = 1_000_000;
+
 /// Why a kset is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
@@ -147,9 +150,10 @@ impl Lane {
         let all = close_all != self.seen_close_all;
         self.seen_close_all = close_all;
         let Some(open) = &self.open else { return };
-        if all {
+        let age = env.now.since(open.opened);
+        if all || (age >= PRESSED_NS && env.shared.waiting_lanes.load(Ordering::Relaxed) > 0) {
             self.close(env, cx, Cause::Pressure);
-        } else if env.now.since(open.opened) >= env.shared.options.kset_flush_ns() {
+        } else if age >= env.shared.options.kset_flush_ns() {
             self.close(env, cx, Cause::Age);
         }
     }

@@ -2,9 +2,9 @@
 
 use super::CacheError;
 use super::geometry::{PAIR_DISTANCE, SUPERBLOCK_SECOND};
-use crate::bdev::Pmem;
+use crate::bdev::{Pmem, PmemError};
 use crate::media::{
-    SLOT_BYTES, SUPERBLOCK_BYTES, SlotBody, SlotKind, Superblock, SuperblockError,
+    SLOT_BYTES, SUPERBLOCK_BYTES, SlotBody, SlotError, SlotKind, Superblock, SuperblockError,
     decode_superblock, encode_superblock, open_slot, seal_slot,
 };
 
@@ -17,7 +17,7 @@ pub(crate) struct PairState {
 }
 
 /// A sequence number is newer than another, over wrap-around too.
-fn is_newer(a: u64, b: u64) -> bool {
+pub(crate) fn is_newer(a: u64, b: u64) -> bool {
     a != b && a.wrapping_sub(b) < 1 << 63
 }
 
@@ -50,6 +50,43 @@ pub(crate) fn wipe_pair(pmem: &dyn Pmem, at: u64) {
     pmem.store(at + PAIR_DISTANCE, &[0; SLOT_BYTES]);
 }
 
+/// Both slots of a pair, as they stand.
+#[derive(Debug)]
+pub(crate) struct SlotPair<B> {
+    pub(crate) slots: [Result<(u64, B), SlotError>; 2],
+    /// All zero: never written, or wiped.
+    pub(crate) blank: [bool; 2],
+}
+
+impl<B: SlotBody> SlotPair<B> {
+    /// Reads the pair at `at`.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub(crate) fn read(pmem: &dyn Pmem, at: u64, kind: SlotKind) -> Result<Self, PmemError> {
+        let mut bytes = [[0; SLOT_BYTES]; 2];
+        pmem.load(at, &mut bytes[0])?;
+        pmem.load(at + PAIR_DISTANCE, &mut bytes[1])?;
+        Ok(Self {
+            slots: bytes.map(|slot| open_slot(kind, &slot)),
+            blank: bytes.map(|slot| slot == [0; SLOT_BYTES]),
+        })
+    }
+
+    /// The newer good slot: its `seq`, its body, and whether it is the second one.
+    ///
+    /// # Errors
+    /// What is wrong with the first and with the second, if neither is good.
+    pub(crate) fn newest(&self) -> Result<(u64, B, bool), (SlotError, SlotError)> {
+        match self.slots {
+            [Ok((a, _)), Ok((b, body))] if is_newer(b, a) => Ok((b, body, true)),
+            [Ok((seq, body)), _] => Ok((seq, body, false)),
+            [Err(_), Ok((seq, body))] => Ok((seq, body, true)),
+            [Err(first), Err(second)] => Err((first, second)),
+        }
+    }
+}
+
 /// Reads the newer good slot of the pair at `at`.
 ///
 /// # Errors
@@ -60,41 +97,25 @@ pub(crate) fn load_pair<B: SlotBody>(
     kind: SlotKind,
     item: &'static str,
 ) -> Result<(B, PairState), CacheError> {
-    let mut bytes = [[0; SLOT_BYTES]; 2];
-    pmem.load(at, &mut bytes[0])?;
-    pmem.load(at + PAIR_DISTANCE, &mut bytes[1])?;
-    let first = open_slot::<B>(kind, &bytes[0]);
-    let second = open_slot::<B>(kind, &bytes[1]);
-    let (seq, body, next_is_second) = match (first, second) {
-        (Ok((a, body_a)), Ok((b, body_b))) => {
-            if is_newer(b, a) {
-                (b, body_b, false)
-            } else {
-                (a, body_a, true)
-            }
-        }
-        (Ok((a, body)), Err(_)) => (a, body, true),
-        (Err(_), Ok((b, body))) => (b, body, false),
-        (Err(first), Err(second)) => {
-            return Err(CacheError::Metadata {
-                item,
-                at,
-                first,
-                second,
-            });
-        }
-    };
+    let pair = SlotPair::<B>::read(pmem, at, kind)?;
+    let newest = pair
+        .newest()
+        .map_err(|(first, second)| CacheError::Metadata {
+            item,
+            at,
+            first,
+            second,
+        });
+    let (seq, body, is_second) = newest?;
     // What was read becomes truth, also if the earlier process never fenced it.
     pmem.write_back(at, SLOT_BYTES as u64);
     pmem.write_back(at + PAIR_DISTANCE, SLOT_BYTES as u64);
-    Ok((
-        body,
-        PairState {
-            at,
-            next_seq: seq.wrapping_add(1),
-            next_is_second,
-        },
-    ))
+    let state = PairState {
+        at,
+        next_seq: seq.wrapping_add(1),
+        next_is_second: !is_second,
+    };
+    Ok((body, state))
 }
 
 /// Reads the newer good superblock; also tells whether it is the second one.

@@ -149,6 +149,15 @@ pub enum CacheError {
     },
 }
 
+impl CacheError {
+    /// Whether there is no pool at all, rather than a damaged one.
+    #[must_use]
+    pub fn is_no_pool(&self) -> bool {
+        let absent = |error: &SuperblockError| *error == SuperblockError::Magic;
+        matches!(self, Self::Superblock { first, second } if absent(first) && absent(second))
+    }
+}
+
 /// Why the log is held to be damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogDamage {

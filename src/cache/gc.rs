@@ -138,9 +138,7 @@ impl Gc {
         if self.seed.reader.pos.sequence >= dirty {
             return false;
         }
-        shared.waiting_lanes.load(Ordering::SeqCst) > 0
-            || shared.maintenance.fill_skipped.load(Ordering::SeqCst)
-            || above_threshold(shared)
+        shared.is_space_wanted() || above_threshold(shared)
     }
 
     /// Passes up to [`KSETS_A_ROUND`] ksets.
@@ -278,8 +276,9 @@ impl Gc {
             } else {
                 cx.now().after(PERIOD_NS)
             };
-            if !self.shall_pass() {
-                // There was nothing more to gain for the fill that was left out.
+            let head = shared.last_sequence.load(Ordering::SeqCst);
+            if self.seed.reader.pos.sequence > head {
+                // There is nothing more to gain for the fill that was left out.
                 shared
                     .maintenance
                     .fill_skipped

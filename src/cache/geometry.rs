@@ -88,6 +88,14 @@ impl PoolGeometry {
         self.data_start + u64::from(segment.0) * self.segment_bytes
     }
 
+    /// Where the last segment ends; nothing if that is beyond 64 bits.
+    #[must_use]
+    pub fn end(&self) -> Option<u64> {
+        u64::from(self.segments)
+            .checked_mul(self.segment_bytes)?
+            .checked_add(self.data_start)
+    }
+
     /// Where a segment's data begin.
     #[must_use]
     pub fn data_at(&self, segment: SegmentId) -> u64 {

@@ -174,13 +174,6 @@ pub(crate) struct GroupSeed {
     pub(crate) posts: Consumer<PostBatch>,
 }
 
-/// Key of reactor-local storage: the cache's UUID, folded.
-pub(crate) fn local_key(uuid: &[u8; 16]) -> u64 {
-    let (a, b) = uuid.split_at(8);
-    let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-    word(a) ^ word(b)
-}
-
 /// A group as its reactor's poller and local channels share it.
 #[derive(Debug)]
 pub(crate) struct GroupCell(pub(crate) RefCell<Group>);
@@ -220,15 +213,14 @@ impl Group {
             stopping: false,
         };
         let cell = Rc::new(GroupCell(RefCell::new(group)));
-        cx.set_local(local_key(&shared.uuid), Rc::clone(&cell));
+        cx.set_local(shared.instance, Rc::clone(&cell));
         let id = cx.add_poller("pmcache_lanes", Box::new(GroupPoller(cell)));
-        cx.set_local(local_key(&shared.uuid), Rc::new(id));
+        cx.set_local(shared.instance, Rc::new(id));
         Ok(())
     }
 
-    /// Ends the group: its poller and reactor-local entries go.
-    pub(crate) fn uninstall(uuid: &[u8; 16], cx: &Cx) {
-        let key = local_key(uuid);
+    /// Ends the group of the cache instance `key`: its poller and reactor-local entries go.
+    pub(crate) fn uninstall(key: u64, cx: &Cx) {
         if let Some(id) = cx.local::<reactors::PollerId>(key) {
             cx.remove_poller(*id);
         }
@@ -468,7 +460,10 @@ impl Group {
         if self.env.barrier_done < self.env.barrier_submitted && !self.env.shared.has_failed() {
             wake = wake.sooner(self.env.barrier.wake());
         }
-        let limit = self.env.shared.options.kset_flush_ns();
+        let mut limit = self.env.shared.options.kset_flush_ns();
+        if self.env.shared.waiting_lanes.load(Ordering::SeqCst) > 0 {
+            limit = limit.min(super::close::PRESSED_NS);
+        }
         let timeout = self.env.shared.options.no_space_timeout_ns();
         for lane in &self.lanes {
             if let Some(open) = lane.open.as_ref().filter(|open| open.count > 0) {

@@ -60,6 +60,8 @@ pub(crate) struct Job {
     /// Bytes that are in the index already.
     pub(crate) progress: u64,
     pub(crate) waits_since: Option<Nanos>,
+    /// Progress with which it asked for space last.
+    pub(crate) asked_at: Option<u64>,
 }
 
 /// Why a step of a request can't go on now.
@@ -171,6 +173,7 @@ impl Lane {
             request,
             progress: 0,
             waits_since: None,
+            asked_at: None,
         };
         match job.request.op {
             LaneOp::Read => self.read(env, cx, job),
@@ -212,13 +215,18 @@ impl Lane {
         env.shared.waiting_lanes.fetch_add(1, Ordering::SeqCst);
         match wait {
             Wait::Moment => env.retry = true,
-            Wait::Space => {
-                self.close(env, cx, super::close::Cause::Pressure);
-                env.shared.close_all_ksets();
-                env.shared.kick_writeback();
-                env.shared.kick_gc();
-            }
+            Wait::Space => self.ask_for_space(env, cx),
         }
+    }
+
+    /// Makes every lane close its open kset, since writeback and GC can only free what closed ones
+    /// hold, and lets these look now.
+    fn ask_for_space(&mut self, env: &mut Env, cx: &Cx) {
+        if let Some(job) = self.waiting.front_mut() {
+            job.asked_at = Some(job.progress);
+        }
+        self.close(env, cx, super::close::Cause::Pressure);
+        env.shared.make_room();
     }
 
     /// Lets waiting requests go on, in order.
@@ -242,7 +250,12 @@ impl Lane {
                 Err((mut job, wait)) => {
                     job.waits_since = Some(since);
                     env.retry |= wait == Wait::Moment && !failed;
+                    // What it has written since it asked last stands in an open kset again.
+                    let ask = wait == Wait::Space && job.asked_at != Some(job.progress);
                     self.waiting.push_front(job);
+                    if ask {
+                        self.ask_for_space(env, cx);
+                    }
                     return;
                 }
             }

@@ -19,7 +19,7 @@ use super::pool::Pool;
 use super::replay::{Control, Replayed, load_generations, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
-use super::shared::{Maintenance, Runtime, SEALED, Shared};
+use super::shared::{Maintenance, Runtime, SEALED, Shared, next_instance};
 use super::staging::{LaneStaging, Section, SectionHeader, StagedKset, StagingFile};
 use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::try_lock::TryLock;
@@ -352,6 +352,7 @@ impl Loaded {
             ..Maintenance::default()
         };
         Shared {
+            instance: next_instance(),
             name: entry.name(),
             uuid: entry.uuid,
             pmem: Arc::clone(&self.view.pmem),
@@ -556,6 +557,7 @@ impl Pool {
                 reader: LogReader::new(&view, control.dirty_tail.0)?,
                 tail_pair: control.dirty_tail.1,
                 window_pair: control.window_end.1,
+                mark_pair: control.durable_mark.1,
                 stats: Arc::clone(&writeback_stats),
                 backing_volatile: backing.info().volatile_cache,
             },
@@ -577,7 +579,6 @@ impl Pool {
             backing,
             report: replayed.report,
             clean_stop_pair: control.clean_stop.1,
-            durable_mark_pair: control.durable_mark.1,
             writeback_stats,
             gc_stats,
             parts,

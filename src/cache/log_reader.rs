@@ -3,15 +3,15 @@
 use super::CacheError;
 use super::control_io::load_pair;
 use super::error::LogDamage;
-use super::geometry::{PoolGeometry, SEGMENT_CONTROL_BYTES, SegIx, SegmentItem};
+use super::geometry::{PoolGeometry, SegIx, SegmentItem};
 use super::key::KeyIdent;
 use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
 use crate::media::{
-    self, KSET_BYTES_MAX, KsetError, LAST_BYTES, LogStart, Parsed, SealedKset, SlotKind,
-    kset_bytes, parse_kset,
+    self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
+    parse_kset,
 };
 use crate::units::ByteRange;
 use std::sync::Arc;
@@ -140,6 +140,17 @@ pub(crate) struct Incarnations {
     pub(crate) first_sequence: u64,
 }
 
+impl Incarnations {
+    /// Whether a kset is of the incarnation that its sequence wants.
+    pub(crate) fn fit(&self, header: &KsetHeader) -> bool {
+        if header.sequence >= self.first_sequence {
+            header.incarnation == self.current
+        } else {
+            header.incarnation < self.current
+        }
+    }
+}
+
 /// A position that walks along the log.
 #[derive(Clone, Debug)]
 pub(crate) struct LogReader {
@@ -196,12 +207,7 @@ impl LogReader {
             Parsed::Last(header, _) => *header,
         };
         let found = header.sequence;
-        let fits_incarnation = if found >= incarnations.first_sequence {
-            header.incarnation == incarnations.current
-        } else {
-            header.incarnation < incarnations.current
-        };
-        if found != expected || header.salt != self.salt || !fits_incarnation {
+        if found != expected || header.salt != self.salt || !incarnations.fit(&header) {
             return Err(Stop::NotThere(LogDamage::Sequence { expected, found }));
         }
         self.pos.sequence = expected + 1;
@@ -247,32 +253,5 @@ impl LogReader {
                 Ok(Entry::Last { left: pos.segment })
             }
         }
-    }
-
-    /// Looks whether a later kset in this segment proves that the one expected here was durable
-    /// once: then the log is damaged, not merely at its end.
-    pub(crate) fn probe_hole(&self, view: &LogView) -> Result<Option<u64>, CacheError> {
-        let data = view.geometry.segment_bytes - SEGMENT_CONTROL_BYTES;
-        let mut bytes = vec![0; usize::try_from(data).unwrap_or(0)];
-        view.pmem
-            .load(view.data_at(self.pos.segment, 0), &mut bytes)?;
-        let mut at = self.pos.offset as usize + media::KSET_ALIGN;
-        while at + LAST_BYTES <= bytes.len() {
-            let found = match parse_kset(&bytes[at..]) {
-                Ok(Parsed::Kset(kset)) => Some(kset.header),
-                Ok(Parsed::Last(header, _)) => Some(header),
-                Err(KsetError::Short { .. } | KsetError::Count(_) | KsetError::Flags(_)) => None,
-                Err(KsetError::Crc { .. }) => None,
-            };
-            if let Some(header) = found
-                && header.salt == self.salt
-                && header.sequence > self.pos.sequence
-                && header.durable >= self.pos.sequence
-            {
-                return Ok(Some(header.durable));
-            }
-            at += media::KSET_ALIGN;
-        }
-        Ok(None)
     }
 }

@@ -11,6 +11,7 @@
 )]
 mod cache;
 mod channel;
+mod check;
 mod close;
 mod control_io;
 mod create;
@@ -21,10 +22,12 @@ mod geometry;
 mod group;
 mod key;
 mod key_index;
+mod lag;
 mod lane;
 mod live_options;
 mod load;
 mod log;
+mod log_probe;
 mod log_reader;
 mod options;
 mod pool;
@@ -36,13 +39,18 @@ mod seq_tracker;
 mod shared;
 mod staging;
 mod stats;
+mod stop;
 mod try_lock;
 mod window;
 mod write;
 mod writeback;
 
-pub use crate::media::{CacheEntry, NAME_BYTES_MAX};
+pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
+pub use check::{
+    CacheCheck, CheckReport, DataFigures, Finding, FindingKind, LogFigures, LostRange,
+    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pool,
+};
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
 pub use geometry::{

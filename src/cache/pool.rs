@@ -73,12 +73,8 @@ fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
 
 /// Refuses a medium that holds a pool, or anything else.
 fn refuse_used(pmem: &dyn Pmem) -> Result<(), CacheError> {
-    let mut magic = [0; 8];
-    for at in [0, SUPERBLOCK_SECOND] {
-        pmem.load(at, &mut magic)?;
-        if magic == MAGIC {
-            return Err(CacheError::Formatted);
-        }
+    if Pool::is_formatted(pmem)? {
+        return Err(CacheError::Formatted);
     }
     if is_blank(pmem)? {
         Ok(())
@@ -88,6 +84,24 @@ fn refuse_used(pmem: &dyn Pmem) -> Result<(), CacheError> {
 }
 
 impl Pool {
+    /// Whether `pmem` holds a pool, good or damaged.
+    ///
+    /// # Errors
+    /// A medium that can't be read.
+    pub fn is_formatted(pmem: &dyn Pmem) -> Result<bool, CacheError> {
+        let mut magic = [0; 8];
+        for at in [0, SUPERBLOCK_SECOND] {
+            if pmem.bytes() < at + magic.len() as u64 {
+                return Ok(false);
+            }
+            pmem.load(at, &mut magic)?;
+            if magic == MAGIC {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Formats `pmem` as a pool. Step by step: segments first, the superblock last, so that a format
     /// that was cut off leaves no pool.
     ///
@@ -172,7 +186,7 @@ impl Pool {
             data_start: superblock.data_start,
             segments: superblock.segments,
         };
-        let needed = geometry.segment_start(SegmentId(superblock.segments));
+        let needed = geometry.end().unwrap_or(u64::MAX);
         let available = pmem.bytes();
         if needed > available {
             return Err(CacheError::MediumTooSmall { needed, available });

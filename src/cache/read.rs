@@ -359,9 +359,11 @@ impl Lane {
 }
 
 impl Shared {
-    /// A fill found no room: GC shall make some, also below its threshold.
+    /// A fill found no room: GC shall make some, also below its threshold. Asked for once until it
+    /// has.
     pub(crate) fn skipped_fill(&self) {
-        self.maintenance.fill_skipped.store(true, Ordering::SeqCst);
-        self.kick_gc();
+        if !self.maintenance.fill_skipped.swap(true, Ordering::SeqCst) {
+            self.make_room();
+        }
     }
 }

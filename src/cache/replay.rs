@@ -3,19 +3,23 @@
 use super::CacheError;
 use super::control_io::{PairState, load_pair};
 use super::error::LogDamage;
-use super::geometry::{CacheItem, SegIx, SegmentItem};
+use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::pool::Pool;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
+use crate::bdev::Pmem;
 use crate::media::{
-    self, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, SlotBody, SlotKind,
-    Tail, WindowEnd,
+    self, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, SegmentInfo, SlotBody,
+    SlotKind, Tail, WindowEnd,
 };
 use crate::units::SegmentId;
 use std::sync::Arc;
+
+/// No log gets here: it leaves room to count on from any sequence below.
+const SEQUENCE_END: u64 = 1 << 63;
 
 /// What a load found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,11 +63,16 @@ fn item<B: SlotBody>(
     load_pair(&*view.pmem, at, kind, name)
 }
 
-fn tail_pos(view: &LogView, tail: &Tail, item: &'static str) -> Result<LogPos, CacheError> {
+pub(crate) fn tail_pos(
+    view: &LogView,
+    tail: &Tail,
+    item: &'static str,
+) -> Result<LogPos, CacheError> {
     let segment = view.segments.find(tail.segment.get());
     let offset = tail.offset.get();
     let fits = u64::from(offset) <= view.geometry.segment_data_bytes()
-        && (offset as usize).is_multiple_of(media::KSET_ALIGN);
+        && (offset as usize).is_multiple_of(media::KSET_ALIGN)
+        && (1..SEQUENCE_END).contains(&tail.sequence.get());
     let at = view.geometry.segment_start(view.segments.id(SegIx(0)));
     match segment.filter(|_| fits) {
         Some(segment) => Ok(LogPos {
@@ -137,8 +146,11 @@ impl Control {
         } else {
             0
         };
+        // A load makes what it replays durable before it begins a run behind it.
+        let first_sequence = self.incarnation.0.first_sequence.get();
         final_sequence
             .max(self.durable_mark.0)
+            .max(first_sequence.saturating_sub(1))
             .max(self.dirty_tail.0.sequence.saturating_sub(1))
             .max(self.key_tail.0.sequence.saturating_sub(1))
     }
@@ -153,8 +165,17 @@ impl Control {
 
 /// Finds a cache's segments and opens a view of its log.
 pub(crate) fn open_view(pool: &Pool, entry: &CacheEntry) -> Result<LogView, CacheError> {
-    let mut owned: Vec<(u32, SegmentId)> = pool
-        .segment_infos()?
+    view_of(&pool.pmem, pool.geometry, &pool.segment_infos()?, entry)
+}
+
+/// As [`open_view`], by the infos of the pool's segments.
+pub(crate) fn view_of(
+    pmem: &Arc<dyn Pmem>,
+    geometry: PoolGeometry,
+    infos: &[SegmentInfo],
+    entry: &CacheEntry,
+) -> Result<LogView, CacheError> {
+    let mut owned: Vec<(u32, SegmentId)> = infos
         .iter()
         .filter(|info| info.cache == entry.uuid)
         .map(|info| (info.place.get(), SegmentId(info.segment.get())))
@@ -163,7 +184,7 @@ pub(crate) fn open_view(pool: &Pool, entry: &CacheEntry) -> Result<LogView, Cach
     let expected = entry.segments.get();
     let ids: Vec<SegmentId> = owned.iter().map(|&(_, id)| id).collect();
     let first = ids.first().map_or(u32::MAX, |id| id.0);
-    if ids.len() != expected as usize || first != entry.first_segment.get() {
+    if ids.is_empty() || ids.len() != expected as usize || first != entry.first_segment.get() {
         let found = ids.len() as u64;
         let item = "segments of the cache";
         return Err(CacheError::Identity {
@@ -174,9 +195,9 @@ pub(crate) fn open_view(pool: &Pool, entry: &CacheEntry) -> Result<LogView, Cach
         });
     }
     Ok(LogView {
-        pmem: Arc::clone(&pool.pmem),
-        geometry: pool.geometry,
-        segments: Arc::new(SegmentMap::new(ids, &pool.geometry)),
+        pmem: Arc::clone(pmem),
+        geometry,
+        segments: Arc::new(SegmentMap::new(ids, &geometry)),
         cache: entry.uuid,
         backing_bytes: entry.backing_bytes.get(),
     })

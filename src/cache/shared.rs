@@ -97,9 +97,18 @@ pub struct Runtime {
     pub seed: u64,
 }
 
+/// A number for [`Shared::instance`].
+pub(crate) fn next_instance() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// Tells this running cache from every other one of the process: the key of what it stores on
+    /// reactors. Identities can't serve: a fold of two UUIDs may be the same.
+    pub(crate) instance: u64,
     pub(crate) name: String,
     pub(crate) uuid: [u8; 16],
     pub(crate) pmem: Arc<dyn Pmem>,
@@ -177,6 +186,19 @@ impl Shared {
         self.ring_lanes();
     }
 
+    /// Somebody waits for space: all that can free some starts now.
+    pub(crate) fn make_room(&self) {
+        self.close_all_ksets();
+        self.kick_writeback();
+        self.kick_gc();
+    }
+
+    /// Whether a request or a fill wants space.
+    pub(crate) fn is_space_wanted(&self) -> bool {
+        self.waiting_lanes.load(Ordering::SeqCst) > 0
+            || self.maintenance.fill_skipped.load(Ordering::SeqCst)
+    }
+
     /// Lets writeback look now.
     pub(crate) fn kick_writeback(&self) {
         if !self.maintenance.kick_writeback.swap(true, Ordering::SeqCst) {
@@ -203,6 +225,10 @@ impl Shared {
         fence(Ordering::SeqCst);
         if self.durable_waiters.load(Ordering::Relaxed) > 0 {
             self.ring_lanes();
+        }
+        // Only now can writeback pass it, and nobody else would wake it before its period ends.
+        if self.is_space_wanted() {
+            self.kick_writeback();
         }
     }
 

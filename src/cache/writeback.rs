@@ -8,13 +8,14 @@
 use super::CacheError;
 use super::control_io::PairState;
 use super::gather::{WindowWish, gather};
+use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView};
 use super::options::WritebackOrder;
 use super::shared::{LogPos, Shared};
 use super::stats::WritebackStats;
 use super::window::Window;
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
-use crate::media::{SlotKind, Tail, WindowEnd};
+use crate::media::{DurableMark, SlotKind, Tail, WindowEnd};
 use crate::units::ByteRange;
 use reactors::{Cx, Nanos, Poller, Wake};
 use std::collections::VecDeque;
@@ -49,6 +50,8 @@ enum State {
     Flush,
     /// The new dirty tail becomes durable.
     Tail(BarrierTicket),
+    /// While idle: the durable sequence becomes known to the next load.
+    Note(BarrierTicket),
     /// Damage was found, or the medium failed: only a restart helps.
     Halted,
     /// Stopped on request.
@@ -64,6 +67,7 @@ pub(crate) struct WritebackSeed {
     pub(crate) reader: LogReader,
     pub(crate) tail_pair: PairState,
     pub(crate) window_pair: PairState,
+    pub(crate) mark_pair: PairState,
     pub(crate) stats: Arc<WritebackStats>,
     /// The backing may lose completed writes at power failure.
     pub(crate) backing_volatile: bool,
@@ -79,15 +83,15 @@ pub(crate) struct Writeback {
     window: Window,
     in_flight: usize,
     pause_ns: u64,
-    /// When which sequence was seen durable: for the delay and the lag.
-    seen: VecDeque<(u64, Nanos)>,
+    lag: Lag,
     /// Earliest time of the next request, by the rate limit.
     next_request: Nanos,
     completions: Vec<Completion>,
     /// Sequence up to which everything is to be written back, on an operator's request.
     flush_target: Option<u64>,
-    /// When the rate was measured last, and how many bytes had been written by then.
-    measured: (Nanos, u64),
+    /// The durable sequence that was noted on media last.
+    noted: u64,
+    rate: Rate,
 }
 
 impl Writeback {
@@ -105,11 +109,12 @@ impl Writeback {
             window: Window::default(),
             in_flight: 0,
             pause_ns: 0,
-            seen: VecDeque::new(),
+            lag: Lag::default(),
             next_request: now,
             completions: Vec::new(),
             flush_target: None,
-            measured: (now, 0),
+            noted: 0,
+            rate: Rate::new(now),
         }
     }
 
@@ -120,54 +125,13 @@ impl Writeback {
     /// Notes what is durable now, and how long the oldest dirty kset has been.
     fn observe(&mut self, now: Nanos) {
         let durable = self.shared().durable.mark();
-        let tail = self.seed.reader.pos.sequence;
-        while self
-            .seen
-            .front()
-            .is_some_and(|(sequence, _)| *sequence < tail)
-        {
-            self.seen.pop_front();
-        }
-        if durable >= tail
-            && self
-                .seen
-                .back()
-                .is_none_or(|(sequence, _)| *sequence < durable)
-        {
-            // Bounded: one sample a tenth of a second at most.
-            let fresh = self
-                .seen
-                .back()
-                .is_none_or(|(_, at)| now.since(*at) >= PERIOD_NS / 10);
-            if fresh {
-                self.seen.push_back((durable, now));
-            } else if let Some(last) = self.seen.back_mut() {
-                last.0 = durable;
-            }
-        }
-        let oldest = self.seen.front().map_or(0, |(_, at)| at.0.max(1));
+        self.lag
+            .observe(now, self.seed.reader.pos.sequence, durable);
+        let oldest = self.lag.oldest_ns();
         self.shared()
             .maintenance
             .oldest_dirty_since
             .store(oldest, Ordering::Relaxed);
-    }
-
-    fn measure_rate(&mut self, now: Nanos) {
-        let (since, before) = self.measured;
-        let elapsed = now.since(since);
-        if elapsed >= PERIOD_NS {
-            let bytes = self.seed.stats.snapshot().bytes;
-            let rate = (bytes - before).saturating_mul(1_000_000_000) / elapsed;
-            self.shared()
-                .maintenance
-                .writeback_rate_bps
-                .store(rate, Ordering::Relaxed);
-            self.measured = (now, bytes);
-        }
-    }
-
-    fn lag_ns(&self, now: Nanos) -> u64 {
-        self.seen.front().map_or(0, |(_, at)| now.since(*at))
     }
 
     /// Whether somebody suffers if writeback takes its time.
@@ -184,12 +148,7 @@ impl Writeback {
         if delay == 0 || self.is_pressed() {
             return self.shared().durable.mark();
         }
-        let old = self
-            .seen
-            .iter()
-            .rev()
-            .find(|(_, at)| now.since(*at) >= delay);
-        old.map_or(0, |(sequence, _)| *sequence)
+        self.lag.older_than(now, delay)
     }
 
     /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
@@ -197,7 +156,7 @@ impl Writeback {
     fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
         let order = self.shared().options.order();
         let pressed = self.is_pressed();
-        let lagging = self.lag_ns(now) >= self.shared().options.writeback_lag_ns();
+        let lagging = self.lag.ns(now) >= self.shared().options.writeback_lag_ns();
         let wish = WindowWish {
             limit: self.limit(now),
             keys_max: if pressed { KEYS_PRESSED } else { KEYS_CALM },
@@ -416,7 +375,7 @@ impl Writeback {
             .between_boundaries
             .store(false, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
-        if shared.waiting_lanes.load(Ordering::SeqCst) > 0 || super::gc::above_threshold(shared) {
+        if shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
         }
         self.state = State::Idle(cx.now());
@@ -444,7 +403,7 @@ impl Writeback {
             State::Rested => return true,
             State::Idle(_) | State::BackOff(_) | State::Halted => true,
             State::Write { .. } | State::Flush => self.in_flight == 0,
-            State::Mark(_) | State::Tail(_) => false,
+            State::Mark(_) | State::Tail(_) | State::Note(_) => false,
         };
         if at_rest {
             self.state = State::Rested;
@@ -472,7 +431,7 @@ impl Writeback {
                 if self.seed.reader.pos.sequence > self.limit(cx.now())
                     && self.flush_target.is_none()
                 {
-                    self.state = State::Idle(cx.now().after(PERIOD_NS));
+                    self.note_durable(cx);
                     return 0;
                 }
                 self.start_window(cx);
@@ -508,8 +467,34 @@ impl Writeback {
                 }
                 u32::from(done)
             }
+            State::Note(ticket) => {
+                let done = self.barrier_done(cx, ticket);
+                if done {
+                    self.state = State::Idle(cx.now().after(PERIOD_NS));
+                }
+                u32::from(done)
+            }
             State::Flush | State::Halted | State::Rested => 0,
         }
+    }
+
+    /// A quiet cache's last kset has no successor that proves it: says on media how far the log is
+    /// durable, so that a load that ends below reports damage instead of an end.
+    fn note_durable(&mut self, cx: &Cx) {
+        let sequence = self.shared().durable.mark();
+        if sequence == self.noted {
+            self.state = State::Idle(cx.now().after(PERIOD_NS));
+            return;
+        }
+        self.noted = sequence;
+        let mark = DurableMark {
+            sequence: U64::new(sequence),
+            spare: [0; 40],
+        };
+        self.seed
+            .mark_pair
+            .store(&*self.seed.shared.pmem, SlotKind::DurableMark, &mark);
+        self.state = State::Note(self.barrier.submit(cx));
     }
 
     /// An operator asked for everything: what is logged by now, once every lane has closed.
@@ -542,7 +527,16 @@ pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
 impl Poller for Writeback {
     fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
         let reaped = self.reap(cx);
-        self.measure_rate(cx.now());
+        if let Some(rate) = self
+            .rate
+            .measure(cx.now(), || self.seed.stats.snapshot().bytes)
+        {
+            self.seed
+                .shared
+                .maintenance
+                .writeback_rate_bps
+                .store(rate, Ordering::Relaxed);
+        }
         if self.rest_if_asked() {
             return reaped;
         }
@@ -575,7 +569,7 @@ impl Poller for Writeback {
                     Wake::At(until)
                 }
             }
-            State::Mark(_) | State::Tail(_) => self.barrier.wake(),
+            State::Mark(_) | State::Tail(_) | State::Note(_) => self.barrier.wake(),
             State::Write { next, .. } => {
                 if next < self.window.writes.len() && self.in_flight == 0 {
                     Wake::At(self.next_request)

@@ -44,8 +44,9 @@ impl Service {
     /// Starts one with these arguments in `dir`.
     pub fn start_in(dir: tempfile::TempDir, args: &[&str]) -> Self {
         std::fs::write(dir.path().join(EMPTY_CONFIG), "{\"subsystems\":[]}").unwrap();
+        std::fs::create_dir_all(dir.path().join("run")).unwrap();
         let mut child = pmcache()
-            .args(["serve", "--json", "--data-dir", "data"])
+            .args(["serve", "--json", "--data-dir", "data", "--run-dir", "run"])
             .args(args)
             .current_dir(dir.path())
             .stdin(Stdio::null())

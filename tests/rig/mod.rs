@@ -1,4 +1,11 @@
 //! The engine on reactors that one thread drives step by step, over memory.
+#![allow(dead_code, reason = "each test uses its part of the rig")]
+
+pub(crate) mod disks;
+pub(crate) mod rng;
+pub(crate) mod sectors;
+pub(crate) mod slow_pmem;
+pub(crate) mod world;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, Channel, Completion, Data, IoBuf, IoStatus, Op, Pmem, Request};
@@ -19,6 +26,9 @@ pub(crate) struct Rig {
     pub(crate) backing: Arc<dyn Bdev>,
     name: String,
 }
+
+/// Of the pool that every rig formats.
+pub(crate) const POOL_UUID: [u8; 16] = [3; 16];
 
 /// A volatile pool in anonymous memory.
 pub(crate) fn anonymous_pmem(name: &str, bytes: u64) -> Arc<dyn Pmem> {
@@ -53,7 +63,11 @@ impl Default for RigConfig {
     }
 }
 
-fn reactors(count: u32, clock: &Arc<ManualClock>, seed: u64) -> (Vec<Reactor>, Arc<Quiescence>) {
+pub(crate) fn reactors(
+    count: u32,
+    clock: &Arc<ManualClock>,
+    seed: u64,
+) -> (Vec<Reactor>, Arc<Quiescence>) {
     let quiescence = Quiescence::new(count as usize);
     let made = (0..count).map(|id| {
         let config = ReactorConfig {
@@ -66,7 +80,7 @@ fn reactors(count: u32, clock: &Arc<ManualClock>, seed: u64) -> (Vec<Reactor>, A
     (made.collect(), quiescence)
 }
 
-fn runtime(
+pub(crate) fn runtime(
     data: &[Reactor],
     maintenance: &Reactor,
     quiescence: Arc<Quiescence>,
@@ -96,7 +110,7 @@ impl Rig {
             &*pmem,
             &PoolFormat {
                 name: "p0".into(),
-                uuid: [3; 16],
+                uuid: POOL_UUID,
                 segment_bytes: config.segment_bytes,
                 force: true,
             },

@@ -112,6 +112,9 @@ struct SetOptions {
     dirty_high_percent: Option<u32>,
     no_space_timeout_s: Option<u32>,
     verify_reads: Option<bool>,
+    /// Take `durability` write on memory that has none.
+    #[serde(default)]
+    force: bool,
 }
 
 impl SetOptions {
@@ -159,6 +162,9 @@ struct Create {
     gc_percent: Option<u32>,
     kset_flush_ms: Option<u32>,
     uuid: Option<Uuid>,
+    /// Take `durability` write on memory that has none.
+    #[serde(default)]
+    force: bool,
 }
 
 /// As many lanes as are of use, and as the segments allow.
@@ -169,12 +175,8 @@ fn default_lanes(data_reactors: usize, segments: u64, segment_bytes: u64) -> u32
 }
 
 fn create(service: &Service, params: Create) -> Result<String, Error> {
-    let segment_bytes = service
-        .caches
-        .pool(&params.pool)?
-        .pool
-        .geometry()
-        .segment_bytes;
+    let pool = service.caches.pool(&params.pool)?.pool;
+    let segment_bytes = pool.geometry().segment_bytes;
     let reactors = service.reactors().data_handles().len();
     let lanes = params
         .lanes
@@ -191,6 +193,8 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
     let mut options = set.over(CacheOptions::default());
     options.mode = params.mode.map_or(Mode::Wb, Into::into);
     options.data_crc = params.data_crc.unwrap_or(true);
+    let object = cache_object(&params.name);
+    caches::check_durability(&object, &pool, options.durability, params.force)?;
     let (seed, _) = Uuid::new_v4().as_u64_pair();
     let create = CreateCache {
         name: params.name,
@@ -241,6 +245,11 @@ fn load(service: &Service, params: Load) -> Result<Value, Error> {
     };
     let backing = params.backing_bdev.as_deref();
     let cache = caches::load_cache(service, &params.pool, &name, backing, params.force)?;
+    if cache.replay_report().staging_missing {
+        let reason = "its staging file is gone: what was acknowledged in the last kset_flush_ms \
+                      before the process died may be lost";
+        service.degrade(&cache_object(cache.name()), reason.to_owned());
+    }
     Ok(json!({
         "name": cache.name(),
         "uuid": cache.uuid(),
@@ -377,6 +386,7 @@ fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
         let why = "its durability can't be weakened while it is exported".to_owned();
         return Err(cache_error(&object, &CacheError::Busy(why)));
     }
+    caches::check_durability(&object, &cache.pool(), options.durability, params.force)?;
     cache
         .set_options(options)
         .map_err(|error| cache_error(&object, &error))?;

@@ -3,9 +3,11 @@
 use super::Name;
 use crate::app::bdevs::{Kind, bdev_error, no_such_device};
 use crate::app::service::Service;
+use crate::bdev::Bdev;
 use crate::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig, PmemDescription};
+use crate::cache::Pool;
 use rpc::{Error, Registry};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,15 +62,34 @@ struct GetDevices {
     name: Option<String>,
 }
 
-fn get_devices(service: &Service, params: GetDevices) -> Result<Vec<PmemDescription>, Error> {
+/// A device, and whether it holds a pool.
+#[derive(Debug, Serialize)]
+struct Device {
+    #[serde(flatten)]
+    description: PmemDescription,
+    formatted: bool,
+}
+
+fn describe(bdev: &PmemBdev) -> Device {
+    // A medium that can't be read there holds no pool that could be opened.
+    let formatted = bdev
+        .pmem()
+        .is_some_and(|pmem| Pool::is_formatted(&*pmem).unwrap_or(false));
+    Device {
+        description: bdev.describe(),
+        formatted,
+    }
+}
+
+fn get_devices(service: &Service, params: GetDevices) -> Result<Vec<Device>, Error> {
     let entries = match &params.name {
         None => service.bdevs.list(),
         Some(name) => vec![service.bdevs.get(name)?],
     };
-    let found: Vec<PmemDescription> = entries
+    let found: Vec<Device> = entries
         .iter()
         .filter_map(|entry| match &entry.kind {
-            Kind::Pmem(bdev) => Some(bdev.describe()),
+            Kind::Pmem(bdev) => Some(describe(bdev)),
             _ => None,
         })
         .collect();

@@ -39,7 +39,7 @@ fn names(entry: &PoolEntry) -> Vec<String> {
         .pool
         .caches()
         .iter()
-        .map(crate::cache::CacheEntry::name)
+        .map(|cache| cache.name())
         .collect()
 }
 

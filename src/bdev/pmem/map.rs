@@ -72,6 +72,20 @@ impl Mapping {
         })
     }
 
+    /// Maps the first `bytes` of `file` for reading only: a store would end the process.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub(super) fn file_to_read(file: File, bytes: usize) -> io::Result<Self> {
+        let map = MmapOptions::new().len(bytes).map_raw_read_only(&file)?;
+        Ok(Self {
+            base: non_null(map.as_mut_ptr())?,
+            bytes,
+            owner: Owner::Memmap(map),
+            file: Some(file),
+        })
+    }
+
     /// Maps the first `bytes` of `file` such that a store that has left the CPU's caches is durable
     /// without a system call. Hands the file back with the reason if it can't be mapped so.
     ///

@@ -14,7 +14,9 @@ mod medium;
 mod open;
 mod page_size;
 mod persist;
+mod read_only;
 
 pub use config::{PersistenceWish, PmemConfig, PmemDescription, PmemKind};
 pub use device::PmemBdev;
 pub use persist::{CopyKernel, FlushMethod};
+pub use read_only::ReadOnlyPmem;

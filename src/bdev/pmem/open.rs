@@ -350,8 +350,8 @@ fn open_disk_file(config: &PmemConfig, file: File, bytes: usize) -> Result<Opene
     })
 }
 
-fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, BdevError> {
-    let path = &config.path;
+/// Where the kernel describes the character device `rdev`, which must be a DAX device.
+fn devdax_attributes(path: &Path, rdev: u64) -> Result<PathBuf, BdevError> {
     let sys = PathBuf::from(format!(
         "/sys/dev/char/{}:{}",
         rustix::fs::major(rdev),
@@ -364,6 +364,40 @@ fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, Bde
             "a character device, but not a DAX device",
         ));
     }
+    Ok(sys)
+}
+
+fn number(file: &Path) -> Result<u64, BdevError> {
+    let text = fs::read_to_string(file).map_err(os("read", file))?;
+    let text = text.trim();
+    text.parse()
+        .map_err(|_| invalid(file, &format!("{text:?} is not a number")))
+}
+
+/// Opens what exists at `path` for reading, locks it without waiting, and says how many bytes it
+/// has and whether it is a DAX device, which can only be mapped.
+///
+/// # Errors
+/// All kinds of [`BdevError`]; [`BdevError::Busy`] if somebody holds the lock.
+pub(super) fn open_to_read(path: &Path) -> Result<(File, u64, bool), BdevError> {
+    refuse_type(&fs::metadata(path).map_err(os("look at", path))?, path)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|errno| os("open", path)(errno.into()))?;
+    let file = File::from(file);
+    let metadata = file.metadata().map_err(os("look at", path))?;
+    refuse_type(&metadata, path)?;
+    lock(&file, path, Duration::ZERO)?;
+    if !metadata.file_type().is_char_device() {
+        return Ok((file, metadata.len(), false));
+    }
+    let size = number(&devdax_attributes(path, metadata.rdev())?.join("size"))?;
+    Ok((file, size, true))
+}
+
+fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, BdevError> {
+    let path = &config.path;
+    let sys = devdax_attributes(path, rdev)?;
     let persistence = match config.persistence {
         PersistenceWish::Auto | PersistenceWish::Dax => Persistence::Dax,
         PersistenceWish::Volatile => Persistence::Volatile,
@@ -372,20 +406,13 @@ fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, Bde
             return Err(not_supported(path, "a DAX device can't be synced"));
         }
     };
-    let number = |name: &str| -> Result<u64, BdevError> {
-        let file = sys.join(name);
-        let text = fs::read_to_string(&file).map_err(os("read", &file))?;
-        let text = text.trim();
-        text.parse()
-            .map_err(|_| invalid(&file, &format!("{text:?} is not a number")))
-    };
-    let size = number("size")?;
+    let size = number(&sys.join("size"))?;
     if config.size.is_some_and(|wanted| wanted != size) {
         let why = format!("it has {size} bytes, not the size that was given");
         return Err(invalid(path, &why));
     }
     let bytes = mappable(config, size)?;
-    let page_size = number("align").unwrap_or(0);
+    let page_size = number(&sys.join("align")).unwrap_or(0);
     let mapping = Mapping::file(file, bytes).map_err(os("map", path))?;
     populate(&mapping, path)?;
     Ok(Opened {
