@@ -16,6 +16,7 @@ mod close;
 mod control_io;
 mod create;
 mod error;
+mod flush_all;
 mod gather;
 mod gc;
 mod geometry;

@@ -7,22 +7,23 @@
 
 use super::CacheError;
 use super::control_io::PairState;
+use super::flush_all::FlushAll;
 use super::gather::{WindowWish, gather};
 use super::lag::{Lag, Rate};
-use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
 use super::options::WritebackOrder;
 use super::pool::Pool;
-use super::shared::{DRAIN_FREE, DRAIN_RESTED, LogPos, Shared};
+use super::shared::{DRAIN_FREE, DRAIN_RESTED, Shared};
 use super::stats::WritebackStats;
 use super::window::Window;
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
-use crate::media::{DurableMark, SlotKind, Tail, WindowEnd};
+use crate::media::{DurableMark, SlotKind, WindowEnd};
 use crate::units::ByteRange;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
 /// Looks for work this often when nobody kicks, ns.
 const PERIOD_NS: u64 = 1_000_000_000;
@@ -94,9 +95,7 @@ pub(crate) struct Writeback {
     /// Earliest time of the next request, by the rate limit.
     next_request: Nanos,
     completions: Vec<Completion>,
-    /// For an operator's flush ([`Maintenance::flush_close`](super::shared::Maintenance)) the
-    /// sequence up to which everything is to be written back.
-    flush_target: Option<(u64, u64)>,
+    flush_all: FlushAll,
     /// The durable sequence that was noted on media last.
     noted: u64,
     rate: Rate,
@@ -120,7 +119,7 @@ impl Writeback {
             lag: Lag::default(),
             next_request: now,
             completions: Vec::new(),
-            flush_target: None,
+            flush_all: FlushAll::default(),
             noted: 0,
             rate: Rate::new(now),
         }
@@ -441,7 +440,8 @@ impl Writeback {
                     return 0;
                 }
                 self.observe(cx.now());
-                self.follow_flush();
+                self.flush_all
+                    .follow(&self.seed.shared, self.seed.reader.pos.sequence);
                 if self.seed.reader.pos.sequence > self.limit(cx.now()) {
                     self.note_durable(cx);
                     return 0;
@@ -507,44 +507,6 @@ impl Writeback {
             .mark_pair
             .store(&*self.seed.shared.pmem, SlotKind::DurableMark, &mark);
         self.state = State::Note(self.barrier.submit(cx));
-    }
-
-    /// An operator asked for everything: what has a place once every lane has closed what it held.
-    /// More may come meanwhile, and is not waited for.
-    fn follow_flush(&mut self) {
-        let shared = self.seed.shared.clone();
-        let maintenance = &shared.maintenance;
-        if !maintenance.flush_all.load(Ordering::SeqCst) {
-            return;
-        }
-        let close = maintenance.flush_close.load(Ordering::SeqCst);
-        if self.flush_target.is_none_or(|(of, _)| of != close) {
-            if !shared.have_closed(close) {
-                return;
-            }
-            self.flush_target = Some((close, shared.last_sequence.load(Ordering::SeqCst)));
-        }
-        let Some((_, target)) = self.flush_target else {
-            return;
-        };
-        if self.seed.reader.pos.sequence > target {
-            maintenance.flush_all.store(false, Ordering::SeqCst);
-            if maintenance.flush_close.load(Ordering::SeqCst) != close {
-                // Another flush has begun at this very moment.
-                maintenance.flush_all.store(true, Ordering::SeqCst);
-            }
-        }
-    }
-}
-
-/// The body of a tail that stands at `pos`.
-pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
-    Tail {
-        segment: U32::new(view.segments.id(pos.segment).0),
-        offset: U32::new(pos.offset),
-        sequence: U64::new(pos.sequence),
-        epoch: U64::new(pos.epoch),
-        spare: [0; 24],
     }
 }
 
