@@ -10,21 +10,22 @@ mod rig;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, MallocBdev, MallocConfig, Op, Pmem};
-use pmcache::cache::{
-    CacheError, CheckReport, FindingKind, LostRange, Pool, SEGMENT_CONTROL_BYTES, check_pool,
-};
+use pmcache::cache::{CacheError, CheckReport, FindingKind, LostRange, Pool, check_pool};
 use pmcache::media::{
     KSET_ALIGN, KSET_BYTES_MAX, Parsed, SUPERBLOCK_BYTES, kset_bytes, parse_kset,
 };
 use pmcache::units::ByteRange;
 use proptest::prelude::*;
+use proptest::sample::Index;
 use rig::{Rig, RigConfig};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-const SEGMENT: u64 = 256 << 10;
+const SEGMENT: usize = 256 << 10;
+/// Bytes of a segment's control area.
+const CONTROL: usize = 8192;
 /// Writes of the pool that [`build`] makes: 4 KiB each, every one a kset of its own.
 const WRITES: u64 = 20;
 
@@ -46,7 +47,7 @@ struct Found {
 
 fn open_file(path: &Path) -> Arc<dyn Pmem> {
     let config = PmemConfig {
-        size: Some(40 * SEGMENT),
+        size: Some(40 * SEGMENT as u64),
         create_file: true,
         persistence: PersistenceWish::Volatile,
         ..PmemConfig::new("p0", path)
@@ -74,7 +75,7 @@ fn build_with_last() -> Sample {
     };
     let mut rig = Rig::new(&config, open_file(&path), disk(), dir.path());
     let mut channel = rig.open(0);
-    let per_segment = (SEGMENT - SEGMENT_CONTROL_BYTES) / kset_bytes(1) as u64;
+    let per_segment = ((SEGMENT - CONTROL) / kset_bytes(1)) as u64;
     for number in 0..per_segment + 20 {
         rig.write(&mut *channel, number * 1024, &[7; 512], true);
     }
@@ -163,11 +164,11 @@ impl Sample {
 
 /// Where a segment's control area begins; the pool's data start at 256 KiB.
 fn control_of(segment: u32) -> usize {
-    (SEGMENT + u64::from(segment) * SEGMENT) as usize
+    SEGMENT + segment as usize * SEGMENT
 }
 
 fn data_of(segment: u32) -> usize {
-    control_of(segment) + SEGMENT_CONTROL_BYTES as usize
+    control_of(segment) + CONTROL
 }
 
 /// Asserts that there is one damage, of this kind and place.
@@ -220,7 +221,7 @@ fn one_good_superblock_is_enough_and_none_is_damage() {
     // The second is the newer one: the first is from before the cache was made.
     let report = sample.check_flipped(&[second + 5000]);
     assert_eq!(report.warnings[0].at, second as u64);
-    assert_one(&report, FindingKind::SegmentInfo, SEGMENT as usize);
+    assert_one(&report, FindingKind::SegmentInfo, SEGMENT);
     assert!(report.damages[0].what.starts_with("30 segments belong to"));
     let report = sample.check_flipped(&[5000, second + 5000]);
     assert_one(&report, FindingKind::Superblock, 0);
@@ -278,10 +279,7 @@ fn a_kset_in_the_middle_is_damage_with_its_position() {
     let report = sample.check_flipped(&[kset.at + 50]);
     assert_one(&report, FindingKind::Log, kset.at);
     let damage = &report.damages[0];
-    assert_eq!(
-        damage.segment,
-        Some(((kset.at as u64 - SEGMENT) / SEGMENT) as u32)
-    );
+    assert_eq!(damage.segment, u32::try_from(kset.at / SEGMENT - 1).ok());
     let lost = &damage.lost;
     assert!(
         lost.starts_with(&format!("kset {}, whatever", kset.sequence)),
@@ -343,7 +341,7 @@ fn a_lost_last_is_damage_and_keeps_a_load_from_forgetting_what_is_behind() {
     assert!(report.is_clean(), "{:#?}", report.damages);
     let log = report.caches[0].log.as_ref().unwrap();
     assert_eq!((log.lasts, log.segments.len()), (1, 2));
-    let end = data_of(log.segments[0]) + (SEGMENT - SEGMENT_CONTROL_BYTES) as usize;
+    let end = data_of(log.segments[0]) + (SEGMENT - CONTROL);
     let is_last = |at: &usize| matches!(parse_kset(&sample.bytes[*at..]), Ok(Parsed::Last(..)));
     let last = (end - 2 * KSET_BYTES_MAX..end)
         .step_by(KSET_ALIGN)
@@ -367,7 +365,7 @@ fn a_lost_last_is_damage_and_keeps_a_load_from_forgetting_what_is_behind() {
 fn a_generation_that_went_back_is_seen() {
     let sample = build(true);
     let kset = sample.kset_of(1);
-    let segment = (kset.data_at as u64 - SEGMENT) / SEGMENT;
+    let segment = kset.data_at / SEGMENT - 1;
     let at = control_of(u32::try_from(segment).unwrap()) + 64;
     let mut bytes = sample.bytes.clone();
     // Only the slot that format wrote is left: the generation before the cache was made.
@@ -384,8 +382,8 @@ fn a_generation_that_went_back_is_seen() {
 #[test]
 fn a_file_that_was_cut_says_which_segments_are_gone() {
     let sample = build(true);
-    let report = sample.check(&sample.bytes[..(11 * SEGMENT + 5000) as usize]);
-    assert_one(&report, FindingKind::Medium, (11 * SEGMENT + 5000) as usize);
+    let report = sample.check(&sample.bytes[..11 * SEGMENT + 5000]);
+    assert_one(&report, FindingKind::Medium, 11 * SEGMENT + 5000);
     assert!(report.damages[0].lost.contains("segments 10 to 38"));
     assert_eq!(report.caches[0].name, "c0");
 }
@@ -444,37 +442,107 @@ fn what_is_no_pool_or_in_use_is_refused_with_2() {
     refused("no pool");
 }
 
+/// A place that has a checksum: where it begins, where its CRC is, and what that covers.
+#[derive(Clone, Copy, Debug)]
+struct Sealed {
+    at: usize,
+    crc_at: usize,
+    len: usize,
+}
+
+impl Sealed {
+    fn new(at: usize, crc_at: usize, len: usize) -> Self {
+        Self { at, crc_at, len }
+    }
+
+    /// Makes the checksum right again, so that what stands there is believed.
+    fn seal(self, bytes: &mut [u8]) {
+        let covered = &bytes[self.at + self.crc_at + 4..self.at + self.len];
+        let crc = pmcache::media::crc(covered).to_le_bytes();
+        bytes[self.at + self.crc_at..][..4].copy_from_slice(&crc);
+    }
+}
+
+/// All such places of a sample.
+fn sealed_places(sample: &Sample) -> Vec<Sealed> {
+    let mut places = vec![
+        Sealed::new(0, 8, SUPERBLOCK_BYTES),
+        Sealed::new(2 * SUPERBLOCK_BYTES, 8, SUPERBLOCK_BYTES),
+    ];
+    for segment in 0..39 {
+        let items = if segment == 0 { 11 } else { 3 };
+        for slot in (0..items).filter(|slot| *slot != 3) {
+            for page in [0, 4096] {
+                places.push(Sealed::new(control_of(segment) + page + slot * 64, 0, 64));
+            }
+        }
+    }
+    let ksets = sample.ksets();
+    places.extend(ksets.iter().map(|kset| Sealed::new(kset.at, 0, kset.len)));
+    places
+}
+
+/// Checks these bytes: any outcome is fine, as long as there is one and nothing has changed.
+fn survives(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pool.pmem");
+    fs::write(&path, bytes).unwrap();
+    let _ = check_pool(&path);
+    prop_assert!(fs::read(&path).unwrap() == bytes);
+    Ok(())
+}
+
+static SAMPLE: LazyLock<(Vec<u8>, Vec<Sealed>)> = LazyLock::new(|| {
+    let sample = build(false);
+    (sample.bytes.clone(), sealed_places(&sample))
+});
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     /// Anything may stand in the places that are read: it is reported or refused, and never worse.
     #[test]
     fn no_content_brings_it_down(
-        edits in proptest::collection::vec((any::<u32>(), any::<u8>(), any::<u8>()), 1..40),
-        cut in proptest::option::weighted(0.1, any::<u32>()),
+        edits in proptest::collection::vec((any::<Index>(), any::<Index>(), any::<u8>()), 1..40),
+        cut in proptest::option::weighted(0.1, any::<Index>()),
     ) {
-        static SAMPLE: std::sync::LazyLock<(Vec<u8>, Vec<usize>)> = std::sync::LazyLock::new(|| {
-            let sample = build(false);
-            let mut places: Vec<usize> = (0..39).map(control_of).collect();
-            places.extend(sample.ksets().iter().map(|kset| kset.at));
-            places.extend(sample.ksets().iter().map(|kset| kset.data_at));
-            places.extend([0, 2 * SUPERBLOCK_BYTES]);
-            (sample.bytes, places)
-        });
         let (bytes, places) = &*SAMPLE;
         let mut bytes = bytes.clone();
-        for (place, way, value) in edits {
-            let start = places[place as usize % places.len()];
-            let page = (place as usize / 7919 % 2) * 4096;
-            bytes[start + page + usize::from(way) * 3] ^= value;
+        for (place, within, value) in edits {
+            let place = places[place.index(places.len())];
+            bytes[place.at + within.index(place.len.min(1500))] ^= value;
         }
         if let Some(cut) = cut {
-            bytes.truncate(cut as usize % bytes.len());
+            let len = cut.index(bytes.len());
+            bytes.truncate(len);
         }
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pool.pmem");
-        fs::write(&path, &bytes).unwrap();
-        let _ = check_pool(&path);
-        prop_assert!(fs::read(&path).unwrap() == bytes);
+        survives(&bytes)?;
+    }
+
+    /// The same where every checksum is right, so that the values themselves must be judged. Most
+    /// of what is wrong here is a small or an extreme number.
+    #[test]
+    fn no_value_under_a_good_checksum_brings_it_down(
+        edits in proptest::collection::vec(
+            (any::<Index>(), any::<Index>(), prop_oneof![
+                Just(0_u32), Just(1), Just(u32::MAX), Just(1 << 31), Just(64), any::<u32>(),
+            ], any::<bool>()),
+            1..6,
+        ),
+    ) {
+        let (bytes, places) = &*SAMPLE;
+        let mut bytes = bytes.clone();
+        for (place, within, value, wide) in edits {
+            let place = places[place.index(places.len())];
+            let words = place.len.min(1152) / 8;
+            let at = place.at + within.index(words) * 8;
+            let value = value.to_le_bytes();
+            bytes[at..at + 4].copy_from_slice(&value);
+            if wide {
+                bytes[at + 4..at + 8].copy_from_slice(&value);
+            }
+            place.seal(&mut bytes);
+        }
+        survives(&bytes)?;
     }
 }

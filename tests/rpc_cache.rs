@@ -164,8 +164,11 @@ fn a_cache_is_made_told_and_destroyed() {
             .0,
         -19
     );
+}
 
-    // What it uses is in use.
+#[test]
+fn a_cache_in_use_and_what_it_uses_stay() {
+    let service = with_cache();
     assert_eq!(
         service
             .refused("bdev_uring_delete", json!({"name": "d0"}))

@@ -38,7 +38,7 @@ pub(super) struct ServeArgs {
     /// The RPC socket [default: rpc.sock in the data directory].
     #[arg(long, value_name = "PATH")]
     rpc_socket: Option<PathBuf>,
-    /// The cores of the data reactors: 0x3, or [0,1].
+    /// The cores of the data reactors: `0x3`, or `[0,1]`.
     #[arg(long, value_name = "MASK", default_value = "0x1")]
     cpumask: CoreSet,
     /// The cores of the maintenance threads [default: those that are left].

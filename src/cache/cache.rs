@@ -11,10 +11,10 @@ use super::replay::ReplayReport;
 use super::shared::Shared;
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
 use super::stop::{Shutdown, Stop};
-use super::writeback::{Writeback, WritebackSeed};
+use super::writeback::{Writeback, WritebackPoller, WritebackSeed};
 use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Supports};
 use reactors::{Cx, PollerId, ReactorHandle};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use uuid::Uuid;
 
@@ -33,6 +33,8 @@ pub(crate) struct CacheStart {
     pub(crate) shared: Arc<Shared>,
     pub(crate) options: CacheOptions,
     pub(crate) backing: Arc<dyn Bdev>,
+    /// Bytes of the volume: what the backing had when the cache was made.
+    pub(crate) logical_bytes: u64,
     pub(crate) report: ReplayReport,
     pub(crate) clean_stop_pair: PairState,
     pub(crate) writeback_stats: Arc<WritebackStats>,
@@ -93,12 +95,19 @@ pub struct Cache {
 #[derive(Debug, Default)]
 pub(super) struct Started {
     running: AtomicU32,
-    pub(super) at_rest: AtomicU32,
+    /// Round of asking << 32 | groups that have said in this round that they are at rest.
+    pub(super) at_rest: AtomicU64,
     pub(super) left: AtomicU32,
     error: RwLock<Option<BdevError>>,
 }
 
 impl Started {
+    fn note_unsent(&self, sent: Result<(), CacheError>) {
+        if let Err(error) = sent {
+            self.note(Err(BdevError::Busy(error.to_string())));
+        }
+    }
+
     fn note(&self, result: Result<(), BdevError>) {
         match result {
             Ok(()) => {
@@ -112,14 +121,14 @@ impl Started {
 }
 
 fn describe(start: &CacheStart) -> BdevInfo {
-    let (shared, backing) = (&start.shared, start.backing.info());
+    let shared = &start.shared;
     let block = u64::from(shared.block_bytes);
     BdevInfo {
         name: shared.name.clone(),
         product_name: "Pmcache volume",
         uuid: Uuid::from_bytes(shared.uuid),
         block_size: shared.block_bytes,
-        blocks: backing.bytes() / block,
+        blocks: start.logical_bytes / block,
         volatile_cache: start.options.durability == Durability::Flush,
         read_only: false,
         supports: Supports {
@@ -140,9 +149,7 @@ pub(super) fn send(
         .map_err(|_| CacheError::Busy(format!("reactor {}: its inbox is full", handle.id().0)))
 }
 
-/// Reactor-local names of the maintenance pollers.
-pub(super) struct WritebackPoller(pub(super) PollerId);
-/// See [`WritebackPoller`].
+/// Reactor-local name of GC's poller.
 pub(super) struct GcPoller(pub(super) PollerId);
 
 fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(), BdevError> {
@@ -184,17 +191,21 @@ impl Cache {
                 "a cache needs a maintenance reactor".into(),
             ));
         };
+        // A part that can't be sent is one that can't start: `is_installed` tells, and whoever loads
+        // the cache then stops those that could.
         for seed in parts.groups {
             let note = Arc::clone(&started);
             let handle = &shared.runtime.data[seed.reactor];
-            send(handle, move |cx| note.note(Group::install(seed, cx)))?;
+            let sent = send(handle, move |cx| note.note(Group::install(seed, cx)));
+            started.note_unsent(sent);
         }
         let (note, device) = (Arc::clone(&started), Arc::clone(&backing));
-        send(first, move |cx| {
-            note.note(start_writeback(parts.writeback, &*device, cx))
-        })?;
+        let sent = send(first, move |cx| {
+            note.note(start_writeback(parts.writeback, &*device, cx));
+        });
+        started.note_unsent(sent);
         let note = Arc::clone(&started);
-        send(last, move |cx| note.note(start_gc(parts.gc, cx)))?;
+        started.note_unsent(send(last, move |cx| note.note(start_gc(parts.gc, cx))));
         Ok(Arc::new(Self {
             pool,
             options: RwLock::new(options),

@@ -258,6 +258,13 @@ impl Lane {
         let at = shared.data_at(placed.kset.segment, placed.kset.offset);
         shared.pmem.store(at, &bytes[..len]);
         shared.stored.finish(placed.kset.sequence);
+        // Writeback shall not find a full pool when its period ends. The sum over all lanes is taken
+        // now and then only.
+        if placed.kset.sequence.is_multiple_of(8)
+            && shared.is_dirty_above(shared.options.dirty_low_percent())
+        {
+            shared.kick_writeback();
+        }
     }
 
     /// Reports what its barrier has made durable.

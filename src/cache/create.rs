@@ -44,6 +44,9 @@ impl CreateCache {
                 self.name.len()
             ));
         }
+        if self.uuid == [0; 16] {
+            return invalid("the UUID must not be zero".into());
+        }
         if !(1..=LANES_MAX).contains(&self.lanes) {
             return invalid(format!(
                 "{} lanes are not within 1..={LANES_MAX}",
@@ -156,6 +159,15 @@ impl Pool {
             wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64);
         }
         self.assign(ids, create.uuid);
+        // A create that was cut off, or a destroyed cache, may have had the same UUID.
+        let stale: Vec<SegmentId> = self
+            .segment_infos()?
+            .iter()
+            .filter(|info| info.cache == create.uuid)
+            .map(|info| SegmentId(info.segment.get()))
+            .filter(|id| !ids.contains(id))
+            .collect();
+        self.assign(&stale, [0; 16]);
         Ok(highest)
     }
 

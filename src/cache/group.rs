@@ -173,6 +173,8 @@ pub(crate) struct Group {
     visits: Vec<Visit>,
     posts: Consumer<PostBatch>,
     completions: Vec<Completion>,
+    /// The remote client to be served first.
+    next_client: usize,
     seen_close_all: u64,
     /// Clients that are gone and have requests under way.
     gone: Vec<usize>,
@@ -221,6 +223,7 @@ impl Group {
             visits: Vec::new(),
             posts: seed.posts,
             completions: Vec::new(),
+            next_client: 0,
             seen_close_all: 0,
             gone: Vec::new(),
         };
@@ -279,6 +282,8 @@ impl Group {
 
     /// Starts a request of `client`.
     pub(crate) fn submit(&mut self, cx: &Cx, client: usize, request: LaneRequest) {
+        // The client's poller may run before ours in the round after a sleep.
+        self.env.now = cx.now();
         match request.op {
             LaneOp::Visit => {
                 let tag = request.tag;
@@ -378,7 +383,10 @@ impl Group {
     fn drain_clients(&mut self, cx: &Cx, budget: u32) -> u32 {
         let mut handled = 0;
         let mut gone = None;
-        for number in 0..self.env.clients.capacity() {
+        let places = self.env.clients.capacity();
+        // Where the last round ran out of budget the next one begins: nobody is starved.
+        let begin = self.next_client;
+        for number in (0..places).map(|step| (begin + step) % places) {
             while let Some(Client::Remote {
                 requests,
                 done,
@@ -396,7 +404,8 @@ impl Group {
                 }
                 if handled >= budget {
                     self.env.retry = true;
-                    break;
+                    self.next_client = number;
+                    return handled;
                 }
                 let Some(request) = requests.pop() else {
                     if requests.is_orphaned() && requests.is_empty() {
@@ -470,6 +479,9 @@ impl Group {
                 alloc.stop_waiting(number);
             }
         }
+        drop(alloc);
+        // Their turn has come to somebody who may have looked already and gone to sleep.
+        self.env.shared.ring_waiting_lanes();
     }
 
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {

@@ -20,15 +20,13 @@ use super::replay::{Control, Replayed, load_generations, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{Maintenance, Runtime, SEALED, Shared, next_instance};
-use super::staging::{LaneStaging, Section, SectionHeader, StagedKset, StagingFile};
+use super::staged::{Staged, close_staged, open_staging};
+use super::staging::{LaneStaging, SectionHeader};
 use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::try_lock::TryLock;
 use super::writeback::WritebackSeed;
 use crate::bdev::Bdev;
-use crate::media::{
-    self, Boot, CacheEntry, CleanStop, Incarnation, KSET_BYTES_MAX, KsetHeader, LogStart, SlotKind,
-    encode_kset, encode_last, kset_bytes,
-};
+use crate::media::{Boot, CacheEntry, CleanStop, Incarnation, LogStart, SlotKind};
 use crossbeam_utils::CachePadded;
 use reactors::ring::{Consumer, spsc};
 use std::collections::VecDeque;
@@ -55,57 +53,15 @@ fn check_backing(entry: &CacheEntry, backing: &dyn Bdev, force: bool) -> Result<
         return changed("identity", info.uuid.to_string(), recorded.to_string());
     }
     let bytes = entry.backing_bytes.get();
-    if info.bytes() < bytes || (info.bytes() != bytes && !force) {
+    // A larger one is taken by an explicit resize only, a smaller one never.
+    if info.bytes() != bytes {
         return changed("size", info.bytes().to_string(), bytes.to_string());
     }
-    Ok(())
-}
-
-/// The staging slots of a cache, and what an earlier process left in them.
-struct Staged {
-    section: Section,
-    lanes: Vec<LaneStaging>,
-    left_over: Vec<Vec<StagedKset>>,
-    missing: bool,
-}
-
-fn open_staging(
-    pool: &Pool,
-    place: usize,
-    entry: &CacheEntry,
-    control: &Control,
-    runtime: &Runtime,
-) -> Result<Staged, CacheError> {
-    let file = StagingFile::open(&runtime.run_dir, pool.uuid())?;
-    let section = file.header(place)?;
-    let count = entry.lanes.get() as usize;
-    let mut lanes = Vec::with_capacity(count);
-    for lane in 0..count {
-        lanes.push(file.lane(place, lane)?);
+    let block = entry.block_bytes.get();
+    if info.block_size > block {
+        return changed("block size", info.block_size.to_string(), block.to_string());
     }
-    let incarnation = control.incarnation.0.incarnation.get();
-    let same_boot = control.boot.0 == runtime.boot_id;
-    let stopped_clean = control.clean_stop.0.clean.get() == 1;
-    // One above is a load that was cut off after it took the slots over.
-    let ours = section.read().is_some_and(|header| {
-        header.cache == entry.uuid
-            && header.lanes == entry.lanes.get()
-            && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
-    });
-    let usable = ours && same_boot && !stopped_clean;
-    let left_over = if usable {
-        lanes.iter().map(LaneStaging::left_over).collect()
-    } else {
-        lanes.iter_mut().for_each(LaneStaging::clear);
-        vec![Vec::new(); count]
-    };
-    let missing = same_boot && !stopped_clean && !ours;
-    Ok(Staged {
-        section,
-        lanes,
-        left_over,
-        missing,
-    })
+    Ok(())
 }
 
 /// Makes what was read durable and says that a new run begins.
@@ -117,7 +73,8 @@ fn begin_run(
     runtime: &Runtime,
 ) -> Result<u32, CacheError> {
     let pmem = &*view.pmem;
-    for kset in staged.left_over.iter().flatten() {
+    let first = replayed.end.sequence;
+    for kset in staged.unlogged(first) {
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
             let ident = view.ident(key);
             if ident.has_data {
@@ -181,7 +138,7 @@ fn prepare_reserve(
     view: &LogView,
     replayed: &Replayed,
     staged_references: &[u64],
-    reserve: u32,
+    wanted: u32,
     incarnation: u32,
     salt: &mut u64,
 ) -> Result<(VecDeque<SegIx>, VecDeque<ReadySegment>), CacheError> {
@@ -194,7 +151,7 @@ fn prepare_reserve(
         })
         .collect();
     let mut ready = VecDeque::new();
-    while ready.len() < reserve as usize {
+    while ready.len() < wanted as usize {
         let Some(segment) = free.pop_front() else {
             break;
         };
@@ -222,81 +179,6 @@ fn prepare_reserve(
     }
     view.pmem.barrier_wait()?;
     Ok((free, ready))
-}
-
-/// References that staged keys hold, so that their segments are not taken for free.
-fn count_staged(view: &LogView, staged: &Staged) -> Vec<u64> {
-    let mut references = vec![0; view.segments.len()];
-    for key in staged
-        .left_over
-        .iter()
-        .flatten()
-        .flat_map(|kset| &kset.keys)
-    {
-        if view.check_key(key).is_ok() && key.flags().has_data() {
-            references[view.ident(key).segment.index()] += 1;
-        }
-    }
-    references
-}
-
-/// (3) Applies what an earlier process acknowledged and could not log, and closes it as ksets of this
-/// run. The slots are emptied once these are durable.
-fn close_staged(
-    view: &LogView,
-    staged: &mut Staged,
-    replayed: &mut Replayed,
-    generations: &[u64],
-    log: &mut LogHead,
-    incarnation: u32,
-) -> Result<(), CacheError> {
-    let first = replayed.end.sequence;
-    let durable = first - 1;
-    let header = |place: &Place| KsetHeader {
-        incarnation,
-        salt: place.salt,
-        sequence: place.sequence,
-        durable,
-        epoch: place.epoch,
-    };
-    for kset in staged.left_over.iter().flatten() {
-        if kset.sequence != 0 && kset.sequence < first {
-            continue;
-        }
-        let mut keys: Vec<media::Key> = Vec::with_capacity(kset.keys.len());
-        for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
-            if replayed.apply(view, generations, key) {
-                replayed.count_dirty(key);
-                replayed.report.staged_keys += 1;
-                keys.push(*key);
-            }
-        }
-        if keys.is_empty() {
-            continue;
-        }
-        if !log.promise() {
-            let reason = super::error::LogDamage::Last { next: u32::MAX };
-            return Err(view.damaged(&replayed.end, reason));
-        }
-        let placed = log.place(kset_bytes(keys.len()), false);
-        if placed.promised_again {
-            log.give_back();
-        }
-        if let Some((place, last)) = placed.last {
-            let at = view.data_at(place.segment, place.offset);
-            view.pmem.store(at, &encode_last(&header(&place), last));
-            replayed.log_segments.push(placed.kset.segment);
-        }
-        let mut bytes = [0; KSET_BYTES_MAX];
-        let len = encode_kset(&header(&placed.kset), &keys, &mut bytes);
-        view.pmem.store(
-            view.data_at(placed.kset.segment, placed.kset.offset),
-            &bytes[..len],
-        );
-    }
-    view.pmem.barrier_wait()?;
-    staged.lanes.iter_mut().for_each(LaneStaging::clear);
-    Ok(())
 }
 
 /// Everything that the running cache shares, from what replay found.
@@ -422,15 +304,12 @@ fn load_media(
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);
     let mut salt = salt_seed(runtime.seed, &view.cache, incarnation, generation);
-    let references = count_staged(&view, &staged);
-    let (free, ready) = prepare_reserve(
-        &view,
-        &replayed,
-        &references,
-        reserve,
-        incarnation,
-        &mut salt,
-    )?;
+    let first = replayed.end.sequence;
+    let references = staged.references(&view, first);
+    let data_bytes = view.geometry.segment_data_bytes();
+    let ready = reserve.max(staged.log_segments_needed(first, data_bytes));
+    let (free, ready) =
+        prepare_reserve(&view, &replayed, &references, ready, incarnation, &mut salt)?;
     let at = Place {
         segment: replayed.end.segment,
         offset: replayed.end.offset,
@@ -560,6 +439,7 @@ impl Pool {
             groups: groups.collect(),
             writeback: WritebackSeed {
                 shared: Arc::clone(&shared),
+                pool: Arc::clone(self),
                 view: view.clone(),
                 incarnations,
                 reader: LogReader::new(&view, control.dirty_tail.0)?,
@@ -586,6 +466,7 @@ impl Pool {
             shared,
             options,
             backing,
+            logical_bytes: entry.backing_bytes.get(),
             report: replayed.report,
             clean_stop_pair: control.clean_stop.1,
             writeback_stats,

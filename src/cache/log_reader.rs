@@ -9,12 +9,14 @@ use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
+use crate::media::Tail;
 use crate::media::{
     self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
     parse_kset,
 };
 use crate::units::ByteRange;
 use std::sync::Arc;
+use zerocopy::little_endian::{U32, U64};
 
 /// What is needed to find and judge ksets.
 #[derive(Clone, Debug)]
@@ -107,6 +109,17 @@ impl LogView {
             generation: key.generation.get(),
             has_data,
         }
+    }
+}
+
+/// The body of a tail that stands at `pos`.
+pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
+    Tail {
+        segment: U32::new(view.segments.id(pos.segment).0),
+        offset: U32::new(pos.offset),
+        sequence: U64::new(pos.sequence),
+        epoch: U64::new(pos.epoch),
+        spare: [0; 24],
     }
 }
 

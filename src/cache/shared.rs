@@ -14,10 +14,15 @@ use crate::units::SegmentId;
 use crossbeam_utils::CachePadded;
 use reactors::{Clock, Quiescence, ReactorHandle};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Set in [`Shared::added`] once no key will be added to a segment.
 pub(crate) const SEALED: u64 = 1 << 63;
+
+/// Writeback has no write under way, and starts none any more.
+pub(crate) const DRAIN_RESTED: u8 = 1;
+/// All else of the cache has gone: whoever rests last lets it be loaded again.
+pub(crate) const DRAIN_FREE: u8 = 2;
 
 /// A place in the log with what is expected there, as the tails are published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub(crate) struct Maintenance {
     pub(crate) flush_close: AtomicU64,
     /// Both pollers shall come to rest.
     pub(crate) stop: AtomicBool,
+    /// 0 while writeback runs, then [`DRAIN_RESTED`] or [`DRAIN_FREE`].
+    pub(crate) drain: AtomicU8,
     /// Pollers that have come to rest.
     pub(crate) rested: AtomicU32,
     /// Writeback meets errors.

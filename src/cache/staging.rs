@@ -126,15 +126,23 @@ impl Section {
         })
     }
 
-    /// Writes the header.
+    /// Writes the header. One of the same cache changes in a single word: a process that dies here
+    /// leaves the old header or the new one, and the slots are found with both.
     pub(crate) fn write(&mut self, header: &SectionHeader) {
-        self.map[..8].fill(0);
-        compiler_fence(Ordering::Release);
-        self.map[8..24].copy_from_slice(&header.cache);
         let numbers = u64::from(header.incarnation) | u64::from(header.lanes) << 32;
+        let same = self
+            .read()
+            .is_some_and(|old| old.cache == header.cache && old.lanes == header.lanes);
+        if !same {
+            self.map[..8].fill(0);
+            compiler_fence(Ordering::SeqCst);
+            self.map[8..24].copy_from_slice(&header.cache);
+        }
         self.map[24..32].copy_from_slice(&numbers.to_le_bytes());
-        compiler_fence(Ordering::Release);
-        self.map[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        compiler_fence(Ordering::SeqCst);
+        if !same {
+            self.map[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        }
     }
 }
 
@@ -240,9 +248,15 @@ impl LaneStaging {
         }
     }
 
-    /// Frees every slot.
+    /// Frees every slot, the oldest kset first: if the process dies here, what is left is applied
+    /// again, and must not put an older kset behind a newer one.
     pub(crate) fn clear(&mut self) {
-        for slot in 0..SLOTS {
+        let mut used: Vec<(u64, usize)> = (0..SLOTS)
+            .map(|slot| (self.get(slot, 0), slot))
+            .filter(|&(order, _)| order != 0)
+            .collect();
+        used.sort_unstable();
+        for (_, slot) in used {
             self.free(slot);
         }
     }

@@ -1,9 +1,10 @@
 //! Stopping a cache, step by step, so that whoever drives it decides how long it may take.
 
 use super::CacheError;
-use super::cache::{Cache, GcPoller, WritebackPoller, send};
+use super::cache::{Cache, GcPoller, Started, send};
 use super::control_io::PairState;
 use super::group::{Group, GroupCell};
+use super::shared::{DRAIN_FREE, DRAIN_RESTED};
 use crate::bdev::Pmem;
 use crate::media::{CleanStop, SlotKind};
 use reactors::{Cx, ReactorHandle};
@@ -30,6 +31,28 @@ pub(super) struct Shutdown {
     pub(super) clean_stop_pair: PairState,
 }
 
+impl Started {
+    /// Answers to earlier rounds count no more.
+    fn begin_round(&self) -> u64 {
+        let round = (self.at_rest.load(Ordering::SeqCst) >> 32) + 1;
+        self.at_rest.store(round << 32, Ordering::SeqCst);
+        round
+    }
+
+    fn note_at_rest(&self, round: u64) {
+        let add = |word: u64| (word >> 32 == round).then_some(word + 1);
+        // A late answer to an earlier round is no answer.
+        let _ = self
+            .at_rest
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
+    }
+
+    /// Groups that are at rest by what they said in this round.
+    fn at_rest_count(&self) -> u32 {
+        u32::try_from(self.at_rest.load(Ordering::SeqCst) & u64::from(u32::MAX)).unwrap_or(0)
+    }
+}
+
 impl Cache {
     /// Takes a stop one step on; true when the cache has stopped. All channels must be closed. Dirty
     /// data stay in the pool. With `hurry` a step that a dead backing holds up is left out: what it
@@ -50,7 +73,7 @@ impl Cache {
             }
             Stop::Lanes => {
                 // Asked anew each time: a group answers when it is polled at rest.
-                if self.started.at_rest.load(Ordering::SeqCst) < groups && !hurry {
+                if self.started.at_rest_count() < groups && !hurry {
                     self.ask_at_rest()?;
                 } else {
                     self.shared.maintenance.stop.store(true, Ordering::SeqCst);
@@ -69,7 +92,7 @@ impl Cache {
                     shutdown.step = Stop::Stopped;
                     let stored = self.store_clean_stop(&mut shutdown);
                     // Not before: a load that began now would be told of a clean stop afterwards.
-                    self.pool.note_unloaded(self.shared.uuid);
+                    self.free_once_drained();
                     stored?;
                 }
             }
@@ -100,12 +123,12 @@ impl Cache {
     }
 
     fn ask_at_rest(&self) -> Result<(), CacheError> {
-        self.started.at_rest.store(0, Ordering::SeqCst);
+        let round = self.started.begin_round();
         let started = Arc::clone(&self.started);
         self.for_each_group(move |group, _| {
             if group.is_at_rest() {
                 group.clear_staging();
-                started.at_rest.fetch_add(1, Ordering::SeqCst);
+                started.note_at_rest(round);
             }
         })
     }
@@ -123,10 +146,7 @@ impl Cache {
         for handle in maintenance.first().into_iter().chain(maintenance.last()) {
             let started = Arc::clone(&self.started);
             send(handle, move |cx| {
-                if let Some(poller) = cx.local::<WritebackPoller>(key) {
-                    cx.remove_poller(poller.0);
-                    cx.remove_local::<WritebackPoller>(key);
-                }
+                // Writeback goes by itself, when its last write has ended.
                 if let Some(poller) = cx.local::<GcPoller>(key) {
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);
@@ -137,11 +157,30 @@ impl Cache {
         Ok(())
     }
 
+    /// Lets the cache be loaded again, once no backing write of this run is under way: one that
+    /// completed late would put old data over new.
+    fn free_once_drained(&self) {
+        let drain = &self.shared.maintenance.drain;
+        if drain.swap(DRAIN_FREE, Ordering::SeqCst) == DRAIN_RESTED {
+            self.pool.note_unloaded(self.shared.uuid);
+        }
+        self.shared.ring_maintenance();
+    }
+
     /// Says on media that all that was acknowledged is in the log, if it is.
     fn store_clean_stop(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
         let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
-        let at_rest = self.started.at_rest.load(Ordering::SeqCst) == self.expected - 2;
-        if self.shared.has_failed() || !at_rest || self.shared.durable.mark() != final_sequence {
+        let at_rest = self.started.at_rest_count() == self.expected - 2;
+        let placed = self
+            .shared
+            .unplaced
+            .iter()
+            .all(|words| words.iter().all(|word| word.load(Ordering::SeqCst) == 0));
+        if self.shared.has_failed()
+            || !at_rest
+            || !placed
+            || self.shared.durable.mark() != final_sequence
+        {
             return Ok(());
         }
         let pmem: &dyn Pmem = &*self.shared.pmem;

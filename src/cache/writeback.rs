@@ -7,21 +7,23 @@
 
 use super::CacheError;
 use super::control_io::PairState;
+use super::flush_all::FlushAll;
 use super::gather::{WindowWish, gather};
 use super::lag::{Lag, Rate};
-use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
 use super::options::WritebackOrder;
-use super::shared::{LogPos, Shared};
+use super::pool::Pool;
+use super::shared::{DRAIN_FREE, DRAIN_RESTED, Shared};
 use super::stats::WritebackStats;
 use super::window::Window;
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
-use crate::media::{DurableMark, SlotKind, Tail, WindowEnd};
+use crate::media::{DurableMark, SlotKind, WindowEnd};
 use crate::units::ByteRange;
-use reactors::{Cx, Nanos, Poller, Wake};
+use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
 /// Looks for work this often when nobody kicks, ns.
 const PERIOD_NS: u64 = 1_000_000_000;
@@ -62,6 +64,7 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct WritebackSeed {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) view: LogView,
     pub(crate) incarnations: Incarnations,
     pub(crate) reader: LogReader,
@@ -74,6 +77,9 @@ pub(crate) struct WritebackSeed {
     /// The backing may lose completed writes at power failure.
     pub(crate) backing_volatile: bool,
 }
+
+/// Reactor-local name of the poller.
+pub(crate) struct WritebackPoller(pub(crate) PollerId);
 
 /// See the module.
 #[derive(Debug)]
@@ -89,9 +95,7 @@ pub(crate) struct Writeback {
     /// Earliest time of the next request, by the rate limit.
     next_request: Nanos,
     completions: Vec<Completion>,
-    /// For an operator's flush ([`Maintenance::flush_close`](super::shared::Maintenance)) the
-    /// sequence up to which everything is to be written back.
-    flush_target: Option<(u64, u64)>,
+    flush_all: FlushAll,
     /// The durable sequence that was noted on media last.
     noted: u64,
     rate: Rate,
@@ -115,7 +119,7 @@ impl Writeback {
             lag: Lag::default(),
             next_request: now,
             completions: Vec::new(),
-            flush_target: None,
+            flush_all: FlushAll::default(),
             noted: 0,
             rate: Rate::new(now),
         }
@@ -392,25 +396,36 @@ impl Writeback {
         }
     }
 
-    /// Comes to rest when that is asked for; true while it rests.
-    fn rest_if_asked(&mut self) -> bool {
-        if !self.shared().maintenance.stop.load(Ordering::SeqCst) {
+    /// Comes to rest when that is asked for and no write is under way; true while it rests.
+    fn rest_if_asked(&mut self, cx: &Cx) -> bool {
+        let shared = self.seed.shared.clone();
+        if !shared.maintenance.stop.load(Ordering::SeqCst) {
             return false;
         }
-        let at_rest = match self.state {
-            State::Rested => return true,
-            State::Idle(_) | State::BackOff(_) | State::Halted => true,
-            State::Write { .. } | State::Flush => self.in_flight == 0,
-            State::Mark(_) | State::Tail(_) | State::Note(_) => false,
-        };
-        if at_rest {
+        if !matches!(self.state, State::Rested) {
+            let barrier = matches!(self.state, State::Mark(_) | State::Tail(_) | State::Note(_));
+            if barrier || self.in_flight > 0 {
+                return false;
+            }
             self.state = State::Rested;
-            self.shared()
+            shared.maintenance.rested.fetch_add(1, Ordering::SeqCst);
+            if shared
                 .maintenance
-                .rested
-                .fetch_add(1, Ordering::SeqCst);
+                .drain
+                .swap(DRAIN_RESTED, Ordering::SeqCst)
+                == DRAIN_FREE
+            {
+                shared.maintenance.drain.store(DRAIN_FREE, Ordering::SeqCst);
+                self.seed.pool.note_unloaded(shared.uuid);
+            }
         }
-        at_rest
+        if shared.maintenance.drain.load(Ordering::SeqCst) == DRAIN_FREE
+            && let Some(poller) = cx.local::<WritebackPoller>(shared.instance)
+        {
+            cx.remove_poller(poller.0);
+            cx.remove_local::<WritebackPoller>(shared.instance);
+        }
+        true
     }
 
     fn step(&mut self, cx: &Cx) -> u32 {
@@ -425,7 +440,8 @@ impl Writeback {
                     return 0;
                 }
                 self.observe(cx.now());
-                self.follow_flush();
+                self.flush_all
+                    .follow(&self.seed.shared, self.seed.reader.pos.sequence);
                 if self.seed.reader.pos.sequence > self.limit(cx.now()) {
                     self.note_durable(cx);
                     return 0;
@@ -492,44 +508,6 @@ impl Writeback {
             .store(&*self.seed.shared.pmem, SlotKind::DurableMark, &mark);
         self.state = State::Note(self.barrier.submit(cx));
     }
-
-    /// An operator asked for everything: what has a place once every lane has closed what it held.
-    /// More may come meanwhile, and is not waited for.
-    fn follow_flush(&mut self) {
-        let shared = self.seed.shared.clone();
-        let maintenance = &shared.maintenance;
-        if !maintenance.flush_all.load(Ordering::SeqCst) {
-            return;
-        }
-        let close = maintenance.flush_close.load(Ordering::SeqCst);
-        if self.flush_target.is_none_or(|(of, _)| of != close) {
-            if !shared.have_closed(close) {
-                return;
-            }
-            self.flush_target = Some((close, shared.last_sequence.load(Ordering::SeqCst)));
-        }
-        let Some((_, target)) = self.flush_target else {
-            return;
-        };
-        if self.seed.reader.pos.sequence > target {
-            maintenance.flush_all.store(false, Ordering::SeqCst);
-            if maintenance.flush_close.load(Ordering::SeqCst) != close {
-                // Another flush has begun at this very moment.
-                maintenance.flush_all.store(true, Ordering::SeqCst);
-            }
-        }
-    }
-}
-
-/// The body of a tail that stands at `pos`.
-pub(crate) fn tail_body(view: &LogView, pos: &LogPos) -> Tail {
-    Tail {
-        segment: U32::new(view.segments.id(pos.segment).0),
-        offset: U32::new(pos.offset),
-        sequence: U64::new(pos.sequence),
-        epoch: U64::new(pos.epoch),
-        spare: [0; 24],
-    }
 }
 
 impl Poller for Writeback {
@@ -545,7 +523,7 @@ impl Poller for Writeback {
                 .writeback_rate_bps
                 .store(rate, Ordering::Relaxed);
         }
-        if self.rest_if_asked() {
+        if self.rest_if_asked(cx) {
             return reaped;
         }
         reaped + self.step(cx)

@@ -140,7 +140,7 @@ impl Load {
                 self.random(link, mix, random);
             }
         }
-        self.take(Duration::from_millis(100))
+        self.take_or_stall()
     }
 
     /// Takes the replies that come within `wait`.
@@ -191,6 +191,26 @@ impl Load {
                 self.model.acknowledge(version, first, count);
                 self.acknowledged += 1;
             }
+        }
+    }
+
+    /// Requests without a reply.
+    pub fn under_way(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Whether nothing came back for `time`.
+    pub fn is_silent_for(&self, time: Duration) -> bool {
+        elapsed(self.last_reply) >= time
+    }
+
+    /// Takes what comes until `condition` holds.
+    pub fn take_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let begun = SystemTime::now();
+        while !condition(self) {
+            assert!(elapsed(begun) < STALL, "{what} does not happen");
+            self.take(Duration::from_millis(20))
+                .expect("the service is alive");
         }
     }
 

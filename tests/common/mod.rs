@@ -45,8 +45,14 @@ impl Service {
     pub fn start_in(dir: tempfile::TempDir, args: &[&str]) -> Self {
         std::fs::write(dir.path().join(EMPTY_CONFIG), "{\"subsystems\":[]}").unwrap();
         std::fs::create_dir_all(dir.path().join("run")).unwrap();
+        // Nothing is left in the machine's own run directory, unless a test names another.
+        let run_dir: &[&str] = match args.contains(&"--run-dir") {
+            true => &[],
+            false => &["--run-dir", "run"],
+        };
         let mut child = pmcache()
-            .args(["serve", "--json", "--data-dir", "data", "--run-dir", "run"])
+            .args(["serve", "--json", "--data-dir", "data"])
+            .args(run_dir)
             .args(args)
             .current_dir(dir.path())
             .stdin(Stdio::null())

@@ -1,0 +1,146 @@
+//! What an earlier process acknowledged and could not log: found in the staging file, applied and
+//! logged by the next load.
+
+use super::CacheError;
+use super::geometry::largest_ksets;
+use super::log::{LogHead, Place};
+use super::log_reader::LogView;
+use super::pool::Pool;
+use super::replay::{Control, Replayed};
+use super::shared::Runtime;
+use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
+use crate::media::{
+    self, CacheEntry, KSET_BYTES_MAX, KsetHeader, encode_kset, encode_last, kset_bytes,
+};
+
+/// The staging slots of a cache, and what an earlier process left in them.
+pub(crate) struct Staged {
+    pub(crate) section: Section,
+    pub(crate) lanes: Vec<LaneStaging>,
+    left_over: Vec<Vec<StagedKset>>,
+    pub(crate) missing: bool,
+}
+
+pub(crate) fn open_staging(
+    pool: &Pool,
+    place: usize,
+    entry: &CacheEntry,
+    control: &Control,
+    runtime: &Runtime,
+) -> Result<Staged, CacheError> {
+    let file = StagingFile::open(&runtime.run_dir, pool.uuid())?;
+    let section = file.header(place)?;
+    let count = entry.lanes.get() as usize;
+    let mut lanes = Vec::with_capacity(count);
+    for lane in 0..count {
+        lanes.push(file.lane(place, lane)?);
+    }
+    let incarnation = control.incarnation.0.incarnation.get();
+    let same_boot = control.boot.0 == runtime.boot_id;
+    let stopped_clean = control.clean_stop.0.clean.get() == 1;
+    // One above is a load that was cut off after it took the slots over.
+    let ours = section.read().is_some_and(|header| {
+        header.cache == entry.uuid
+            && header.lanes == entry.lanes.get()
+            && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
+    });
+    let usable = ours && same_boot && !stopped_clean;
+    let left_over = if usable {
+        lanes.iter().map(LaneStaging::left_over).collect()
+    } else {
+        lanes.iter_mut().for_each(LaneStaging::clear);
+        vec![Vec::new(); count]
+    };
+    let missing = same_boot && !stopped_clean && !ours;
+    Ok(Staged {
+        section,
+        lanes,
+        left_over,
+        missing,
+    })
+}
+
+impl Staged {
+    /// The ksets that are not in the log, which goes on with sequence `first`.
+    pub(crate) fn unlogged(&self, first: u64) -> impl Iterator<Item = &StagedKset> {
+        let ksets = self.left_over.iter().flatten();
+        ksets.filter(move |kset| kset.sequence == 0 || kset.sequence >= first)
+    }
+
+    /// Log segments that they can take at most.
+    pub(crate) fn log_segments_needed(&self, first: u64, segment_data_bytes: u64) -> u32 {
+        let ksets = u32::try_from(self.unlogged(first).count()).unwrap_or(u32::MAX);
+        match ksets {
+            0 => 0,
+            _ => ksets.div_ceil(largest_ksets(segment_data_bytes).max(1)) + 1,
+        }
+    }
+
+    /// References that their keys hold, so that the segments are not taken for free.
+    pub(crate) fn references(&self, view: &LogView, first: u64) -> Vec<u64> {
+        let mut references = vec![0; view.segments.len()];
+        for key in self.unlogged(first).flat_map(|kset| &kset.keys) {
+            if view.check_key(key).is_ok() && key.flags().has_data() {
+                references[view.ident(key).segment.index()] += 1;
+            }
+        }
+        references
+    }
+}
+
+/// (3) Applies what an earlier process acknowledged and could not log, and closes it as ksets of this
+/// run. The slots are emptied once these are durable.
+pub(crate) fn close_staged(
+    view: &LogView,
+    staged: &mut Staged,
+    replayed: &mut Replayed,
+    generations: &[u64],
+    log: &mut LogHead,
+    incarnation: u32,
+) -> Result<(), CacheError> {
+    let first = replayed.end.sequence;
+    let durable = first - 1;
+    let header = |place: &Place| KsetHeader {
+        incarnation,
+        salt: place.salt,
+        sequence: place.sequence,
+        durable,
+        epoch: place.epoch,
+    };
+    for kset in staged.unlogged(first) {
+        let mut keys: Vec<media::Key> = Vec::with_capacity(kset.keys.len());
+        for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
+            if replayed.apply(view, generations, key) {
+                replayed.count_dirty(key);
+                replayed.report.staged_keys += 1;
+                keys.push(*key);
+            }
+        }
+        if keys.is_empty() {
+            continue;
+        }
+        if !log.promise() {
+            // More was made ready than they can take (`Staged::log_segments_needed`).
+            let wanted = staged.log_segments_needed(first, view.geometry.segment_data_bytes());
+            return Err(CacheError::NoSegments { wanted, free: 0 });
+        }
+        let placed = log.place(kset_bytes(keys.len()), false);
+        if placed.promised_again {
+            log.give_back();
+        }
+        if let Some((place, last)) = placed.last {
+            let at = view.data_at(place.segment, place.offset);
+            view.pmem.store(at, &encode_last(&header(&place), last));
+            replayed.log_segments.push(placed.kset.segment);
+        }
+        let mut bytes = [0; KSET_BYTES_MAX];
+        let len = encode_kset(&header(&placed.kset), &keys, &mut bytes);
+        view.pmem.store(
+            view.data_at(placed.kset.segment, placed.kset.offset),
+            &bytes[..len],
+        );
+    }
+    view.pmem.barrier_wait()?;
+    staged.lanes.iter_mut().for_each(LaneStaging::clear);
+    Ok(())
+}
