@@ -36,6 +36,11 @@ struct Outcome {
     slowest_ns: u64,
 }
 
+/// The byte that a block of this version is full of.
+fn filler(version: u64) -> u8 {
+    u8::try_from(version % 251).unwrap()
+}
+
 /// A client with a region of its own, so that a byte array is model enough: it keeps a few requests
 /// under way that do not overlap each other.
 struct ClientPoller {
@@ -76,7 +81,7 @@ impl ClientPoller {
             let mut buf = IoBuf::zeroed(len);
             if op != Op::Read {
                 for block in buf.chunks_exact_mut(4096) {
-                    block.fill((tag % 251 + 1) as u8);
+                    block.fill(filler(tag));
                     block[..8].copy_from_slice(&tag.to_le_bytes());
                 }
             }
@@ -116,11 +121,7 @@ impl ClientPoller {
                     let version = self.model[first + place];
                     let found = u64::from_le_bytes(block[..8].try_into().unwrap());
                     assert_eq!(found, version, "block {} of {range}", first + place);
-                    let fill = if version == 0 {
-                        0
-                    } else {
-                        (version % 251 + 1) as u8
-                    };
+                    let fill = filler(version);
                     assert!(block[8..].iter().all(|b| *b == fill), "torn block");
                 }
             }

@@ -78,12 +78,8 @@ impl Written {
     }
 }
 
-fn live(rng: &mut Rng, steps: u32) -> u32 {
-    let dir = tempfile::tempdir().unwrap();
-    // Half of the lives work across the border between two lanes.
-    let base = rng.pick(&[0, (4 << 20) / 512 - SECTORS / 2]);
-    let total = base + SECTORS;
-    let config = WorldConfig {
+fn random_config(rng: &mut Rng, total: u64) -> WorldConfig {
+    WorldConfig {
         volume_bytes: total * 512,
         lanes: 2,
         clients: 1,
@@ -96,7 +92,15 @@ fn live(rng: &mut Rng, steps: u32) -> u32 {
             ..CacheOptions::default()
         },
         ..WorldConfig::new(rng.next())
-    };
+    }
+}
+
+fn live(rng: &mut Rng, steps: u32) -> u32 {
+    let dir = tempfile::tempdir().unwrap();
+    // Half of the lives work across the border between two lanes.
+    let base = rng.pick(&[0, (4 << 20) / 512 - SECTORS / 2]);
+    let total = base + SECTORS;
+    let config = random_config(rng, total);
     let mut pmem = SlowPmem::new(pool_bytes(&config), rng.pick(&[0, 5]), rng.next());
     let mut disk = VolatileDisk::new(config.volume_bytes, rng.next());
     let mut world = World::over(
