@@ -85,6 +85,13 @@ impl VolatileDisk {
         Self::holding(image, rng.next())
     }
 
+    /// What it would hold after a power cut now.
+    pub(crate) fn image_after_cut(&self, rng: &mut Rng) -> Vec<u8> {
+        let cut = self.cut_power(rng);
+        let state = cut.state.read().unwrap();
+        state.visible.clone()
+    }
+
     /// Reads that touch `range` fail from now on.
     pub(crate) fn spoil(&self, range: ByteRange) {
         self.state.write().unwrap().bad = range;

@@ -45,7 +45,7 @@ pub(crate) fn fill(sector: &mut [u8], number: u64, version: Version) {
 }
 
 /// Number and version in a sector, both 0 for zeroes; nothing if it is torn.
-fn parse(sector: &[u8]) -> Option<(u64, Version)> {
+pub(crate) fn parse(sector: &[u8]) -> Option<(u64, Version)> {
     let word = u64::from_le_bytes(sector[..8].try_into().unwrap());
     let whole = sector.chunks_exact(8).all(|at| at == &sector[..8]);
     whole.then_some((word >> 32, u32::try_from(word & 0xffff_ffff).unwrap()))

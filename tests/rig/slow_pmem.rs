@@ -27,6 +27,10 @@ pub(crate) fn act_as(actor: usize) {
     ACTOR.set(actor);
 }
 
+fn index(at: u64) -> usize {
+    usize::try_from(at).unwrap()
+}
+
 /// A store to one line, not known to be durable.
 #[derive(Clone, Debug)]
 struct Store {
@@ -55,7 +59,7 @@ impl Media {
         while at < end {
             let line = at / LINE;
             let to = end.min((line + 1) * LINE);
-            let bytes = self.visible[at as usize..to as usize].to_vec();
+            let bytes = self.visible[index(at)..index(to)].to_vec();
             let from = u8::try_from(at % LINE).unwrap();
             let store = Store {
                 number,
@@ -70,7 +74,7 @@ impl Media {
     }
 
     fn apply(durable: &mut [u8], line: u64, store: &Store, len: usize) {
-        let at = (line * LINE) as usize + usize::from(store.from);
+        let at = index(line * LINE) + usize::from(store.from);
         durable[at..at + len].copy_from_slice(&store.bytes[..len]);
     }
 
@@ -105,7 +109,7 @@ impl Media {
                 if !rng.permille(chance) {
                     let words = rng.below(store.bytes.len() as u64 / 8 + 1) * 8;
                     if chance > 0 {
-                        Self::apply(&mut durable, *line, store, words as usize);
+                        Self::apply(&mut durable, *line, store, index(words));
                     }
                     break;
                 }

@@ -521,10 +521,10 @@ impl World {
         act_as(CONTROL);
         let client = self.rng.index(self.clients.len());
         self.poll(client);
-        if self.turns % 4096 == 0 {
+        if self.turns.is_multiple_of(4096) {
             self.check_counts();
         }
-        if self.turns % 65_536 == 0 {
+        if self.turns.is_multiple_of(65_536) {
             let oldest = self.flights.values().map(|flight| flight.turn).min();
             let age = oldest.map_or(0, |turn| self.turns - turn);
             assert!(
