@@ -57,14 +57,8 @@ fn compare(image: &Path, uri: &str) {
     );
 }
 
-#[test]
-fn libnbd_and_qemu_copy_images_through_the_embedded_default() {
-    if !["nbdinfo", "nbdcopy", "qemu-img"].into_iter().all(tool) {
-        return;
-    }
-    let mut random = Random::new("images");
-    let service = embedded();
-    let uri_text = uri(&service, "cache0");
+/// libnbd finds the export, and a map of all of it.
+fn is_listed_and_mapped(service: &Service, uri_text: &str) {
     assert!(
         service.ready["nbd"]
             .as_array()
@@ -74,17 +68,26 @@ fn libnbd_and_qemu_copy_images_through_the_embedded_default() {
         "{}",
         service.ready
     );
-    let listed = run("nbdinfo", &["--list", &uri_text]);
+    let listed = run("nbdinfo", &["--list", uri_text]);
     assert!(listed.contains("export=\"cache0\""), "{listed}");
     assert!(listed.contains("can_fua: true"), "{listed}");
-    let map: Value =
-        serde_json::from_str(&run("nbdinfo", &["--map", "--json", &uri_text])).unwrap();
+    let map: Value = serde_json::from_str(&run("nbdinfo", &["--map", "--json", uri_text])).unwrap();
     let mapped = map.as_array().unwrap().iter();
     let mapped: u64 = mapped
         .map(|extent| extent["length"].as_u64().unwrap())
         .sum();
     assert_eq!(mapped, DISK_BYTES, "{map}");
+}
 
+#[test]
+fn libnbd_and_qemu_copy_images_through_the_embedded_default() {
+    if !["nbdinfo", "nbdcopy", "qemu-img"].into_iter().all(tool) {
+        return;
+    }
+    let mut random = Random::new("images");
+    let service = embedded();
+    let uri_text = uri(&service, "cache0");
+    is_listed_and_mapped(&service, &uri_text);
     let image = service.dir().join("image");
     make_image(&image, &mut random);
     run("nbdcopy", &[&text(&image), &uri_text]);
@@ -210,8 +213,8 @@ fn qemu_io_writes_patterns_at_odd_sectors_and_finds_them_after_a_restart() {
     qemu_io(&text(&dir.path().join("data/disk.img")), &expected);
 }
 
-/// fio's random writes of odd sizes over several times the pool, each read back and checked.
-fn fio_verifies(service: &Service, export: &str, size: u64, io_size: u64) {
+/// fio's random writes of odd sizes, each read back and checked after every `size` bytes.
+fn fio_verifies(service: &Service, export: &str, size: u64, loops: u64) {
     let begun = SystemTime::now();
     let uri = uri(service, export);
     run(
@@ -227,15 +230,14 @@ fn fio_verifies(service: &Service, export: &str, size: u64, io_size: u64) {
             "--verify=crc32c",
             "--verify_fatal=1",
             "--verify_state_save=0",
-            "--norandommap=0",
             &format!("--size={size}"),
-            &format!("--io_size={io_size}"),
+            &format!("--loops={loops}"),
             &format!("--aux-path={}", service.dir().display()),
         ],
     );
     eprintln!(
         "fio: {} MiB and their check in {:?}",
-        io_size >> 20,
+        (loops * size) >> 20,
         elapsed(begun)
     );
 }
@@ -250,13 +252,15 @@ fn fio_writes_ten_times_the_pool_and_verifies_it() {
         segment_bytes: 512 << 10,
         segments: pool / (512 << 10),
         lanes: 2,
-        disk_bytes: 64 << 20,
+        disk_bytes: 2 * pool,
         kset_flush_ms: 1000,
         may_fail: false,
         persistence: "auto",
     };
     let service = layout.create(&[]);
-    fio_verifies(&service, "c", layout.disk_bytes, 10 * pool);
+    fio_verifies(&service, "c", layout.disk_bytes, 5);
+    let written = client_common::stats(&service)["blocks"]["volume_wr_bytes"].as_u64();
+    assert!(written >= Some(10 * pool), "{written:?} bytes");
     wait_for("writeback under way", Duration::from_secs(10), || {
         client_common::stats(&service)["writeback"]["bytes"].as_u64() > Some(0)
     });

@@ -9,8 +9,10 @@ use super::window::Window;
 pub(crate) struct WindowWish {
     /// No kset above this sequence.
     pub(crate) limit: u64,
-    /// About so many keys.
+    /// About so many keys …
     pub(crate) keys_max: usize,
+    /// … and dirty bytes.
+    pub(crate) bytes_max: u64,
     /// It may span flush epochs …
     pub(crate) may_span: bool,
     /// … and must then end where one ends.
@@ -36,7 +38,9 @@ fn collect(
         border: None,
     };
     let mut epoch = None;
-    while reader.pos.sequence <= wish.limit && !collected.window.is_full(wish.keys_max) {
+    while reader.pos.sequence <= wish.limit
+        && !collected.window.is_full(wish.keys_max, wish.bytes_max)
+    {
         let before = reader.mark();
         let kset = match reader.next(view, incarnations) {
             Ok(Entry::Kset(kset)) => kset,
@@ -85,6 +89,7 @@ pub(crate) fn gather(
         let whole = WindowWish {
             limit: border - 1,
             keys_max: usize::MAX,
+            bytes_max: u64::MAX,
             ..*wish
         };
         collected = collect(view, incarnations, reader, &whole)?;

@@ -109,9 +109,9 @@ impl Window {
         }
     }
 
-    /// How much it holds, to decide when it is large enough.
-    pub(crate) fn is_full(&self, keys_max: usize) -> bool {
-        self.sources.len() >= keys_max
+    /// Whether it is large enough: requests that wait for space wait for its end.
+    pub(crate) fn is_full(&self, keys_max: usize, bytes_max: u64) -> bool {
+        self.sources.len() >= keys_max || self.dirty_bytes >= bytes_max
     }
 
     /// Sorts and merges what is left, after checking the data's checksums.

@@ -45,10 +45,14 @@ pub struct Load {
     /// Changes that were acknowledged.
     pub acknowledged: u64,
     last_reply: SystemTime,
+    /// The service is going down: requests that wait may be told so.
+    ending: bool,
 }
 
 /// Longer than any request takes while the service is alive.
 const STALL: Duration = Duration::from_secs(30);
+/// What NBD says of a request that was given up since the server stops.
+const ESHUTDOWN: u32 = 108;
 /// Bytes of a read that looks at the whole volume.
 const PIECE: u64 = 1 << 20;
 
@@ -62,6 +66,7 @@ impl Load {
             written: 0,
             acknowledged: 0,
             last_reply: SystemTime::now(),
+            ending: false,
         }
     }
 
@@ -175,6 +180,9 @@ impl Load {
 
     fn account(&mut self, reply: &Done) {
         let pending = self.pending.remove(&reply.cookie).expect("a reply once");
+        if self.ending && reply.error == ESHUTDOWN {
+            return;
+        }
         assert_eq!(reply.error, 0, "an error reached the client: {pending:?}");
         match pending {
             Pending::Flush => {}
@@ -221,9 +229,10 @@ impl Load {
         }
     }
 
-    /// The service was killed: takes the replies that it had sent, and returns what the volume may
+    /// The service has ended: takes the replies that it had sent, and returns what the volume may
     /// hold.
     pub fn bury(mut self) -> Model {
+        self.ending = true;
         while self.take_or_stall().is_ok() {}
         self.model
     }

@@ -66,11 +66,7 @@ impl Layout {
         let config = json!({"subsystems": [{"subsystem": "bdev", "config": calls}]});
         std::fs::write(dir.path().join(CONFIG), config.to_string()).unwrap();
 
-        let args = [
-            &["--config", crate::common::EMPTY_CONFIG, "--run-dir", "."],
-            args,
-        ]
-        .concat();
+        let args = [&["--config", crate::common::EMPTY_CONFIG], args].concat();
         let service = Service::start_in(dir, &args);
         for (method, mut params) in self.bdevs() {
             if method == "bdev_pmem_create" {
@@ -100,7 +96,7 @@ impl Layout {
 
 /// Opens what [`Layout::create`] made.
 pub fn reopen(dir: tempfile::TempDir, args: &[&str]) -> Service {
-    let args = [&["--config", CONFIG, "--run-dir", "."], args].concat();
+    let args = [&["--config", CONFIG], args].concat();
     let service = Service::start_in(dir, &args);
     assert_eq!(service.ready["degraded"], json!([]), "it comes up whole");
     service
