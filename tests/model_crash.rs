@@ -27,6 +27,11 @@ const CRASHING: Mix = Mix {
     fua_permille: 100,
 };
 
+const ONE_KEY_KSETS: Mix = Mix {
+    fua_permille: 1000,
+    ..Mix::ONLY_WRITES
+};
+
 fn random_config(rng: &mut Rng) -> WorldConfig {
     let options = CacheOptions {
         durability: rng.pick(&[Durability::Flush, Durability::Flush, Durability::Write]),
@@ -69,7 +74,19 @@ fn cut_power(
 /// One machine through several lives.
 fn live(rng: &mut Rng, lives: u32) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let config = random_config(rng);
+    let mut config = random_config(rng);
+    // Some machines die again and again with ksets of one key under way: what a crash cut off then
+    // lies just where the next run goes on. (One reactor's barriers order its ksets, so it takes
+    // two of them.) All of a small volume stays in the cache, so that the
+    // look at it logs nothing there.
+    let is_short_lived = rng.permille(400);
+    if is_short_lived {
+        config.volume_bytes = (4 << 20) + 65_536;
+        config.lanes = 2;
+        config.spare_segments = 40;
+        config.options.gc_percent = 90;
+        config.options.kset_flush_ms = 1000;
+    }
     let polls_max = rng.pick(&[0, 3, 20]);
     let mut pmem = SlowPmem::new(pool_bytes(&config), polls_max, rng.next());
     let mut disk = VolatileDisk::new(config.volume_bytes, rng.next());
@@ -81,9 +98,14 @@ fn live(rng: &mut Rng, lives: u32) -> u64 {
         run_dir,
     );
     world.durable_writes = world.cache(0).options().durability == Durability::Write;
+    let lives = if is_short_lived { 4 * lives } else { lives };
     for _ in 0..lives {
-        world.run(&CRASHING, 1 + rng.below(300));
-        let reactors = rng.pick(&[1, 2, 3]);
+        if is_short_lived {
+            world.run(&ONE_KEY_KSETS, 1 + rng.below(6));
+        } else {
+            world.run(&CRASHING, 1 + rng.below(300));
+        }
+        let reactors = rng.pick(&[1, 2, 2, 3]);
         if rng.permille(150) {
             // After a clean stop nothing is lost, whatever happens.
             world.drain();
