@@ -10,13 +10,14 @@ mod client_common;
 mod common;
 
 use client_common::{
-    Layout, Load, Mix, Model, Random, SECTOR_BYTES, elapsed, flush_cache, reopen, settle_file,
-    start, stop_within, tool,
+    Layout, Load, Mix, Model, Random, SECTOR_BYTES, elapsed, flush_cache, pause, reopen,
+    settle_file, start, stop_within, tool,
 };
 use common::Service;
 use pmcache::cache::segments_min;
 use serde_json::{Value, json};
-use std::process::Child;
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 const KILLS: u32 = 24;
@@ -48,7 +49,7 @@ fn mix(random: &mut Random) -> Mix {
 
 /// `check` finds nothing wrong with a pool whose service was killed. Without effect while the binary
 /// has no such command.
-fn check(dir: &std::path::Path) {
+fn check(dir: &Path) {
     let pool = dir.join("pool.pmem");
     let help = common::run(&["check", "--help"]);
     if !help.status.success() {
@@ -75,6 +76,22 @@ fn run_and_kill(
     let dir = service.kill();
     let acknowledged = load.acknowledged;
     (dir, load.bury(), acknowledged)
+}
+
+/// Starts a service and kills it before or just after it is ready: what a load has done by then must
+/// be good for the next.
+fn kill_while_loading(dir: &Path, random: &mut Random) {
+    let mask = MASKS[usize::try_from(random.below(3)).unwrap()];
+    let mut child = common::pmcache()
+        .args(["serve", "--data-dir", "data", "--run-dir", "run"])
+        .args(["--config", client_common::CONFIG, "--cpumask", mask])
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    pause(Duration::from_micros(random.below(60_000)));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 fn connect(service: &Service, model: Model) -> Load {
@@ -104,6 +121,10 @@ fn kill_again_and_again(
             run_and_kill(service, load, &mix(&mut random), &mut random);
         all += acknowledged;
         check(dir.path());
+        if random.chance(50) {
+            kill_while_loading(dir.path(), &mut random);
+            check(dir.path());
+        }
         let mask = MASKS[usize::try_from(kill).unwrap() % MASKS.len()];
         let begun = SystemTime::now();
         service = reopen(dir, &["--cpumask", mask]);
