@@ -9,7 +9,10 @@
 
 mod rig;
 
-use pmcache::bdev::{Bdev, ErrorBdev, ErrorIo, ErrorKind, Injection, IoStatus, Op};
+use pmcache::bdev::{
+    Bdev, DelayBdev, DelayLatencies, ErrorBdev, ErrorIo, ErrorKind, Injection, IoStatus, Op,
+};
+use pmcache::cache::CacheOptions;
 use pmcache::units::ByteRange;
 use rig::anonymous_pmem;
 use rig::disks::VolatileDisk;
@@ -258,4 +261,56 @@ fn reads_join_and_fills_keep_what_was_written_meanwhile() {
     let info = f.error.info();
     assert!(info.volatile_cache, "flushes of the backing were exercised");
     assert!(f.world.cache(0).writeback_figures().flushes > 0);
+}
+
+/// A slow miss, behind which its range was written, written back, forgotten by GC and missed again:
+/// what it brings is old, and the placeholder that it finds there is not its own.
+#[test]
+fn a_miss_fills_its_own_placeholders_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = WorldConfig {
+        lanes: 1,
+        clients: 3,
+        options: CacheOptions {
+            gc_percent: 0,
+            ..CacheOptions::default()
+        },
+        ..WorldConfig::new(1)
+    };
+    let disk = VolatileDisk::new(config.volume_bytes, 1);
+    // What a read brings is decided when it is submitted, and comes a second later.
+    let latencies = DelayLatencies {
+        avg_read_us: 1_000_000,
+        p99_read_us: 1_000_000,
+        ..DelayLatencies::default()
+    };
+    let delay = DelayBdev::new("slow0".into(), Arc::new(disk), latencies, None).unwrap();
+    let pmem = anonymous_pmem("p0", pool_bytes(&config));
+    let run_dir = dir.path().to_path_buf();
+    let mut world = World::over(config, pmem, vec![Arc::new(delay)], run_dir);
+    world.jumps = false;
+    let range = ByteRange::between(0, 4096);
+    world.submit(0, Op::Read, range);
+    for _ in 0..200 {
+        world.turn();
+    }
+    world.submit(1, Op::Write { fua: true }, range);
+    world.until("the write ends", |world| world.of_client(1) == 0);
+    world.flush_all();
+    world.until("GC passes it", |world| {
+        let cache = world.cache(0);
+        cache.gc_figures().keys > 0 && cache.figures().gc_posts == cache.gc_figures().keys
+    });
+    world.submit(2, Op::Read, range);
+    for _ in 0..200 {
+        world.turn();
+    }
+    assert_eq!(world.cache(0).figures().backing_reads, 2);
+    assert_eq!(world.under_way(), 2, "both misses are under way");
+    world.drain();
+    for _ in 0..3 {
+        world.submit(1, Op::Read, range);
+        world.drain();
+    }
+    assert_eq!(world.cache(0).figures().hits, 3);
 }

@@ -84,6 +84,15 @@ fn live(rng: &mut Rng, lives: u32) -> u64 {
     for _ in 0..lives {
         world.run(&CRASHING, 1 + rng.below(300));
         let reactors = rng.pick(&[1, 2, 3]);
+        if rng.permille(150) {
+            // After a clean stop nothing is lost, whatever happens.
+            world.drain();
+            world.stop(100_000);
+            cut_power(&mut world, &mut pmem, &mut disk, rng, reactors);
+            world.load();
+            world.settle(false);
+            continue;
+        }
         let power = rng.permille(600);
         if power {
             cut_power(&mut world, &mut pmem, &mut disk, rng, reactors);
@@ -127,7 +136,7 @@ fn what_was_promised_survives_every_crash() {
     let seed = seed();
     let _say = SaySeed(seed);
     let mut rng = Rng::new(seed);
-    let goal = if is_full_run() { 150 } else { 40 };
+    let goal = if is_full_run() { 80 } else { 25 };
     let mut operations = 0;
     for _ in 0..goal {
         operations += live(&mut rng, 8);

@@ -15,7 +15,7 @@ use super::stop::{Shutdown, Stop};
 use super::writeback::{Writeback, WritebackPoller, WritebackSeed};
 use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Supports};
 use reactors::{Cx, PollerId, ReactorHandle};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use uuid::Uuid;
 
@@ -96,8 +96,8 @@ pub struct Cache {
 #[derive(Debug, Default)]
 pub(super) struct Started {
     running: AtomicU32,
-    /// Round of asking << 32 | groups that have said in this round that they are at rest.
-    pub(super) at_rest: AtomicU64,
+    /// Groups that have come to rest.
+    pub(super) at_rest: AtomicU32,
     pub(super) left: AtomicU32,
     error: RwLock<Option<BdevError>>,
 }

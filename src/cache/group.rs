@@ -186,6 +186,8 @@ pub(crate) struct Group {
     seen_close_all: u64,
     /// Clients that are gone and have requests under way.
     gone: Vec<usize>,
+    /// It has said that it is at rest.
+    rested: bool,
 }
 
 /// What a group needs to start on its reactor; made by the control thread.
@@ -234,6 +236,7 @@ impl Group {
             next_client: 0,
             seen_close_all: 0,
             gone: Vec::new(),
+            rested: false,
         };
         let cell = Rc::new(GroupCell(RefCell::new(group)));
         cx.set_local(shared.instance, Rc::clone(&cell));
@@ -375,7 +378,7 @@ impl Group {
         });
     }
 
-    /// Closes what is open and gives up what waits, for good; see [`Group::is_at_rest`].
+    /// Closes what is open and gives up what waits, for good; see [`Group::comes_to_rest`].
     pub(crate) fn begin_stop(&mut self, cx: &Cx) {
         self.env.stopping = true;
         self.env.backing.cancel(cx);
@@ -386,17 +389,19 @@ impl Group {
         self.leave_queues();
     }
 
-    /// Whether every key is in a durable kset and no backing read is under way.
-    pub(crate) fn is_at_rest(&self) -> bool {
+    /// Whether it has come to rest since it was asked last: every key is in a durable kset, and the
+    /// backing has nothing of it. The staging slots are empty then. Says so once.
+    pub(crate) fn comes_to_rest(&mut self) -> bool {
         let env = &self.env;
-        env.stopping && env.backing_pending == 0 && self.lanes.iter().all(Lane::is_at_rest)
-    }
-
-    /// Empties the staging slots, after a clean stop.
-    pub(crate) fn clear_staging(&mut self) {
+        let at_rest = env.stopping && env.backing_pending == 0;
+        if self.rested || !at_rest || !self.lanes.iter().all(Lane::is_at_rest) {
+            return false;
+        }
+        self.rested = true;
         for lane in &mut self.lanes {
             lane.staging.clear();
         }
+        true
     }
 
     fn drain_clients(&mut self, cx: &Cx, budget: u32) -> u32 {

@@ -1,7 +1,7 @@
 //! Stopping a cache, step by step, so that whoever drives it decides how long it may take.
 
 use super::CacheError;
-use super::cache::{Cache, GcPoller, Started, send};
+use super::cache::{Cache, GcPoller, send};
 use super::control_io::PairState;
 use super::group::{Group, GroupCell};
 use super::shared::{DRAIN_FREE, DRAIN_RESTED};
@@ -31,28 +31,6 @@ pub(super) struct Shutdown {
     pub(super) clean_stop_pair: PairState,
 }
 
-impl Started {
-    /// Answers to earlier rounds count no more.
-    fn begin_round(&self) -> u64 {
-        let round = (self.at_rest.load(Ordering::SeqCst) >> 32) + 1;
-        self.at_rest.store(round << 32, Ordering::SeqCst);
-        round
-    }
-
-    fn note_at_rest(&self, round: u64) {
-        let add = |word: u64| (word >> 32 == round).then_some(word + 1);
-        // A late answer to an earlier round is no answer.
-        let _ = self
-            .at_rest
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, add);
-    }
-
-    /// Groups that are at rest by what they said in this round.
-    fn at_rest_count(&self) -> u32 {
-        u32::try_from(self.at_rest.load(Ordering::SeqCst) & u64::from(u32::MAX)).unwrap_or(0)
-    }
-}
-
 impl Cache {
     /// Takes a stop one step on; true when the cache has stopped. All channels must be closed. Dirty
     /// data stay in the pool. With `hurry` a step that a dead backing holds up is left out: what it
@@ -73,7 +51,7 @@ impl Cache {
             }
             Stop::Lanes => {
                 // Asked anew each time: a group answers when it is polled at rest.
-                if self.started.at_rest_count() < groups && !hurry {
+                if self.started.at_rest.load(Ordering::SeqCst) < groups && !hurry {
                     self.ask_at_rest()?;
                 } else {
                     self.shared.maintenance.stop.store(true, Ordering::SeqCst);
@@ -122,13 +100,12 @@ impl Cache {
         &self.shared.runtime.data[..groups]
     }
 
+    /// Each group counts once, however often it was asked before it came to answer.
     fn ask_at_rest(&self) -> Result<(), CacheError> {
-        let round = self.started.begin_round();
         let started = Arc::clone(&self.started);
         self.for_each_group(move |group, _| {
-            if group.is_at_rest() {
-                group.clear_staging();
-                started.note_at_rest(round);
+            if group.comes_to_rest() {
+                started.at_rest.fetch_add(1, Ordering::SeqCst);
             }
         })
     }
@@ -170,7 +147,7 @@ impl Cache {
     /// Says on media that all that was acknowledged is in the log, if it is.
     fn store_clean_stop(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
         let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
-        let at_rest = self.started.at_rest_count() == self.expected - 2;
+        let at_rest = self.started.at_rest.load(Ordering::SeqCst) == self.expected - 2;
         let placed = self
             .shared
             .unplaced

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test uses its part of the rig")]
 
 pub(crate) mod disks;
+mod lives;
+mod mix;
 pub(crate) mod rng;
 pub(crate) mod sectors;
 pub(crate) mod slow_pmem;
