@@ -10,11 +10,14 @@ mod client_common;
 mod common;
 
 use client_common::{
-    Layout, Load, Mix, Model, Random, SECTOR_BYTES, elapsed, flush_cache, reopen, settle_file,
-    start, stop_within, tool,
+    Layout, Load, Mix, Model, Random, SECTOR_BYTES, elapsed, flush_cache, pause, reopen,
+    settle_file, start, stop_within, tool,
 };
 use common::Service;
-use std::process::Child;
+use pmcache::cache::segments_min;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 const KILLS: u32 = 24;
@@ -46,7 +49,7 @@ fn mix(random: &mut Random) -> Mix {
 
 /// `check` finds nothing wrong with a pool whose service was killed. Without effect while the binary
 /// has no such command.
-fn check(dir: &std::path::Path) {
+fn check(dir: &Path) {
     let pool = dir.join("pool.pmem");
     let help = common::run(&["check", "--help"]);
     if !help.status.success() {
@@ -62,35 +65,66 @@ fn check(dir: &std::path::Path) {
 fn run_and_kill(
     service: Service,
     mut load: Load,
+    mix: &Mix,
     random: &mut Random,
 ) -> (tempfile::TempDir, Model, u64) {
-    let mix = mix(random);
     let runs = Duration::from_micros(2_000 + random.below(400_000));
     let begun = SystemTime::now();
     while elapsed(begun) < runs {
-        load.step(&mix, random).expect("the service is alive");
+        load.step(mix, random).expect("the service is alive");
     }
     let dir = service.kill();
     let acknowledged = load.acknowledged;
     (dir, load.bury(), acknowledged)
 }
 
+/// Starts a service and kills it before or just after it is ready: what a load has done by then must
+/// be good for the next.
+fn kill_while_loading(dir: &Path, random: &mut Random) {
+    let mask = MASKS[usize::try_from(random.below(3)).unwrap()];
+    let mut child = common::pmcache()
+        .args(["serve", "--data-dir", "data", "--run-dir", "run"])
+        .args(["--config", client_common::CONFIG, "--cpumask", mask])
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    pause(Duration::from_micros(random.below(60_000)));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 fn connect(service: &Service, model: Model) -> Load {
     Load::new(&service.data("nbd.sock"), "c", 4, model)
 }
 
-#[test]
-fn every_acknowledged_write_survives_kills_at_random_moments() {
-    let mut random = Random::new("kills");
-    let mut service = LAYOUT.create(&["--cpumask", "0x3"]);
-    let mut model = Model::new(LAYOUT.disk_bytes / SECTOR_BYTES);
+/// Kills and reopens `kills` times, then lets everything be written back and looks at the backing
+/// alone. `options`: what `bdev_pmcache_set_options` is told at first.
+fn kill_again_and_again(
+    name: &str,
+    layout: &Layout,
+    kills: u32,
+    options: Value,
+    mix: fn(&mut Random) -> Mix,
+) {
+    let mut random = Random::new(name);
+    let mut service = layout.create(&["--cpumask", "0x3"]);
+    if !options.is_null() {
+        service.call("bdev_pmcache_set_options", options);
+    }
+    let mut model = Model::new(layout.disk_bytes / SECTOR_BYTES);
     let mut all = 0;
     let mut slowest = Duration::ZERO;
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let load = connect(&service, model);
-        let (dir, survivors, acknowledged) = run_and_kill(service, load, &mut random);
+        let (dir, survivors, acknowledged) =
+            run_and_kill(service, load, &mix(&mut random), &mut random);
         all += acknowledged;
         check(dir.path());
+        if random.chance(50) {
+            kill_while_loading(dir.path(), &mut random);
+            check(dir.path());
+        }
         let mask = MASKS[usize::try_from(kill).unwrap() % MASKS.len()];
         let begun = SystemTime::now();
         service = reopen(dir, &["--cpumask", mask]);
@@ -99,11 +133,41 @@ fn every_acknowledged_write_survives_kills_at_random_moments() {
         load.verify();
         model = load.model;
     }
-    eprintln!("{KILLS} kills, {all} acknowledged changes, slowest start {slowest:?}");
-    assert!(all > u64::from(KILLS), "there was no load");
+    eprintln!("{name}: {kills} kills, {all} acknowledged changes, slowest start {slowest:?}");
+    assert!(all > u64::from(kills), "there was no load");
     flush_cache(&service, Duration::from_secs(60));
     let (dir, _) = stop_within(service, Duration::from_secs(5));
     settle_file(&mut model, &dir.path().join("disk.img"));
+}
+
+#[test]
+fn every_acknowledged_write_survives_kills_at_random_moments() {
+    kill_again_and_again("kills", &LAYOUT, KILLS, Value::Null, mix);
+}
+
+/// Requests of up to 4 MiB for a pool of a few: writeback and GC are always in the middle of it.
+fn pressing(random: &mut Random) -> Mix {
+    Mix {
+        sectors_max: (4 << 20) / SECTOR_BYTES,
+        long: 30,
+        ..mix(random)
+    }
+}
+
+#[test]
+fn a_tiny_pool_survives_kills_in_every_order_of_writeback() {
+    let layout = Layout {
+        segments: u64::from(segments_min(LAYOUT.lanes, LAYOUT.segment_bytes)),
+        disk_bytes: 16 << 20,
+        ..LAYOUT
+    };
+    for options in [
+        json!({"name": "c", "writeback_order": "strict"}),
+        json!({"name": "c", "writeback_order": "relaxed"}),
+        json!({"name": "c", "durability": "write"}),
+    ] {
+        kill_again_and_again(&options.to_string(), &layout, 4, options.clone(), pressing);
+    }
 }
 
 /// fio on the upper half of the disk, for as long as the service lives.
@@ -153,7 +217,7 @@ fn kills_under_fio_lose_nothing_either() {
             written(&service) > Some(1 << 20)
         });
         let load = connect(&service, model);
-        let (dir, survivors, _) = run_and_kill(service, load, &mut random);
+        let (dir, survivors, _) = run_and_kill(service, load, &mix(&mut random), &mut random);
         fio.wait().unwrap();
         check(dir.path());
         service = reopen(dir, &["--cpumask", MASKS[kill % MASKS.len()]]);

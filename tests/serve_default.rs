@@ -30,9 +30,16 @@ fn the_default_is_made_once_and_reopened_after_a_stop_and_a_kill() {
         assert!(service.data(file).exists(), "{file}");
     }
 
-    let service = Service::start_in(service.stop(), &["--cpumask", "0x1", "--idle", "interrupt"]);
+    // Staging outlives the process, and holds memory only as long as it may be wanted.
+    let staging = |dir: &std::path::Path| std::fs::read_dir(dir.join("run")).unwrap().count();
+    assert_eq!(staging(service.dir()), 1);
+    let dir = service.stop();
+    assert_eq!(staging(dir.path()), 0, "after a clean stop");
+    let service = Service::start_in(dir, &["--cpumask", "0x1", "--idle", "interrupt"]);
     assert_eq!(cache(&service)["uuid"], first["uuid"]);
-    let service = Service::start_in(service.kill(), &[]);
+    let dir = service.kill();
+    assert_eq!(staging(dir.path()), 1, "after a kill");
+    let service = Service::start_in(dir, &[]);
     assert_eq!(cache(&service)["uuid"], first["uuid"]);
     service.stop();
 }

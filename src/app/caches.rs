@@ -244,6 +244,9 @@ pub(super) fn unload_pool(service: &Service, name: &str) -> Result<(), Error> {
     if entry.pool.has_loaded() {
         return Err(busy(&object, "a cache of it is loaded"));
     }
+    if let Err(error) = entry.pool.forget_staging(&service.caches.run_dir) {
+        tracing::warn!(pool = name, %error, "the staging file stays");
+    }
     service.caches.pools.with(|pools| pools.remove(name));
     let bdev_name = entry.bdev_name.clone();
     drop(entry);

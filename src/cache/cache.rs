@@ -5,6 +5,7 @@ use super::channel::CacheChannel;
 use super::control_io::PairState;
 use super::gc::{Gc, GcSeed};
 use super::group::{Group, GroupSeed};
+use super::latency::LatencyFigures;
 use super::options::{CacheOptions, Durability};
 use super::pool::Pool;
 use super::replay::ReplayReport;
@@ -361,6 +362,12 @@ impl Cache {
             .iter()
             .for_each(|lane| sum.add(&lane.snapshot()));
         sum
+    }
+
+    /// Latencies of every kind of request at every stage since the load.
+    #[must_use]
+    pub fn latencies(&self) -> Vec<LatencyFigures> {
+        super::latency::figures(self.shared.latency.iter().map(|stats| &**stats))
     }
 
     /// Each lane's counters.

@@ -4,13 +4,14 @@
 use super::group::{Client, GroupCell, LocalDone};
 use super::key_index::SUBTREE_BYTES;
 use super::lane::{LaneDone, LaneOp, LaneRequest};
+use super::latency::{Stamp, Timed};
 use super::shared::Shared;
 use crate::bdev::{
     BdevError, BdevInfo, Channel, Completion, Data, Extent, IoBuf, IoStatus, Op, Request,
 };
 use crate::units::ByteRange;
 use reactors::ring::{Consumer, Producer, spsc};
-use reactors::{Cx, Wake};
+use reactors::{Cx, Nanos, Wake};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -61,6 +62,7 @@ struct Pending {
     extents: Vec<Vec<Extent>>,
     wants_extents: bool,
     flush: Option<FlushStep>,
+    submitted: Nanos,
 }
 
 /// See the module.
@@ -68,6 +70,8 @@ struct Pending {
 pub(crate) struct CacheChannel {
     shared: Arc<Shared>,
     info: Arc<BdevInfo>,
+    /// Place of our reactor among the data reactors.
+    reactor: usize,
     routes: Vec<Option<Route>>,
     pending: Slab<Pending>,
     flushes: Vec<usize>,
@@ -83,6 +87,13 @@ impl CacheChannel {
     ) -> Result<Self, BdevError> {
         let key = shared.instance;
         let mut routes = Vec::new();
+        let ours = |handle: &reactors::ReactorHandle| handle.id() == cx.id();
+        let reactor = shared
+            .runtime
+            .data
+            .iter()
+            .position(ours)
+            .unwrap_or(usize::MAX);
         for (number, handle) in shared.runtime.data.iter().enumerate() {
             if number >= shared.lanes as usize {
                 routes.push(None);
@@ -109,6 +120,7 @@ impl CacheChannel {
         Ok(Self {
             shared,
             info,
+            reactor,
             routes,
             pending: Slab::new(),
             flushes: Vec::new(),
@@ -171,9 +183,19 @@ impl CacheChannel {
                 reactor.ring();
             }
             _ => {
-                let LaneRequest { tag, data, .. } = request;
+                let LaneRequest {
+                    tag,
+                    submitted,
+                    data,
+                    ..
+                } = request;
                 self.arrived.push_back(LaneDone {
                     tag,
+                    stamp: Stamp {
+                        kind: Timed::Other,
+                        submitted,
+                        begun: submitted,
+                    },
                     status: IoStatus::Invalid,
                     data,
                 });
@@ -204,6 +226,7 @@ impl CacheChannel {
             extents: Vec::new(),
             wants_extents: op == LaneOp::Extents,
             flush: None,
+            submitted: cx.now(),
         });
         let mut at = range.start();
         for part in 0..parts {
@@ -223,6 +246,7 @@ impl CacheChannel {
                 cx,
                 reactor,
                 LaneRequest {
+                    submitted: cx.now(),
                     tag,
                     op,
                     range: part_range,
@@ -243,6 +267,7 @@ impl CacheChannel {
             extents: Vec::new(),
             wants_extents: false,
             flush: Some(FlushStep::Visits),
+            submitted: cx.now(),
         });
         self.flushes.push(slot);
         self.shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
@@ -255,6 +280,7 @@ impl CacheChannel {
                 pending.parts_left += 1;
             }
             let visit = LaneRequest {
+                submitted: cx.now(),
                 tag: (slot as u64) << PART_BITS,
                 op: LaneOp::Visit,
                 range: ByteRange::default(),
@@ -264,7 +290,7 @@ impl CacheChannel {
         }
     }
 
-    fn advance_flushes(&mut self) {
+    fn advance_flushes(&mut self, cx: &Cx) {
         let mut still = std::mem::take(&mut self.flushes);
         still.retain(|&slot| {
             let Some(pending) = self.pending.get_mut(slot) else {
@@ -293,6 +319,15 @@ impl CacheChannel {
             } else {
                 pending.status
             };
+            let begun = pending.submitted;
+            let stamp = Stamp {
+                kind: Timed::Flush,
+                submitted: begun,
+                begun,
+            };
+            if let Some(latency) = self.shared.latency.get(self.reactor) {
+                latency.end(stamp, cx.now(), &*self.shared.runtime.clock);
+            }
             let (tag, data) = (pending.tag, Data::None);
             self.pending.remove(slot);
             self.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
@@ -436,10 +471,10 @@ impl Channel for CacheChannel {
         self.submit_parts(cx, op, request);
     }
 
-    fn poll(&mut self, _cx: &Cx, done: &mut Vec<Completion>) -> u32 {
+    fn poll(&mut self, cx: &Cx, done: &mut Vec<Completion>) -> u32 {
         self.collect();
         if !self.flushes.is_empty() {
-            self.advance_flushes();
+            self.advance_flushes(cx);
         }
         let count = u32::try_from(self.done.len()).unwrap_or(u32::MAX);
         done.extend(self.done.drain(..));
@@ -469,6 +504,7 @@ impl Channel for CacheChannel {
         for reactor in 0..self.routes.len() {
             if self.routes[reactor].is_some() {
                 let cancel = LaneRequest {
+                    submitted: cx.now(),
                     tag: u64::MAX,
                     op: LaneOp::Cancel,
                     range: ByteRange::default(),

@@ -5,6 +5,7 @@ use super::close::{Cause, PRESSED_NS};
 use super::gc::PostBatch;
 use super::key_index::BLOCK;
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
+use super::latency::{Stamp, Timed};
 use super::shared::Shared;
 use crate::bdev::{
     Barrier, BarrierTicket, BdevError, BufPool, Channel, Completion, IoStatus, Request,
@@ -67,6 +68,8 @@ pub(crate) struct Env {
 impl Env {
     /// Ends a request of `client`; one that is gone gets nothing.
     pub(crate) fn reply(&mut self, client: usize, done: LaneDone) {
+        let shared = &*self.shared;
+        shared.latency[self.reactor].end(done.stamp, self.now, &*shared.runtime.clock);
         match self.clients.get_mut(client) {
             Some(Client::Local(queue)) => queue.borrow_mut().push_back(done),
             Some(Client::Remote {
@@ -88,6 +91,11 @@ impl Env {
             }
             Some(Client::Gone) | None => {}
         }
+    }
+
+    /// A read of the backing that was begun at `begun` has ended.
+    pub(crate) fn time_backing_read(&self, begun: Nanos) {
+        self.shared.latency[self.reactor].backing_read(begun, self.now);
     }
 
     pub(crate) fn submit_barrier(&mut self, cx: &Cx) -> BarrierTicket {
@@ -343,8 +351,19 @@ impl Group {
             };
             match visit.visitor {
                 Visitor::Client { client, tag } => {
+                    let stamp = Stamp {
+                        kind: Timed::Other,
+                        submitted: env.now,
+                        begun: env.now,
+                    };
                     let data = crate::bdev::Data::None;
-                    env.reply(client, LaneDone { tag, status, data });
+                    let done = LaneDone {
+                        tag,
+                        stamp,
+                        status,
+                        data,
+                    };
+                    env.reply(client, done);
                 }
                 Visitor::Everybody(number) => {
                     let shared = &env.shared;

@@ -5,6 +5,7 @@ use super::close::{Closing, OpenKset, PlacedKset};
 use super::geometry::SegIx;
 use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
+use super::latency::{Stamp, Timed};
 use super::read::{Miss, ReadOp};
 use super::shared::{SEALED, Shared};
 use super::staging::LaneStaging;
@@ -39,6 +40,8 @@ pub(crate) enum LaneOp {
 #[derive(Debug)]
 pub(crate) struct LaneRequest {
     pub(crate) tag: u64,
+    /// When the client gave it away.
+    pub(crate) submitted: Nanos,
     pub(crate) op: LaneOp,
     pub(crate) range: ByteRange,
     pub(crate) data: Data,
@@ -48,6 +51,7 @@ pub(crate) struct LaneRequest {
 #[derive(Debug)]
 pub(crate) struct LaneDone {
     pub(crate) tag: u64,
+    pub(crate) stamp: Stamp,
     pub(crate) status: IoStatus,
     pub(crate) data: Data,
 }
@@ -56,12 +60,41 @@ pub(crate) struct LaneDone {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) client: usize,
+    pub(crate) begun: Nanos,
     pub(crate) request: LaneRequest,
     /// Bytes that are in the index already.
     pub(crate) progress: u64,
     pub(crate) waits_since: Option<Nanos>,
     /// Progress with which it asked for space last.
     pub(crate) asked_at: Option<u64>,
+}
+
+impl Job {
+    /// Its end, with its memory or what was found.
+    pub(crate) fn done(self, status: IoStatus) -> LaneDone {
+        let stamp = self.stamp();
+        let LaneRequest { tag, data, .. } = self.request;
+        LaneDone {
+            tag,
+            stamp,
+            status,
+            data,
+        }
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        let kind = match self.request.op {
+            LaneOp::Read => Timed::Read,
+            LaneOp::Write { .. } => Timed::Write,
+            LaneOp::Zero { .. } => Timed::Zero,
+            _ => Timed::Other,
+        };
+        Stamp {
+            kind,
+            submitted: self.request.submitted,
+            begun: self.begun,
+        }
+    }
 }
 
 /// Why a step of a request can't go on now.
@@ -168,6 +201,7 @@ impl Lane {
     pub(crate) fn submit(&mut self, env: &mut Env, cx: &Cx, client: usize, request: LaneRequest) {
         let job = Job {
             client,
+            begun: env.now,
             request,
             progress: 0,
             waits_since: None,
@@ -179,7 +213,7 @@ impl Lane {
             LaneOp::Extents => self.extents(env, job),
             LaneOp::Write { .. } | LaneOp::Zero { .. } => {
                 if self.waiting.is_empty() {
-                    if let Err((job, wait)) = self.modify(env, cx, job) {
+                    if let Some((job, wait)) = self.modify(env, cx, job) {
                         self.start_waiting(env, cx, job, wait);
                     }
                 } else {
@@ -187,15 +221,7 @@ impl Lane {
                 }
             }
             LaneOp::Visit | LaneOp::Cancel => {
-                let LaneRequest { tag, data, .. } = job.request;
-                env.reply(
-                    client,
-                    LaneDone {
-                        tag,
-                        status: IoStatus::Invalid,
-                        data,
-                    },
-                );
+                env.reply(client, job.done(IoStatus::Invalid));
             }
         }
     }
@@ -241,11 +267,11 @@ impl Lane {
             }
             let failed = env.shared.has_failed();
             match self.modify(env, cx, job) {
-                Ok(()) => self
+                None => self
                     .stats(&env.shared)
                     .space_wait_ns
                     .add(env.now.since(since)),
-                Err((mut job, wait)) => {
+                Some((mut job, wait)) => {
                     job.waits_since = Some(since);
                     env.retry |= wait == Wait::Moment && !failed;
                     // What it has written since it asked last stands in an open kset again.
@@ -267,8 +293,7 @@ impl Lane {
     }
 
     fn end_waiting_job(&mut self, env: &mut Env, job: Job, status: IoStatus) {
-        let LaneRequest { tag, data, .. } = job.request;
-        env.reply(job.client, LaneDone { tag, status, data });
+        env.reply(job.client, job.done(status));
     }
 
     /// Gives up what `client` has waiting for space; what of it is in the index stays.
@@ -340,11 +365,8 @@ impl Lane {
                 _ => found.push(extent),
             }
         });
-        let done = LaneDone {
-            tag: job.request.tag,
-            status: IoStatus::Ok,
-            data: Data::Extents(found),
-        };
-        env.reply(job.client, done);
+        let (client, mut done) = (job.client, job.done(IoStatus::Ok));
+        done.data = Data::Extents(found);
+        env.reply(client, done);
     }
 }

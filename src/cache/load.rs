@@ -209,6 +209,16 @@ impl Loaded {
         std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes))
     }
 
+    fn maintenance(&self) -> Maintenance {
+        let log_segments = u32::try_from(self.replayed.log_segments.len()).unwrap_or(u32::MAX);
+        let window_end = self.control.window_end.0;
+        Maintenance {
+            log_segments: AtomicU32::new(log_segments),
+            between_boundaries: AtomicBool::new(window_end > self.control.dirty_tail.0.sequence),
+            ..Maintenance::default()
+        }
+    }
+
     fn share(&mut self, entry: &CacheEntry, options: &CacheOptions, runtime: &Runtime) -> Shared {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
@@ -227,14 +237,7 @@ impl Loaded {
         for (stats, &dirty) in stats.iter().zip(&self.replayed.dirty) {
             stats.dirty_added.add(dirty);
         }
-        let log_segments = u32::try_from(self.replayed.log_segments.len()).unwrap_or(u32::MAX);
-        let maintenance = Maintenance {
-            log_segments: AtomicU32::new(log_segments),
-            between_boundaries: AtomicBool::new(
-                self.control.window_end.0 > self.control.dirty_tail.0.sequence,
-            ),
-            ..Maintenance::default()
-        };
+        let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
             name: entry.name(),
@@ -275,6 +278,11 @@ impl Loaded {
                 .map(|_| CachePadded::default())
                 .collect(),
             stats,
+            latency: runtime
+                .data
+                .iter()
+                .map(|_| CachePadded::default())
+                .collect(),
             maintenance,
         }
     }

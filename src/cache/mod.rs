@@ -25,6 +25,7 @@ mod key;
 mod key_index;
 mod lag;
 mod lane;
+mod latency;
 mod live_options;
 mod load;
 mod log;
@@ -59,6 +60,7 @@ pub use geometry::{
     LANES_MAX, PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_CONTROL_BYTES,
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
+pub use latency::LatencyFigures;
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;

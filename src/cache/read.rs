@@ -8,11 +8,12 @@ use super::group::Env;
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, SUBTREE_BYTES};
 use super::lane::{Job, Lane, LaneDone, LaneOp, Wait};
+use super::latency::Stamp;
 use super::shared::Shared;
 use crate::bdev::{Data, IoBuf, IoStatus, Op, Request};
 use crate::media::KeyFlags;
 use crate::units::ByteRange;
-use reactors::Cx;
+use reactors::{Cx, Nanos};
 use std::sync::atomic::Ordering;
 
 /// A read that waits for misses.
@@ -20,6 +21,7 @@ use std::sync::atomic::Ordering;
 pub(crate) struct ReadOp {
     pub(crate) client: usize,
     tag: u64,
+    stamp: Stamp,
     /// First byte on the backing.
     offset: u64,
     /// Nothing for a prefetch.
@@ -35,6 +37,7 @@ pub(crate) struct Miss {
     /// Tells its placeholders from those of other misses.
     id: u64,
     range: ByteRange,
+    begun: Nanos,
     /// Who wants which part.
     wanted: Vec<(usize, ByteRange)>,
     /// The second attempt of one reader, on its own range: fills nothing.
@@ -83,6 +86,7 @@ impl Lane {
     /// Serves a read or prefetch as far as the cache has it, and fetches the rest.
     pub(crate) fn read(&mut self, env: &mut Env, cx: &Cx, job: Job) {
         let range = job.request.range;
+        let stamp = job.stamp();
         let mut buf = job.request.data.into_buf();
         let shared = &*env.shared;
         let mut status = IoStatus::Ok;
@@ -134,6 +138,7 @@ impl Lane {
                 job.client,
                 LaneDone {
                     tag: job.request.tag,
+                    stamp,
                     status,
                     data,
                 },
@@ -143,6 +148,7 @@ impl Lane {
         let read = self.reads.insert(ReadOp {
             client: job.client,
             tag: job.request.tag,
+            stamp,
             offset: range.start(),
             buf,
             pending: absent.gaps.len() + absent.joins.len(),
@@ -181,6 +187,7 @@ impl Lane {
         let slot = self.misses.insert(Miss {
             id,
             range,
+            begun: env.now,
             wanted,
             is_retry,
         });
@@ -228,6 +235,7 @@ impl Lane {
         let Some(miss) = self.misses.try_remove(slot) else {
             return;
         };
+        env.time_backing_read(miss.begun);
         let buf = data.into_buf();
         let Some(buf) = buf.filter(|_| status.is_ok()) else {
             self.miss_failed(env, cx, &miss, status);
@@ -292,6 +300,7 @@ impl Lane {
                 op.client,
                 LaneDone {
                     tag: op.tag,
+                    stamp: op.stamp,
                     status: op.status,
                     data,
                 },

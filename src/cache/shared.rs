@@ -3,6 +3,7 @@
 
 use super::geometry::{PoolGeometry, SegIx};
 use super::key_index::SUBTREE_BYTES;
+use super::latency::LatencyStats;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place};
 use super::segment_alloc::SegmentAlloc;
@@ -161,6 +162,8 @@ pub(crate) struct Shared {
     /// alone.
     pub(crate) unplaced: Box<[CachePadded<[AtomicU64; 2]>]>,
     pub(crate) stats: Box<[CachePadded<LaneStats>]>,
+    /// For each data reactor, which alone writes there.
+    pub(crate) latency: Box<[CachePadded<LatencyStats>]>,
     pub(crate) maintenance: Maintenance,
 }
 

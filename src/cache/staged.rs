@@ -6,12 +6,13 @@ use super::geometry::largest_ksets;
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::pool::Pool;
-use super::replay::{Control, Replayed};
+use super::replay::{Control, Replayed, open_view};
 use super::shared::Runtime;
 use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
 use crate::media::{
     self, CacheEntry, KSET_BYTES_MAX, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
+use std::path::Path;
 
 /// The staging slots of a cache, and what an earlier process left in them.
 pub(crate) struct Staged {
@@ -143,4 +144,21 @@ pub(crate) fn close_staged(
     view.pmem.barrier_wait()?;
     staged.lanes.iter_mut().for_each(LaneStaging::clear);
     Ok(())
+}
+
+impl Pool {
+    /// Removes the staging file from `run_dir` if every cache of the pool was stopped cleanly, so that
+    /// memory is not held for nothing. No cache of it may be loaded.
+    ///
+    /// # Errors
+    /// Corrupt metadata, or a file that can't be removed.
+    pub fn forget_staging(&self, run_dir: &Path) -> Result<(), CacheError> {
+        for entry in self.caches() {
+            let control = Control::load(&open_view(self, &entry)?)?;
+            if control.clean_stop.0.clean.get() != 1 {
+                return Ok(());
+            }
+        }
+        StagingFile::remove(run_dir, self.uuid())
+    }
 }

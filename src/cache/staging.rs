@@ -49,9 +49,24 @@ fn os(path: &Path, what: &str, source: std::io::Error) -> CacheError {
 }
 
 impl StagingFile {
+    fn path(run_dir: &Path, pool: [u8; 16]) -> PathBuf {
+        run_dir.join(format!("{}.staging", Uuid::from_bytes(pool)))
+    }
+
+    /// Removes the file of a pool, if there is one: nothing that is wanted stands in it.
+    pub(crate) fn remove(run_dir: &Path, pool: [u8; 16]) -> Result<(), CacheError> {
+        let path = Self::path(run_dir, pool);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(os(&path, "remove", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Opens or makes `<run_dir>/<pool>.staging`, for this user only.
     pub(crate) fn open(run_dir: &Path, pool: [u8; 16]) -> Result<Self, CacheError> {
-        let path = run_dir.join(format!("{}.staging", Uuid::from_bytes(pool)));
+        let path = Self::path(run_dir, pool);
         let file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -9,7 +9,7 @@ use super::geometry::{DATA_KEY_BYTES_MAX, SegIx};
 use super::group::Env;
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, LEAF_BYTES};
-use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, LaneRequest, Wait};
+use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, Wait};
 use crate::bdev::{Data, IoStatus};
 use crate::media::{self, KEYS_MAX, KeyFlags};
 use crate::units::ByteRange;
@@ -34,37 +34,19 @@ fn extent_len(offset: u64, left: u64) -> u64 {
 
 impl Lane {
     /// Does a write, discard or write-zeroes as far as there is room; hands it back if it has to wait.
-    pub(crate) fn modify(
-        &mut self,
-        env: &mut Env,
-        cx: &Cx,
-        mut job: Job,
-    ) -> Result<(), (Job, Wait)> {
+    pub(crate) fn modify(&mut self, env: &mut Env, cx: &Cx, mut job: Job) -> Option<(Job, Wait)> {
         if env.shared.has_failed() {
-            let LaneRequest { tag, data, .. } = job.request;
-            env.reply(
-                job.client,
-                LaneDone {
-                    tag,
-                    status: IoStatus::ReadOnly,
-                    data,
-                },
-            );
-            return Ok(());
+            env.reply(job.client, job.done(IoStatus::ReadOnly));
+            return None;
         }
         let result = match job.request.op {
             LaneOp::Zero { unmap, .. } => self.write_zeroes(env, cx, &mut job, unmap),
             _ => self.write_extents(env, cx, &mut job),
         };
         if let Err(wait) = result {
-            return Err((job, wait));
+            return Some((job, wait));
         }
-        let LaneRequest {
-            tag,
-            op,
-            range,
-            data,
-        } = job.request;
+        let (client, op, range) = (job.client, job.request.op, job.request.range);
         let stats = self.stats(&env.shared);
         let fua = match op {
             LaneOp::Zero { fua, .. } => {
@@ -79,17 +61,13 @@ impl Lane {
             }
             _ => false,
         };
-        let done = LaneDone {
-            tag,
-            status: IoStatus::Ok,
-            data,
-        };
+        let done = job.done(IoStatus::Ok);
         if fua || env.shared.options.durable_writes() {
-            self.acknowledge_when_durable(env, cx, job.client, done, fua);
+            self.acknowledge_when_durable(env, cx, client, done, fua);
         } else {
-            env.reply(job.client, done);
+            env.reply(client, done);
         }
-        Ok(())
+        None
     }
 
     /// Completes a write once the kset with its last key is durable, and closes that kset.

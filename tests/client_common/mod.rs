@@ -17,7 +17,7 @@ pub use {
     fleet::{Done, Fleet, FleetError, Io},
     load::{Load, Mix},
     model::{Model, SECTOR, SECTOR_BYTES},
-    setup::{Layout, cache, flush_cache, reopen, settle_file, stats, stop_within},
+    setup::{CONFIG, Layout, cache, flush_cache, reopen, settle_file, stats, stop_within},
     tools::{run, start, tool},
 };
 

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, SystemTime};
 
 /// The configuration that opens everything again.
-const CONFIG: &str = "load.json";
+pub const CONFIG: &str = "load.json";
 
 /// What to make.
 #[derive(Clone, Copy, Debug)]

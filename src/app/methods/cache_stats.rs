@@ -6,6 +6,7 @@ use crate::cache::{Cache, LaneFigures};
 use rpc::{Error, Registry};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
@@ -76,6 +77,23 @@ fn usage(cache: &Cache) -> Value {
     })
 }
 
+/// Nanoseconds by operation and stage; what never happened is left out.
+fn latency(cache: &Cache) -> Value {
+    let mut ops: BTreeMap<&str, BTreeMap<&str, Value>> = BTreeMap::new();
+    for found in cache.latencies() {
+        let shown = json!({
+            "count": found.count,
+            "p50_ns": found.p50_ns,
+            "p99_ns": found.p99_ns,
+            "p999_ns": found.p999_ns,
+            "p9999_ns": found.p9999_ns,
+            "max_ns": found.max_ns,
+        });
+        ops.entry(found.op).or_default().insert(found.stage, shown);
+    }
+    json!(ops)
+}
+
 fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
     let cache = caches::find(service, &params.name)?;
     let figures = cache.figures();
@@ -113,6 +131,7 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
         },
         "writeback": fields(writeback.fields()),
         "gc": fields(gc.fields()),
+        "latency": latency(&cache),
         "replay": {
             "ksets": replay.ksets,
             "keys": replay.keys,

@@ -1,0 +1,245 @@
+//! Latency histograms: each written by one reactor with plain stores, read by anybody.
+//!
+//! A request that ends in the round in which it came is a hit; one in [`SAMPLE`] of these is timed,
+//! and counts for all, so that a hit costs no clock read of its own. All others are timed by the
+//! clock of the rounds in which they came and ended.
+
+use hdrhistogram::Histogram;
+use reactors::{Clock, Nanos};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One hit in so many is timed.
+const SAMPLE: u32 = 16;
+/// Values are kept to one part in 16.
+const SUB_BITS: u32 = 4;
+const SUBS: usize = 1 << SUB_BITS;
+/// Powers of two above the linear part: up to some 70 s.
+const POWERS: usize = 33;
+const BUCKETS: usize = SUBS * (POWERS + 1);
+
+/// Counts of values, in buckets that widen with the value.
+#[derive(Debug)]
+struct Buckets(Box<[AtomicU64]>);
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self((0..BUCKETS).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+fn bucket_of(value: u64) -> usize {
+    let subs = SUBS as u64;
+    if value < subs {
+        return usize::try_from(value).unwrap_or(0);
+    }
+    let power = value.ilog2() - SUB_BITS;
+    let sub = usize::try_from((value >> power) - subs).unwrap_or(0);
+    (SUBS * (power as usize + 1) + sub).min(BUCKETS - 1)
+}
+
+/// The highest value of a bucket.
+fn value_of(bucket: usize) -> u64 {
+    let (power, sub) = (bucket / SUBS, (bucket % SUBS) as u64);
+    match power.checked_sub(1) {
+        None => sub,
+        Some(power) => ((SUBS as u64 + sub + 1) << power) - 1,
+    }
+}
+
+impl Buckets {
+    /// The owner alone may call it.
+    fn record(&self, value: u64, times: u64) {
+        let count = &self.0[bucket_of(value)];
+        count.store(count.load(Ordering::Relaxed) + times, Ordering::Relaxed);
+    }
+
+    fn add_to(&self, sum: &mut Histogram<u64>) {
+        for (bucket, count) in self.0.iter().enumerate() {
+            let count = count.load(Ordering::Relaxed);
+            if count > 0 {
+                sum.saturating_record_n(value_of(bucket), count);
+            }
+        }
+    }
+}
+
+/// What kind of request a latency is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timed {
+    Read = 0,
+    Write = 1,
+    Zero = 2,
+    Flush = 3,
+    /// Not timed.
+    Other = 4,
+}
+
+/// Where a request has been when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stamp {
+    pub(crate) kind: Timed,
+    /// When its client gave it away.
+    pub(crate) submitted: Nanos,
+    /// When its lane got it.
+    pub(crate) begun: Nanos,
+}
+
+#[derive(Debug, Default)]
+struct Stages {
+    ring: Buckets,
+    engine: Buckets,
+    backing: Buckets,
+}
+
+/// The histograms of one reactor.
+#[derive(Debug, Default)]
+pub(crate) struct LatencyStats {
+    kinds: [Stages; 4],
+    /// Hits since one was timed.
+    hits: AtomicU64,
+}
+
+impl LatencyStats {
+    /// A request ends now, in the round that began at `now`. On the owner's reactor.
+    pub(crate) fn end(&self, stamp: Stamp, now: Nanos, clock: &dyn Clock) {
+        let Some(stages) = self.kinds.get(stamp.kind as usize) else {
+            return;
+        };
+        let ring = stamp.begun.since(stamp.submitted);
+        if stamp.begun != now {
+            stages.engine.record(now.since(stamp.begun), 1);
+            stages.ring.record(ring, 1);
+            return;
+        }
+        let hits = self.hits.load(Ordering::Relaxed) + 1;
+        self.hits.store(hits, Ordering::Relaxed);
+        if hits.is_multiple_of(SAMPLE.into()) {
+            let engine = clock.now().since(stamp.begun);
+            stages.engine.record(engine, SAMPLE.into());
+            stages.ring.record(ring, SAMPLE.into());
+        }
+    }
+
+    /// A read of the backing, begun at `begun`, ends now.
+    pub(crate) fn backing_read(&self, begun: Nanos, now: Nanos) {
+        self.kinds[Timed::Read as usize]
+            .backing
+            .record(now.since(begun), 1);
+    }
+
+    fn add_to(&self, kind: Timed, sum: &mut [Histogram<u64>; 3]) {
+        if let Some(stages) = self.kinds.get(kind as usize) {
+            stages.ring.add_to(&mut sum[0]);
+            stages.engine.add_to(&mut sum[1]);
+            stages.backing.add_to(&mut sum[2]);
+        }
+    }
+}
+
+/// Latencies of one kind of request at one stage, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LatencyFigures {
+    /// `read`, `write`, `zero` or `flush`.
+    pub op: &'static str,
+    /// `ring`: from the client to the lane; `engine`: from there to the end, the backing included;
+    /// `backing`: reads of the backing.
+    pub stage: &'static str,
+    /// How many; hits are counted from a sample.
+    pub count: u64,
+    /// Half of them took at most this.
+    pub p50_ns: u64,
+    /// 99 %.
+    pub p99_ns: u64,
+    /// 99.9 %.
+    pub p999_ns: u64,
+    /// 99.99 %.
+    pub p9999_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+}
+
+/// Sums the reactors' histograms; leaves out what never happened.
+pub(crate) fn figures<'a>(
+    reactors: impl Iterator<Item = &'a LatencyStats> + Clone,
+) -> Vec<LatencyFigures> {
+    let kinds = [
+        ("read", Timed::Read),
+        ("write", Timed::Write),
+        ("zero", Timed::Zero),
+        ("flush", Timed::Flush),
+    ];
+    let mut found = Vec::new();
+    for (op, kind) in kinds {
+        // Three digits hold what the buckets know.
+        let fresh = || Histogram::<u64>::new_with_bounds(1, 1 << 37, 3);
+        let (Ok(ring), Ok(engine), Ok(backing)) = (fresh(), fresh(), fresh()) else {
+            return found;
+        };
+        let mut sum = [ring, engine, backing];
+        reactors
+            .clone()
+            .for_each(|stats| stats.add_to(kind, &mut sum));
+        for (stage, histogram) in ["ring", "engine", "backing"].into_iter().zip(&sum) {
+            if histogram.is_empty() {
+                continue;
+            }
+            found.push(LatencyFigures {
+                op,
+                stage,
+                count: histogram.len(),
+                p50_ns: histogram.value_at_quantile(0.5),
+                p99_ns: histogram.value_at_quantile(0.99),
+                p999_ns: histogram.value_at_quantile(0.999),
+                p9999_ns: histogram.value_at_quantile(0.9999),
+                max_ns: histogram.max(),
+            });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reactors::ManualClock;
+
+    #[test]
+    fn every_value_falls_into_a_bucket_that_is_at_most_a_sixteenth_above_it() {
+        let mut last = 0;
+        for value in (0..5000).chain((13..36).map(|power| (1_u64 << power) + 12_345)) {
+            let bucket = bucket_of(value);
+            assert!(bucket >= last, "buckets rise");
+            last = bucket;
+            let top = value_of(bucket);
+            assert!(
+                top >= value && top - value <= value / 16 + 1,
+                "{value}: {top}"
+            );
+        }
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn hits_are_sampled_and_count_for_all() {
+        let (stats, clock) = (LatencyStats::default(), ManualClock::default());
+        clock.advance(1000);
+        let now = Nanos(500);
+        let stamp = Stamp {
+            kind: Timed::Write,
+            submitted: now,
+            begun: now,
+        };
+        (0..160).for_each(|_| stats.end(stamp, now, &clock));
+        let waited = Stamp {
+            kind: Timed::Write,
+            submitted: Nanos(100),
+            begun: Nanos(200),
+        };
+        stats.end(waited, Nanos(10_200), &clock);
+        let figures = figures([&stats].into_iter());
+        let engine = figures.iter().find(|f| f.stage == "engine").unwrap();
+        assert_eq!((engine.op, engine.count), ("write", 161));
+        assert!((500..540).contains(&engine.p50_ns), "{engine:?}");
+        assert!((10_000..10_700).contains(&engine.max_ns), "{engine:?}");
+    }
+}
