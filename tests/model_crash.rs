@@ -71,9 +71,8 @@ fn cut_power(
     world.lose_power(Arc::new(pmem.clone()), reactors);
 }
 
-/// One machine through several lives.
-fn live(rng: &mut Rng, lives: u32) -> u64 {
-    let dir = tempfile::tempdir().unwrap();
+/// A machine, and whether it is one that dies early.
+fn random_machine(rng: &mut Rng) -> (WorldConfig, bool) {
     let mut config = random_config(rng);
     // Some machines die again and again with ksets of one key under way: what a crash cut off then
     // lies just where the next run goes on. (One reactor's barriers order its ksets, so it takes
@@ -87,6 +86,13 @@ fn live(rng: &mut Rng, lives: u32) -> u64 {
         config.options.gc_percent = 90;
         config.options.kset_flush_ms = 1000;
     }
+    (config, is_short_lived)
+}
+
+/// One machine through several lives.
+fn live(rng: &mut Rng, lives: u32) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, is_short_lived) = random_machine(rng);
     let polls_max = rng.pick(&[0, 3, 20]);
     let mut pmem = SlowPmem::new(pool_bytes(&config), polls_max, rng.next());
     let mut disk = VolatileDisk::new(config.volume_bytes, rng.next());
