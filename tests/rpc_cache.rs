@@ -140,7 +140,8 @@ fn a_cache_is_made_told_and_destroyed() {
     assert_eq!(found["backing_bdev"], "d0");
     assert_eq!(found["state"], "running");
     assert_eq!(found["segments"]["total"], 48);
-    assert_eq!(found["lanes"], 2);
+    assert_eq!(found["lanes"].as_array().unwrap().len(), 2);
+    assert_eq!(found["lanes"][1]["lane"], 1);
     assert_eq!(
         (&found["mode"], &found["durability"]),
         (&json!("wb"), &json!("flush"))

@@ -56,10 +56,14 @@ pub struct CacheStatus {
     pub segments_log: u32,
     /// Ready for the log.
     pub segments_reserve: u32,
+    /// Released, and not free before every reader has passed a quiescent point.
+    pub segments_retiring: u32,
     /// Bytes that the backing lacks.
     pub dirty_bytes: u64,
     /// Highest sequence given out, and the position of the log's head is behind it.
     pub key_head_sequence: u64,
+    /// (pool segment, offset) where the next kset goes.
+    pub key_head: (u32, u32),
     /// Highest durable sequence.
     pub durable_sequence: u64,
     /// (pool segment, offset, sequence) where writeback goes on.
@@ -271,6 +275,12 @@ impl Cache {
         self.shared.lanes
     }
 
+    /// Which data reactor runs `lane`.
+    #[must_use]
+    pub fn reactor_of_lane(&self, lane: u32) -> usize {
+        self.shared.reactor_of(lane)
+    }
+
     /// What the load found.
     #[must_use]
     pub fn replay_report(&self) -> ReplayReport {
@@ -432,9 +442,14 @@ impl Cache {
             segments_total: shared.segment_count(),
             segments_free: shared.free_segments.load(relaxed),
             segments_log: m.log_segments.load(relaxed),
+            segments_retiring: m.retiring.load(relaxed),
             segments_reserve: shared.log_reserve.saturating_sub(deficit),
             dirty_bytes: shared.dirty_bytes(),
             key_head_sequence: shared.last_sequence.load(relaxed),
+            key_head: {
+                let (segment, offset, _) = position(shared.head_position.load(relaxed), 0);
+                (segment, offset)
+            },
             durable_sequence: shared.durable.mark(),
             dirty_tail: position(
                 m.dirty_position.load(relaxed),

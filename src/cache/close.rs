@@ -210,6 +210,8 @@ impl Lane {
         shared
             .last_sequence
             .store(log.last_sequence(), Ordering::SeqCst);
+        let head = shared.position_of(log.segment, log.offset);
+        shared.head_position.store(head, Ordering::Relaxed);
         drop(log);
         let (slot, count, order) = (closing.slot, closing.count, closing.order);
         self.closing.pop_front();

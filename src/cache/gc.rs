@@ -269,6 +269,7 @@ impl Gc {
             }
         }
         self.retiring = retiring;
+        self.note_retiring();
         self.write_starts();
         if self.retiring.is_empty() && self.starting.is_empty() {
             let idle = if self.shall_pass() {
@@ -288,6 +289,14 @@ impl Gc {
         } else {
             self.state = State::Retire(self.barrier.submit(cx));
         }
+    }
+
+    fn note_retiring(&self) {
+        let count = u32::try_from(self.retiring.len()).unwrap_or(u32::MAX);
+        self.shared()
+            .maintenance
+            .retiring
+            .store(count, Ordering::Relaxed);
     }
 
     fn raise_generation(&mut self, segment: SegIx) -> Result<(), CacheError> {
@@ -349,6 +358,7 @@ impl Gc {
             for segment in self.retiring.drain(..) {
                 alloc.release(segment);
             }
+            shared.maintenance.retiring.store(0, Ordering::Relaxed);
             let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
             shared.free_segments.store(free, Ordering::Relaxed);
             shared

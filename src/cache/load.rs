@@ -224,6 +224,8 @@ impl Loaded {
         let durable = self.log.last_sequence();
         let ready = u32::try_from(self.log.ready.len()).unwrap_or(0);
         let log = self.take_log();
+        let head_segment = self.view.segments.id(log.segment).0;
+        let head = u64::from(head_segment) << 32 | u64::from(log.offset);
         let added = self
             .replayed
             .references
@@ -262,6 +264,7 @@ impl Loaded {
             alloc: TryLock::new(SegmentAlloc::new(std::mem::take(&mut self.free))),
             log: TryLock::new(log),
             log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),
+            head_position: AtomicU64::new(head),
             last_sequence: CachePadded::new(AtomicU64::new(durable)),
             stored: SeqTracker::new(durable),
             durable: SeqTracker::new(durable),

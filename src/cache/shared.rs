@@ -76,6 +76,8 @@ pub(crate) struct Maintenance {
     pub(crate) key_sequence: AtomicU64,
     /// Log segments from key tail to head.
     pub(crate) log_segments: AtomicU32,
+    /// Segments on their way from released to free.
+    pub(crate) retiring: AtomicU32,
     /// Dirty bytes that writeback has passed.
     pub(crate) dirty_passed: AtomicU64,
     /// Bytes a second that writeback has written lately.
@@ -141,6 +143,8 @@ pub(crate) struct Shared {
     pub(crate) log: TryLock<LogHead>,
     /// Segments that the log reserve lacks.
     pub(crate) log_deficit: AtomicU32,
+    /// Where the log goes on, for status: as `Maintenance::dirty_position`.
+    pub(crate) head_position: AtomicU64,
     /// Highest sequence given out.
     pub(crate) last_sequence: CachePadded<AtomicU64>,
     /// Up to where all ksets are stored …
@@ -318,7 +322,12 @@ impl Shared {
 
     /// Pool segment and offset in one word, for status.
     pub(crate) fn position(&self, pos: &LogPos) -> u64 {
-        u64::from(self.segments[pos.segment.index()].0) << 32 | u64::from(pos.offset)
+        self.position_of(pos.segment, pos.offset)
+    }
+
+    /// See [`Shared::position`].
+    pub(crate) fn position_of(&self, segment: SegIx, offset: u32) -> u64 {
+        u64::from(self.segments[segment.index()].0) << 32 | u64::from(offset)
     }
 
     /// Wakes the lanes if some wait for space.

@@ -324,6 +324,21 @@ fn position(tail: (u32, u32, u64)) -> Value {
     json!({"segment": tail.0, "offset": tail.1, "sequence": tail.2})
 }
 
+/// Which reactor runs each lane, and how busy it has been.
+fn lanes(cache: &Cache) -> Value {
+    let figures = cache.lane_figures();
+    let shown = (0..cache.lanes()).zip(&figures).map(|(lane, figures)| {
+        json!({
+            "lane": lane,
+            "reactor": cache.reactor_of_lane(lane),
+            "reads": figures.reads,
+            "writes": figures.writes,
+            "keys": figures.keys,
+        })
+    });
+    shown.collect()
+}
+
 fn show(service: &Service, cache: &Cache) -> Value {
     let status = cache.status();
     let since = status.oldest_dirty_since_ns;
@@ -338,7 +353,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "pool": cache.pool().name(),
         "backing_bdev": cache.backing().info().name,
         "state": status.state,
-        "lanes": cache.lanes(),
+        "lanes": lanes(cache),
         "block_size": cache.info().block_size,
         "size": cache.info().bytes(),
         "segments": {
@@ -346,12 +361,16 @@ fn show(service: &Service, cache: &Cache) -> Value {
             "free": status.segments_free,
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
+            "retiring": status.segments_retiring,
             "data": status.segments_total.saturating_sub(
-                status.segments_free + status.segments_log + status.segments_reserve
+                status.segments_free
+                    + status.segments_log
+                    + status.segments_reserve
+                    + status.segments_retiring
             ),
         },
         "dirty_bytes": status.dirty_bytes,
-        "key_head": {"sequence": status.key_head_sequence},
+        "key_head": position((status.key_head.0, status.key_head.1, status.key_head_sequence)),
         "durable_sequence": status.durable_sequence,
         "dirty_tail": position(status.dirty_tail),
         "key_tail": position(status.key_tail),
