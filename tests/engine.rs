@@ -8,7 +8,7 @@
 
 mod rig;
 
-use pmcache::bdev::{Bdev, MallocBdev, MallocConfig, Op};
+use pmcache::bdev::{Bdev, BdevError, BdevInfo, Channel, MallocBdev, MallocConfig, Op};
 use pmcache::cache::{CreateCache, Pool};
 use pmcache::units::ByteRange;
 use rig::rng::{Rng, SaySeed, seed};
@@ -161,4 +161,58 @@ fn what_a_destroyed_cache_left_is_not_taken_for_the_log_of_the_next() {
     assert_eq!(rig.cache.as_ref().unwrap().replay_report().ksets, 20);
     let mut channel = rig.open(0);
     assert_eq!(rig.read(&mut *channel, 0, 20 * 512), [7; 20 * 512]);
+}
+
+/// Opens for the data reactors, and not for the maintenance reactor.
+#[derive(Debug)]
+struct NotForMaintenance {
+    inner: Arc<dyn Bdev>,
+    data_reactors: u32,
+}
+
+impl Bdev for NotForMaintenance {
+    fn info(&self) -> Arc<BdevInfo> {
+        self.inner.info()
+    }
+
+    fn open(&self, cx: &reactors::Cx) -> Result<Box<dyn Channel>, BdevError> {
+        if cx.id().0 >= self.data_reactors {
+            return Err(BdevError::NotSupported("no channel for writeback".into()));
+        }
+        self.inner.open(cx)
+    }
+}
+
+// A cache whose writeback had never run was held to be loaded for ever, since only writeback said that
+// none of its writes was under way.
+#[test]
+fn a_cache_whose_writeback_cannot_start_can_be_loaded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = RigConfig::default();
+    let pmem = anonymous_pmem("p0", 40 * config.segment_bytes);
+    let mut rig = Rig::new(&config, pmem, malloc(64 << 20), dir.path());
+    let mut channel = rig.open(0);
+    rig.write(&mut *channel, 4096, &[7; 512], false);
+    drop(channel);
+    rig.stop();
+    let half = Arc::new(NotForMaintenance {
+        inner: rig.backing.clone(),
+        data_reactors: config.reactors,
+    });
+    let cache = rig
+        .pool
+        .load_cache("c0", half, &rig.runtime, false)
+        .unwrap();
+    (0..100).for_each(|_| rig.step());
+    assert!(cache.is_installed().is_err(), "writeback has not started");
+    for round in 0..100_000 {
+        if cache.stop_step(true).unwrap() {
+            break;
+        }
+        assert!(round < 99_999, "the stop ends");
+        rig.step();
+    }
+    rig.load();
+    let mut channel = rig.open(0);
+    assert_eq!(rig.read(&mut *channel, 4096, 512), [7; 512]);
 }

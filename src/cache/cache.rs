@@ -9,7 +9,7 @@ use super::latency::LatencyFigures;
 use super::options::{CacheOptions, Durability};
 use super::pool::Pool;
 use super::replay::ReplayReport;
-use super::shared::Shared;
+use super::shared::{DRAIN_RESTED, Shared};
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
 use super::stop::{Shutdown, Stop};
 use super::writeback::{Writeback, WritebackPoller, WritebackSeed};
@@ -205,9 +205,24 @@ impl Cache {
             started.note_unsent(sent);
         }
         let (note, device) = (Arc::clone(&started), Arc::clone(&backing));
+        let parts_shared = Arc::clone(&shared);
         let sent = send(first, move |cx| {
-            note.note(start_writeback(parts.writeback, &*device, cx));
+            let result = start_writeback(parts.writeback, &*device, cx);
+            if result.is_err() {
+                // What never ran has nothing under way.
+                parts_shared
+                    .maintenance
+                    .drain
+                    .store(DRAIN_RESTED, Ordering::SeqCst);
+            }
+            note.note(result);
         });
+        if sent.is_err() {
+            shared
+                .maintenance
+                .drain
+                .store(DRAIN_RESTED, Ordering::SeqCst);
+        }
         started.note_unsent(sent);
         let note = Arc::clone(&started);
         started.note_unsent(send(last, move |cx| note.note(start_gc(parts.gc, cx))));
@@ -222,6 +237,7 @@ impl Cache {
             shutdown: RwLock::new(Shutdown {
                 step: Stop::Running,
                 clean_stop_pair: start.clean_stop_pair,
+                leave_sent: 0,
             }),
             started,
             expected,
@@ -329,7 +345,7 @@ impl Cache {
     pub fn flush_start(&self) {
         let close = self.shared.close_all_ksets();
         let maintenance = &self.shared.maintenance;
-        maintenance.flush_close.store(close, Ordering::SeqCst);
+        maintenance.flush_close.fetch_max(close, Ordering::SeqCst);
         maintenance.flush_all.store(true, Ordering::SeqCst);
         self.shared.kick_writeback();
     }

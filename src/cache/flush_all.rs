@@ -20,6 +20,11 @@ impl FlushAll {
         if !maintenance.flush_all.load(Ordering::SeqCst) {
             return;
         }
+        if shared.has_failed() {
+            // Nothing becomes durable any more: the flush has failed with the medium.
+            maintenance.flush_all.store(false, Ordering::SeqCst);
+            return;
+        }
         let close = maintenance.flush_close.load(Ordering::SeqCst);
         let target = match self.target {
             Some((of, target)) if of == close => target,

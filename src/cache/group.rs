@@ -408,9 +408,9 @@ impl Group {
         let mut handled = 0;
         let mut gone = None;
         let places = self.env.clients.capacity();
-        // Where the last round ran out of budget the next one begins: nobody is starved.
+        // The next round begins behind the client that was served last: nobody is starved.
         let begin = self.next_client;
-        for number in (0..places).map(|step| (begin + step) % places) {
+        'clients: for number in (0..places).map(|step| (begin + step) % places) {
             while let Some(Client::Remote {
                 requests,
                 done,
@@ -428,8 +428,7 @@ impl Group {
                 }
                 if handled >= budget {
                     self.env.retry = true;
-                    self.next_client = number;
-                    return handled;
+                    break 'clients;
                 }
                 let Some(request) = requests.pop() else {
                     if requests.is_orphaned() && requests.is_empty() {
@@ -438,6 +437,7 @@ impl Group {
                     break;
                 };
                 handled += 1;
+                self.next_client = number + 1;
                 self.submit(cx, number, request);
             }
         }

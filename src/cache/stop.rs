@@ -29,6 +29,8 @@ pub(super) enum Stop {
 pub(super) struct Shutdown {
     pub(super) step: Stop,
     pub(super) clean_stop_pair: PairState,
+    /// Parts that have been told to leave.
+    pub(super) leave_sent: usize,
 }
 
 impl Cache {
@@ -61,7 +63,7 @@ impl Cache {
             }
             Stop::Maintenance => {
                 if self.shared.maintenance.rested.load(Ordering::SeqCst) >= 2 || hurry {
-                    self.send_leave()?;
+                    self.send_leave(&mut shutdown)?;
                     shutdown.step = Stop::Leaving;
                 }
             }
@@ -110,26 +112,28 @@ impl Cache {
         })
     }
 
-    fn send_leave(&self) -> Result<(), CacheError> {
+    /// Sends every part away. When an inbox is full the next try goes on where this one ended: a part
+    /// that was told twice would count twice, for one that has not left.
+    fn send_leave(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
         let key = self.shared.instance;
-        for handle in self.group_handles() {
-            let started = Arc::clone(&self.started);
-            send(handle, move |cx| {
-                Group::uninstall(key, cx);
-                started.left.fetch_add(1, Ordering::SeqCst);
-            })?;
-        }
+        let groups = self.group_handles();
         let maintenance = &self.shared.runtime.maintenance;
-        for handle in maintenance.first().into_iter().chain(maintenance.last()) {
+        let maintenance = maintenance.first().into_iter().chain(maintenance.last());
+        let handles = groups.iter().chain(maintenance).enumerate();
+        for (number, handle) in handles.skip(shutdown.leave_sent) {
+            let is_group = number < groups.len();
             let started = Arc::clone(&self.started);
             send(handle, move |cx| {
-                // Writeback goes by itself, when its last write has ended.
-                if let Some(poller) = cx.local::<GcPoller>(key) {
+                if is_group {
+                    Group::uninstall(key, cx);
+                } else if let Some(poller) = cx.local::<GcPoller>(key) {
+                    // Writeback goes by itself, when its last write has ended.
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);
                 }
                 started.left.fetch_add(1, Ordering::SeqCst);
             })?;
+            shutdown.leave_sent = number + 1;
         }
         Ok(())
     }

@@ -216,7 +216,8 @@ impl Writeback {
                     .between_boundaries
                     .store(true, Ordering::SeqCst);
                 let end = WindowEnd {
-                    sequence: U64::new(self.window.end.sequence),
+                    // An earlier run may have left a window that ends further on.
+                    sequence: U64::new(self.window.end.sequence.max(self.seed.window_end)),
                     spare: [0; 40],
                 };
                 self.seed
