@@ -267,13 +267,14 @@ mod tests {
         let medium = synced(&file);
         medium.store(0, b"stored before");
         assert_ne!(is_cached(&file), Some(false));
-        medium.settle().unwrap();
         let in_ram = rustix::fs::fstatfs(&file).unwrap().f_type == 0x0102_1994;
-        // Asked once only: the question may start to read the page.
-        match is_cached(&file) {
-            Some(cached) if !in_ram => assert!(!cached, "the page was not dropped"),
-            _ => println!("skipped: this file system can't tell what is cached"),
-        }
+        // The kernel drops what it can: a page that another core holds for a moment stays. And the
+        // question may start to read the page, so it is asked once after each attempt.
+        let dropped = (0..1000).any(|_| {
+            medium.settle().unwrap();
+            in_ram || is_cached(&file) != Some(true)
+        });
+        assert!(dropped, "the page was never dropped");
         let mut back = [0; 13];
         medium.load(0, &mut back).unwrap();
         assert_eq!(&back, b"stored before");
