@@ -13,7 +13,7 @@ use client_common::{
     Layout, Random, cache, elapsed, flush_cache, run, stop_within, tool, wait_for,
 };
 use common::Service;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -88,6 +88,11 @@ fn libnbd_and_qemu_copy_images_through_the_embedded_default() {
     let service = embedded();
     let uri_text = uri(&service, "cache0");
     is_listed_and_mapped(&service, &uri_text);
+    // Something is to be left for the next start, however long the copies take.
+    service.call(
+        "bdev_pmcache_set_options",
+        json!({"name": "cache0", "writeback_delay_ms": 3_600_000}),
+    );
     let image = service.dir().join("image");
     make_image(&image, &mut random);
     run("nbdcopy", &[&text(&image), &uri_text]);
