@@ -52,7 +52,7 @@ pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
 pub use check::{
     CacheCheck, CheckReport, DataFigures, Finding, FindingKind, LogFigures, LostRange,
-    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pool,
+    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pmem, check_pool,
 };
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
