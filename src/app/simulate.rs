@@ -40,7 +40,11 @@ pub(super) fn run(args: &SimulateArgs, json: bool) -> ExitCode {
         seeds: args.seed.map_or(args.seeds, |_| 1),
         operations: args.ops,
         profile: args.profile,
-        threads: if args.threads == 0 { cores } else { args.threads },
+        threads: if args.threads == 0 {
+            cores
+        } else {
+            args.threads
+        },
         failures_max: args.failures,
     };
     let totals = match campaign.run(|failure| eprint_failure(&campaign, failure)) {
@@ -60,12 +64,13 @@ pub(super) fn run(args: &SimulateArgs, json: bool) -> ExitCode {
 
 fn print_totals(totals: &Totals) {
     println!(
-        "{} seeds, {} cuts, {} replays, {} operations, {} checks, {} violations",
+        "{} seeds, {} cuts, {} replays, {} operations, {} checks, {} audits, {} violations",
         totals.seeds,
         totals.cuts,
         totals.replays,
         totals.operations,
         totals.checks,
+        totals.audits,
         totals.violations
     );
 }

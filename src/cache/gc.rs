@@ -19,7 +19,9 @@ use crate::media::{Generation, LogStart, SlotKind};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, QuiescentTicket, Wake};
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::{U32, U64};
@@ -108,6 +110,49 @@ pub(crate) struct Gc {
     parked: VecDeque<(usize, PostBatch)>,
     /// A lock was taken by somebody else.
     retry: bool,
+}
+
+/// GC as its reactor's poller and an audit share it.
+#[derive(Debug)]
+pub(crate) struct GcCell(pub(crate) RefCell<Gc>);
+
+/// What the reactor runs.
+pub(crate) struct GcDriver(pub(crate) Rc<GcCell>);
+
+impl Poller for GcDriver {
+    fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
+        self.0.0.borrow_mut().poll(cx, budget)
+    }
+
+    fn wake(&self) -> Wake {
+        self.0.0.borrow().wake()
+    }
+}
+
+/// For an audit.
+impl Gc {
+    /// Whether no segment is on its way anywhere.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(self.state, State::Idle(_))
+            && self.left.is_empty()
+            && self.starting.is_empty()
+            && self.retiring.is_empty()
+            && self.parked.is_empty()
+    }
+
+    pub(crate) fn view(&self) -> &LogView {
+        &self.seed.view
+    }
+
+    /// Where it stands in the log.
+    pub(crate) fn place(&self) -> (LogReader, Incarnations) {
+        (self.seed.reader.clone(), self.seed.incarnations)
+    }
+
+    /// Keys passed for each segment.
+    pub(crate) fn dropped(&self) -> &[u64] {
+        &self.dropped
+    }
 }
 
 impl Gc {

@@ -254,6 +254,11 @@ impl Group {
         cx.remove_local::<GroupCell>(key);
     }
 
+    /// Its lanes, for an audit.
+    pub(crate) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
     pub(crate) fn attach(&mut self, client: Client) -> usize {
         self.env.clients.insert(client)
     }

@@ -330,6 +330,21 @@ impl Lane {
         open.or_else(|| self.closing.back().map(|closing| closing.order))
     }
 
+    /// Whether nothing is under way in it; keys may be open.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.closing.is_empty()
+            && self.placed.is_empty()
+            && self.waiting.is_empty()
+            && self.misses.is_empty()
+    }
+
+    /// The keys of the open kset, oldest first.
+    pub(crate) fn open_keys(&self) -> &[crate::media::Key] {
+        self.open
+            .as_ref()
+            .map_or(&[], |open| self.staging.keys(open.slot, open.count))
+    }
+
     /// Whether it holds keys that have no sequence yet.
     pub(crate) fn has_unplaced(&self) -> bool {
         self.newest_unplaced().is_some()

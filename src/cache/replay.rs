@@ -249,7 +249,7 @@ fn lane_and_subtree(offset: u64, lanes: usize) -> (usize, usize) {
 }
 
 impl Replayed {
-    fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
+    pub(crate) fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
         Self {
             indexes: (0..lanes).map(|_| KeyIndex::default()).collect(),
             serials: vec![0; lanes],

@@ -3,6 +3,7 @@
 use super::CacheError;
 use super::cache::{Cache, GcPoller, send};
 use super::control_io::PairState;
+use super::gc::GcCell;
 use super::group::{Group, GroupCell};
 use super::shared::{DRAIN_FREE, DRAIN_RESTED};
 use crate::bdev::Pmem;
@@ -130,6 +131,7 @@ impl Cache {
                     // Writeback goes by itself, when its last write has ended.
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);
+                    cx.remove_local::<GcCell>(key);
                 }
                 started.left.fetch_add(1, Ordering::SeqCst);
             })?;

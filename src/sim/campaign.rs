@@ -40,6 +40,8 @@ pub struct Totals {
     pub operations: u64,
     /// Looks at a whole volume, backing, pool or cache.
     pub checks: u64,
+    /// Caches at rest whose memory was compared with their log.
+    pub audits: u64,
     /// Seeds that failed.
     pub violations: u64,
     /// Each of them.
@@ -76,7 +78,10 @@ fn explain(campaign: &Campaign, seed: u64, violation: Violation) -> Failure {
     let (_, trace, again) = run_seed(campaign, seed, Trace::of(volume, sector));
     let what = match again {
         Err(again) if again.what == violation.what => violation.what,
-        Err(again) => format!("{}; run again, something else: {}", violation.what, again.what),
+        Err(again) => format!(
+            "{}; run again, something else: {}",
+            violation.what, again.what
+        ),
         Ok(()) => format!("{}; run again, nothing", violation.what),
     };
     Failure { seed, what, trace }
@@ -138,5 +143,6 @@ impl Totals {
         self.replays += counts.replays;
         self.operations += counts.operations;
         self.checks += counts.checks;
+        self.audits += counts.audits;
     }
 }

@@ -92,7 +92,9 @@ impl World {
             Op::Write { .. } => {
                 let version = model.begin(range.start(), range.len(), false);
                 let mut buf = IoBuf::zeroed(len);
-                let sectors = buf.chunks_exact_mut(index(SECTOR)).zip(range.start() / SECTOR..);
+                let sectors = buf
+                    .chunks_exact_mut(index(SECTOR))
+                    .zip(range.start() / SECTOR..);
                 for (sector, number) in sectors {
                     model.fill(sector, number, version);
                 }
@@ -182,7 +184,12 @@ impl World {
         if flight.op == Op::Flush {
             self.trace.note(|| format!("request {tag}: {status:?}"));
         } else {
-            let line = || format!("request {tag}: {status:?}{}", self.shown(&flight, &completion));
+            let line = || {
+                format!(
+                    "request {tag}: {status:?}{}",
+                    self.shown(&flight, &completion)
+                )
+            };
             let line = line();
             self.trace.about(volume, flight.range, || line);
         }

@@ -147,7 +147,8 @@ impl World {
                 self.universe.write().media.fail_barrier(count);
             }
         }
-        self.trace.note(|| format!("trouble with disk {disk}: {faults:?}"));
+        self.trace
+            .note(|| format!("trouble with disk {disk}: {faults:?}"));
         self.universe.write().disks[disk].faults = faults;
         let count = 1 + self.rng.below(120);
         self.run(count)?;
@@ -330,7 +331,8 @@ impl World {
             durability: self.volumes[number].options.durability,
             ..options
         };
-        self.trace.note(|| format!("options of {number}: {options:?}"));
+        self.trace
+            .note(|| format!("options of {number}: {options:?}"));
         match cache.set_options(options.clone()) {
             Ok(()) => {
                 self.volumes[number].options = options;
@@ -369,7 +371,11 @@ impl World {
         if let Some(moment) = moment {
             let end = self.random_end();
             self.end_life(end, Some(moment))?;
-            let exists = self.pool()?.caches().iter().any(|entry| entry.name() == name);
+            let exists = self
+                .pool()?
+                .caches()
+                .iter()
+                .any(|entry| entry.name() == name);
             if !exists {
                 self.create(number)?;
             }
@@ -382,6 +388,7 @@ impl World {
     fn finish(&mut self) -> Checked<()> {
         self.drain_or_give_up()?;
         self.check_volumes()?;
+        self.rest(2_500_000_000)?;
         self.audit()?;
         self.flush_and_compare()?;
         self.stop(20_000)?;
@@ -390,6 +397,17 @@ impl World {
 
     /// What the engine counts in memory is what its log says; nothing is under way.
     fn audit(&mut self) -> Checked<()> {
+        self.counts.checks += 1;
+        for number in 0..self.volumes.len() {
+            let cache = self.cache(number)?;
+            let Some(gc) = self.maintenance.last() else {
+                continue;
+            };
+            let data: Vec<_> = self.data.iter().map(|reactor| reactor.cx()).collect();
+            let audited = cache.audit(&data, gc.cx());
+            let at_rest = audited.map_err(|e| Violation::new(format!("audit of {number}: {e}")))?;
+            self.counts.audits += u64::from(at_rest);
+        }
         Ok(())
     }
 }
@@ -456,5 +474,4 @@ impl World {
         }
         Ok(())
     }
-
 }

@@ -41,10 +41,13 @@ impl World {
     pub(super) fn load_volume(&mut self, number: usize) -> Checked<()> {
         let name = self.volumes[number].name.clone();
         let backing = self.volumes[number].backing.clone();
-        let loaded = self.pool()?.load_cache(&name, backing, &self.runtime, false);
+        let loaded = self
+            .pool()?
+            .load_cache(&name, backing, &self.runtime, false);
         let cache = loaded.map_err(|e| Violation::new(format!("load {name}: {e}")))?;
         self.counts.replays += 1;
-        self.trace.note(|| format!("load {name}: {:?}", cache.replay_report()));
+        self.trace
+            .note(|| format!("load {name}: {:?}", cache.replay_report()));
         for _ in 0..1000 {
             match cache.is_installed() {
                 Ok(true) => break,
@@ -73,7 +76,8 @@ impl World {
     pub(super) fn end_life(&mut self, end: End, moment: Option<Snapshot>) -> Checked<()> {
         self.trace.at_turn(self.turns);
         let point = moment.as_ref().map(|moment| moment.point);
-        self.trace.note(|| format!("{end:?} at persist point {point:?}"));
+        self.trace
+            .note(|| format!("{end:?} at persist point {point:?}"));
         self.forget_process();
         if let Some(moment) = moment {
             self.restore(moment)?;
@@ -281,7 +285,8 @@ impl World {
     /// Stops one cache; its clients are gone.
     pub(super) fn stop_volume(&mut self, number: usize, patience: u64) -> Checked<()> {
         let cache = self.cache(number)?;
-        self.trace.note(|| format!("stop volume {number}, patience {patience}"));
+        self.trace
+            .note(|| format!("stop volume {number}, patience {patience}"));
         let mut rounds = 0;
         loop {
             match cache.stop_step(rounds > patience) {

@@ -288,11 +288,7 @@ impl Sectors {
                 None => return Err(self.explain(number, sector, now)),
             }
         }
-        assert_eq!(
-            found.len(),
-            self.history.len(),
-            "the whole volume was read"
-        );
+        assert_eq!(found.len(), self.history.len(), "the whole volume was read");
         for (number, version) in found.into_iter().enumerate() {
             // What came behind it is lost: as if it had never been written.
             let ended = self.of(version).ended;

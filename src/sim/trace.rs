@@ -43,12 +43,7 @@ impl Trace {
     }
 
     /// Notes what concerns `range` of `volume`, if the sector is in it.
-    pub(super) fn about(
-        &mut self,
-        volume: usize,
-        range: ByteRange,
-        line: impl FnOnce() -> String,
-    ) {
+    pub(super) fn about(&mut self, volume: usize, range: ByteRange, line: impl FnOnce() -> String) {
         let hit = self.focus.is_some_and(|(of, sector)| {
             of == volume && range.overlaps(ByteRange::between(sector * 512, sector * 512 + 512))
         });

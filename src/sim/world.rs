@@ -4,8 +4,8 @@
 use super::SimError;
 use super::clients::{Client, Flight};
 use super::disk::{DiskState, SimDisk};
-use super::pmem::{Media, SimPmem};
 use super::plan::Plan;
+use super::pmem::{Media, SimPmem};
 use super::rng::Rng;
 use super::sectors::{SECTOR, Sectors, Wrong};
 use super::trace::Trace;
@@ -85,6 +85,8 @@ pub(super) struct Counts {
     pub(super) replays: u64,
     /// Reads of whole volumes and backings, checks of pools, audits of caches.
     pub(super) checks: u64,
+    /// Audits of caches that were at rest.
+    pub(super) audits: u64,
 }
 
 /// See the module.
@@ -230,13 +232,17 @@ impl World {
             rng.fork(),
         );
         let (data, maintenance, runtime) = machine(&self.plan, &clock, run_dir.path(), self.boot)?;
-        let volumes = self.volumes.iter().enumerate().map(|(number, volume)| Volume {
-            name: volume.name.clone(),
-            backing: Arc::new(SimDisk::new(universe.clone(), number)),
-            model: volume.model.clone(),
-            cache: None,
-            options: volume.options.clone(),
-        });
+        let volumes = self
+            .volumes
+            .iter()
+            .enumerate()
+            .map(|(number, volume)| Volume {
+                name: volume.name.clone(),
+                backing: Arc::new(SimDisk::new(universe.clone(), number)),
+                model: volume.model.clone(),
+                cache: None,
+                options: volume.options.clone(),
+            });
         Ok(Self {
             plan: self.plan.clone(),
             rng,
