@@ -27,6 +27,10 @@ pub(super) struct SimulateArgs {
     /// Threads that run seeds; 0 for one a core.
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// Break the engine on purpose; `list` names the ways.
+    #[cfg(feature = "fault-injection")]
+    #[arg(long)]
+    inject: Option<String>,
     /// End after so many seeds that failed.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     failures: u64,
@@ -45,6 +49,11 @@ pub(super) fn run(args: &SimulateArgs, json: bool) -> ExitCode {
         } else {
             args.threads
         },
+        #[cfg(feature = "fault-injection")]
+        inject: match fault(args) {
+            Ok(fault) => fault,
+            Err(code) => return code,
+        },
         failures_max: args.failures,
     };
     let totals = match campaign.run(|failure| eprint_failure(&campaign, failure)) {
@@ -60,6 +69,24 @@ pub(super) fn run(args: &SimulateArgs, json: bool) -> ExitCode {
         print_totals(&totals);
     }
     ExitCode::from(u8::from(totals.violations > 0))
+}
+
+/// The fault that is asked for; an exit code if there is nothing to run.
+#[cfg(feature = "fault-injection")]
+fn fault(args: &SimulateArgs) -> Result<Option<crate::cache::Fault>, ExitCode> {
+    match args.inject.as_deref() {
+        None => Ok(None),
+        Some("list") => {
+            for fault in crate::cache::Fault::ALL {
+                println!("{fault}");
+            }
+            Err(ExitCode::SUCCESS)
+        }
+        Some(name) => match name.parse() {
+            Ok(fault) => Ok(Some(fault)),
+            Err(error) => Err(fail(UNUSABLE, false, error)),
+        },
+    }
 }
 
 fn print_totals(totals: &Totals) {

@@ -6,6 +6,7 @@
 use super::CacheError;
 use super::cache::{Cache, CacheParts};
 use super::control_io::PairState;
+use super::fault::{self, Fault};
 use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
@@ -85,7 +86,9 @@ fn begin_run(
     }
     // (1) Process death can leave stores that are visible but not durable; to read them now and lose
     // them at the next power cut would show two values.
-    pmem.barrier_wait()?;
+    if !fault::injected(Fault::LoadWithoutBarrier) {
+        pmem.barrier_wait()?;
+    }
     // Slots that are in the log are done with; the rest have no place any more. This must come before
     // the first kset of this run, which takes such a place: if this load is cut off behind it, the
     // next one could not tell the two apart.

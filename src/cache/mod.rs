@@ -17,6 +17,7 @@ mod close;
 mod control_io;
 mod create;
 mod error;
+mod fault;
 mod flush_all;
 mod gather;
 mod gc;
@@ -57,6 +58,9 @@ pub use check::{
 };
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
+#[cfg(feature = "fault-injection")]
+pub use fault::inject;
+pub use fault::{Fault, UnknownFault};
 pub use geometry::{
     LANES_MAX, PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_CONTROL_BYTES,
     SEGMENTS_MAX, data_start, log_reserve, segments_min,

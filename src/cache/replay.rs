@@ -3,6 +3,7 @@
 use super::CacheError;
 use super::control_io::{PairState, load_pair};
 use super::error::LogDamage;
+use super::fault::{self, Fault};
 use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
@@ -269,8 +270,11 @@ impl Replayed {
         let offset = key.offset.get();
         let (lane, subtree) = lane_and_subtree(offset, self.indexes.len());
         if ident.has_data {
-            self.references[ident.segment.index()] += 1;
-            if generations[ident.segment.index()] != ident.generation {
+            let is_current = generations[ident.segment.index()] == ident.generation;
+            if is_current || !fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+                self.references[ident.segment.index()] += 1;
+            }
+            if !is_current {
                 self.report.stale_keys += 1;
                 return false;
             }
@@ -316,6 +320,9 @@ pub(crate) fn replay(
 ) -> Result<Replayed, CacheError> {
     let incarnations = control.incarnations();
     let mut reader = LogReader::new(view, control.key_tail.0)?;
+    if fault::injected(Fault::TailWithoutSequence) {
+        reader.expect_what_stands_here(view);
+    }
     let mut replayed = Replayed::new(view, lanes, &reader);
     let dirty_from = control.dirty_tail.0.sequence;
     loop {

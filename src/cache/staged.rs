@@ -2,6 +2,7 @@
 //! logged by the next load.
 
 use super::CacheError;
+use super::fault::{self, Fault};
 use super::geometry::largest_ksets;
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
@@ -45,7 +46,8 @@ pub(crate) fn open_staging(
             && header.lanes == entry.lanes.get()
             && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
     });
-    let usable = ours && same_boot && !stopped_clean;
+    let ignored = fault::injected(Fault::StagingIgnored);
+    let usable = ours && same_boot && !stopped_clean && !ignored;
     let left_over = if usable {
         lanes.iter().map(LaneStaging::left_over).collect()
     } else {

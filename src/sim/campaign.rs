@@ -23,6 +23,9 @@ pub struct Campaign {
     pub profile: Profile,
     /// How many threads run seeds.
     pub threads: usize,
+    /// What is wrong with the engine on purpose.
+    #[cfg(feature = "fault-injection")]
+    pub inject: Option<crate::cache::Fault>,
     /// The campaign ends after so many failures; at least 1.
     pub failures_max: u64,
 }
@@ -61,6 +64,8 @@ pub struct Failure {
 
 /// Runs a seed. An assertion of the engine that fails is a violation too, where panics unwind.
 fn run_seed(campaign: &Campaign, seed: u64, trace: Trace) -> (Counts, Vec<String>, Checked<()>) {
+    #[cfg(feature = "fault-injection")]
+    crate::cache::inject(campaign.inject);
     let run = || life::run(campaign.profile, seed, campaign.operations, trace);
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic
