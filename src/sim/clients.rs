@@ -45,11 +45,14 @@ impl World {
     /// A place where something may go wrong, more often than not.
     fn random_range(&mut self) -> ByteRange {
         let block = u64::from(self.plan.block_bytes);
-        let blocks = self.plan.volume_bytes / block;
+        let used = self.plan.used();
+        let blocks = used.len() / block;
         let (large, medium) = (self.plan.large_permille, self.plan.medium_permille);
+        let small = self.plan.small;
         let rng = &mut self.rng;
         let len_max = match rng.below(1000) {
             n if n < large => 4 << 20,
+            _ if small => 2 * block,
             n if n < large + medium => 256 << 10,
             n if n < 350 => 64 << 10,
             _ => 8 << 10,
@@ -61,6 +64,7 @@ impl World {
             at.saturating_sub(rng.below(len + 2))
         };
         let start = match rng.below(10) {
+            _ if blocks <= 256 => rng.below(blocks),
             0..=1 => near(rng, 4 << 20),
             2..=3 => near(rng, 64 << 10),
             4 => near(rng, 32 << 10),
@@ -69,7 +73,8 @@ impl World {
         };
         let start = start.min(blocks - 1);
         let len = len.min(blocks - start);
-        ByteRange::between(start * block, (start + len) * block)
+        let first = used.start() / block;
+        ByteRange::between((first + start) * block, (first + start + len) * block)
     }
 
     /// Submits something by some client.

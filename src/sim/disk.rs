@@ -2,6 +2,7 @@
 //! write cache, and it may fail.
 
 use super::pages::Pages;
+use super::plan::Plan;
 use super::rng::{Rng, index};
 use super::universe::{State, Universe};
 use crate::bdev::{
@@ -13,6 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 const SECTOR: usize = 512;
+/// Longest time of a slow read, ns.
+const SLOW_NS: u64 = 100_000_000;
 
 /// What is wrong with a disk.
 #[derive(Clone, Debug, Default)]
@@ -27,9 +30,20 @@ pub(super) struct Faults {
     pub(super) stalled: bool,
     /// Longest time that a request takes, ns.
     pub(super) delay_ns: u64,
+    /// Reads in a thousand that take up to [`SLOW_NS`].
+    pub(super) slow_read_permille: u64,
 }
 
 impl Faults {
+    /// Nothing is wrong; it takes as long as `plan` says.
+    pub(super) fn none(plan: &Plan) -> Self {
+        Self {
+            delay_ns: plan.disk_ns,
+            slow_read_permille: plan.slow_read_permille,
+            ..Self::default()
+        }
+    }
+
     /// Whether the disk may be blamed for a request that failed or did not end.
     pub(super) fn are_serious(&self) -> bool {
         self.stalled
@@ -283,7 +297,10 @@ impl Channel for SimChannel {
             state.complain(format!("{op:?} of {range} at the backing: {status:?}"));
         }
         let due = state.now();
-        let longest = state.disks[self.disk.number].faults.delay_ns;
+        let faults = &state.disks[self.disk.number].faults;
+        let (usual, slow) = (faults.delay_ns, faults.slow_read_permille);
+        let is_slow = request.op == Op::Read && state.rng.permille(slow);
+        let longest = if is_slow { SLOW_NS } else { usual };
         let due = due + state.rng.below(longest + 1);
         let disk = &mut state.disks[self.disk.number];
         let write = payload(&request).map(|bytes| {

@@ -44,12 +44,14 @@ impl World {
         if self.plan.profile == Profile::Exhaustive {
             return self.live_exhaustively(operations);
         }
+        let operations = operations * self.plan.operations_percent / 100;
         for _ in 0..LIVES_MAX {
             if self.counts.operations >= operations {
                 break;
             }
             let share = match self.plan.profile {
                 Profile::Short => 1 + self.rng.below(8),
+                Profile::Hops => operations,
                 _ => 1 + self.rng.below(operations / 3),
             };
             if self.plan.profile == Profile::Order {
@@ -93,7 +95,13 @@ impl World {
 
     fn something_happens(&mut self) -> Checked<()> {
         match self.plan.profile {
-            Profile::Short => return self.crash(),
+            Profile::Short => {
+                if self.rng.permille(150) {
+                    self.empty_the_log()?;
+                }
+                return self.crash();
+            }
+            Profile::Hops if self.rng.permille(800) => return self.crash(),
             Profile::Faults => self.make_trouble()?,
             _ => {}
         }
@@ -127,11 +135,7 @@ impl World {
     /// Something goes wrong with a device for a while, and is mended.
     fn make_trouble(&mut self) -> Checked<()> {
         let disk = self.rng.index(self.volumes.len());
-        let delay_ns = self.plan.disk_ns;
-        let mut faults = Faults {
-            delay_ns,
-            ..Faults::default()
-        };
+        let mut faults = Faults::none(&self.plan);
         match self.rng.below(6) {
             0 => faults.write_permille = 300,
             1 => faults.flush_permille = 600,
@@ -161,12 +165,8 @@ impl World {
     }
 
     fn mend(&mut self) -> Checked<()> {
-        let delay_ns = self.plan.disk_ns;
         for disk in &mut self.universe.write().disks {
-            disk.faults = Faults {
-                delay_ns,
-                ..Faults::default()
-            };
+            disk.faults = Faults::none(&self.plan);
         }
         self.universe.write().media.heal_barriers();
         self.mended = self.turns;
@@ -192,13 +192,38 @@ impl World {
     fn crash(&mut self) -> Checked<()> {
         let end = self.random_end();
         let moment = if self.rng.permille(700) {
-            let ahead = 1 + self.rng.below(60);
+            let ahead = 1 + self.rng.below(self.rng.clone().pick(&[12, 60]));
             self.run_until_kept(ahead)?
         } else {
             None
         };
         self.end_life(end, moment)?;
         self.load_with_ends(end)
+    }
+
+    /// GC passes everything, so that the key tail stands at the log's end.
+    fn empty_the_log(&mut self) -> Checked<()> {
+        self.drain()?;
+        self.flush_all()?;
+        for number in 0..self.volumes.len() {
+            let cache = self.cache(number)?;
+            let before = cache.options();
+            let none = crate::cache::CacheOptions {
+                gc_percent: 0,
+                ..before.clone()
+            };
+            let failed = |e| Violation::new(format!("set_options: {e}"));
+            cache.set_options(none).map_err(failed)?;
+            for _ in 0..400 {
+                let status = cache.status();
+                if status.key_tail.2 > status.durable_sequence {
+                    break;
+                }
+                self.turn()?;
+            }
+            cache.set_options(before).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn random_end(&mut self) -> End {
@@ -273,6 +298,15 @@ impl World {
                 end = next;
             }
             self.end_life(next, Some(moment))?;
+        }
+        // Lives without a look at the volume log nothing; the promises of the last one hold on.
+        while self.rng.permille(self.plan.blind_permille) {
+            self.load()?;
+            let next = self.random_end();
+            if next == End::Power {
+                end = next;
+            }
+            self.end_life(next, None)?;
         }
         self.load()?;
         self.settle(end)?;

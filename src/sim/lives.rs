@@ -1,5 +1,6 @@
 //! What happens to a machine as a whole: loads, stops, deaths, power cuts, and looks at all of it.
 
+use super::disk::Faults;
 use super::rng::index;
 use super::universe::{CONTROL, Snapshot, State};
 use super::world::{Checked, Violation, World, machine};
@@ -99,11 +100,7 @@ impl World {
                     End::Death => disk.die(rng),
                     End::Power => disk.cut(rng),
                 }
-                let delay_ns = disk.faults.delay_ns;
-                disk.faults = super::disk::Faults {
-                    delay_ns,
-                    ..super::disk::Faults::default()
-                };
+                disk.faults = Faults::none(&self.plan);
             }
             match end {
                 End::Death => media.die(),
@@ -147,7 +144,9 @@ impl World {
         for number in 0..self.volumes.len() {
             let cache = self.cache(number)?;
             let bytes = self.read_all(&*cache)?;
-            let settled = self.volumes[number].model.settle(&bytes, end == End::Power);
+            let start = self.plan.used().start();
+            let model = &mut self.volumes[number].model;
+            let settled = model.settle(start, &bytes, end == End::Power);
             settled.map_err(|mut wrong| {
                 wrong.what = format!("after {end:?}: {}", wrong.what);
                 Violation::at(number, wrong)
@@ -156,16 +155,17 @@ impl World {
         Ok(())
     }
 
-    /// Reads the whole of a device, on the first reactor.
+    /// Reads the whole of what is used of a device, on the first reactor.
     pub(super) fn read_all(&mut self, bdev: &dyn Bdev) -> Checked<Vec<u8>> {
         self.counts.checks += 1;
-        let total = bdev.info().bytes();
-        let mut bytes = vec![0; index(total)];
+        let used = self.plan.used();
+        let mut bytes = vec![0; index(used.len())];
         let opened = bdev.open(self.data[0].cx());
         let mut channel = opened.map_err(|e| Violation::new(format!("open a channel: {e}")))?;
-        let pieces = total.div_ceil(PIECE);
+        let pieces = used.len().div_ceil(PIECE);
         for tag in 0..pieces {
-            let range = ByteRange::between(tag * PIECE, total.min((tag + 1) * PIECE));
+            let start = used.start() + tag * PIECE;
+            let range = ByteRange::between(start, used.end().min(start + PIECE));
             let data = Data::Buf(IoBuf::zeroed(index(range.len())));
             let request = Request {
                 tag,
@@ -213,15 +213,16 @@ impl World {
 
     /// Every byte of a backing is what the model says: after a flush of everything.
     pub(super) fn check_backing(&mut self, number: usize) -> Checked<()> {
-        let image = self.universe.read().disks[number].image();
+        let image = self.universe.read().disks[number].peek(self.plan.used());
         self.counts.checks += 1;
         self.check_bytes(number, &image, "backing")
     }
 
     fn check_bytes(&mut self, number: usize, bytes: &[u8], what: &str) -> Checked<()> {
+        let start = self.plan.used().start();
         let model = &mut self.volumes[number].model;
         let since = model.now();
-        model.check(0, bytes, since).map_err(|mut wrong| {
+        model.check(start, bytes, since).map_err(|mut wrong| {
             wrong.what = format!("{what} {number}: {}", wrong.what);
             Violation::at(number, wrong)
         })

@@ -62,6 +62,28 @@ impl Mix {
         extents: 0,
         fua_permille: 1000,
     };
+    /// Ksets of one key and of a few.
+    pub(super) const SOME_FUAS: Self = Self {
+        write: 92,
+        read: 0,
+        flush: 6,
+        zero: 2,
+        discard: 0,
+        prefetch: 0,
+        extents: 0,
+        fua_permille: 250,
+    };
+    /// Full ksets.
+    pub(super) const SMALL: Self = Self {
+        write: 98,
+        read: 1,
+        flush: 1,
+        zero: 0,
+        discard: 0,
+        prefetch: 0,
+        extents: 0,
+        fua_permille: 2,
+    };
     /// Misses that race with writes.
     pub(super) const READS: Self = Self {
         write: 15,

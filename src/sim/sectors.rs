@@ -269,13 +269,12 @@ impl Sectors {
         self.reads.clear();
     }
 
-    /// Takes what was read after a death for the truth from now on, after checking it against what
+    /// Takes what was read from `start` on after a death for the truth from now on, after checking it against what
     /// may be there: every acknowledged version, or after a power cut every durable one.
-    pub(super) fn settle(&mut self, bytes: &[u8], power: bool) -> Result<(), Wrong> {
+    pub(super) fn settle(&mut self, start: u64, bytes: &[u8], power: bool) -> Result<(), Wrong> {
         let now = self.now();
         let mut found = Vec::with_capacity(self.history.len());
-        for (number, sector) in bytes.chunks_exact(index(SECTOR)).enumerate() {
-            let number = number as u64;
+        for (sector, number) in bytes.chunks_exact(index(SECTOR)).zip(start / SECTOR..) {
             let right = self.candidates(number, sector).find(|(history, version)| {
                 !if power {
                     self.superseded_durably(history, *version)
@@ -288,8 +287,7 @@ impl Sectors {
                 None => return Err(self.explain(number, sector, now)),
             }
         }
-        assert_eq!(found.len(), self.history.len(), "the whole volume was read");
-        for (number, version) in found.into_iter().enumerate() {
+        for (number, version) in (index(start / SECTOR)..).zip(found) {
             // What came behind it is lost: as if it had never been written.
             let ended = self.of(version).ended;
             let modifications = &self.modifications;

@@ -3,7 +3,7 @@
 
 use super::SimError;
 use super::clients::{Client, Flight};
-use super::disk::{DiskState, SimDisk};
+use super::disk::{DiskState, Faults, SimDisk};
 use super::plan::Plan;
 use super::pmem::{Media, SimPmem};
 use super::rng::Rng;
@@ -116,6 +116,8 @@ pub(super) struct World {
     pub(super) forks: bool,
     /// Who runs how often: weights of the reactors.
     pub(super) mood: Vec<u64>,
+    /// Where the log's ends stood: a life likes to end just after one of them moved on.
+    places: Vec<[u32; 4]>,
 }
 
 /// A directory for what lives in tmpfs.
@@ -169,7 +171,7 @@ impl World {
         media.barrier_ns = plan.barrier_ns;
         let disks = (0..plan.caches).map(|_| {
             let mut disk = DiskState::new(plan.volume_bytes, plan.disk_cache);
-            disk.faults.delay_ns = plan.disk_ns;
+            disk.faults = Faults::none(&plan);
             disk
         });
         let universe = Universe::new(
@@ -212,6 +214,7 @@ impl World {
             trace,
             forks: false,
             mood: vec![1; plan.reactors as usize + 2],
+            places: Vec::new(),
             plan,
         };
         world.format()?;
@@ -265,6 +268,7 @@ impl World {
             trace: self.trace.clone(),
             forks: false,
             mood: self.mood.clone(),
+            places: Vec::new(),
         })
     }
 
@@ -476,8 +480,28 @@ impl World {
         self.until("a request", |world| Ok(world.flights.is_empty()))
     }
 
+    /// Whether something rare has just happened: the log's head or a tail has gone on to another
+    /// segment, or segments are being released.
+    fn is_hot(&mut self) -> bool {
+        let caches = self.volumes.iter().filter_map(|v| v.cache.as_ref());
+        let places: Vec<_> = caches
+            .map(|cache| {
+                let s = cache.status();
+                [
+                    s.key_head.0,
+                    s.dirty_tail.0,
+                    s.key_tail.0,
+                    s.segments_retiring,
+                ]
+            })
+            .collect();
+        let moved = places != self.places && places.len() == self.places.len();
+        self.places = places;
+        moved
+    }
+
     /// Makes requests until `count` have ended, keeping up to the plan's depth under way; ends
-    /// early when a persist point was kept.
+    /// early when that is a good moment for a crash.
     pub(super) fn run(&mut self, count: u64) -> Checked<()> {
         let mix = self.plan.mix;
         let goal = self.counts.operations + count;
@@ -487,6 +511,9 @@ impl World {
                 self.submit_random(&mix)?;
             }
             self.turn()?;
+            if self.is_hot() && self.rng.permille(self.plan.hot_permille) {
+                return Ok(());
+            }
             if !self.is_well() && self.turns - from > 20_000 {
                 // A dead backing: nothing more will come of it.
                 return Ok(());
