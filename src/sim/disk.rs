@@ -207,6 +207,8 @@ struct Queued {
     request: Request,
     /// Number of the write under way.
     write: Option<u64>,
+    /// What a read found when it came in; else it finds what is there when it ends.
+    early: Option<Vec<u8>>,
     due: u64,
 }
 
@@ -252,7 +254,10 @@ impl State {
     /// Ends a request of disk `number`.
     fn execute(&mut self, number: usize, queued: Queued) -> Completion {
         let Queued {
-            mut request, write, ..
+            mut request,
+            write,
+            early,
+            ..
         } = queued;
         self.point();
         self.check_sources(&request);
@@ -274,7 +279,10 @@ impl State {
                     buf.fill(0xbd);
                     return request.complete(IoStatus::IoError);
                 }
-                disk.visible.read(request.range.start(), buf);
+                match early {
+                    Some(bytes) => buf.copy_from_slice(&bytes),
+                    None => disk.visible.read(request.range.start(), buf),
+                }
             }
             (Op::Flush, _) => {
                 if rng.permille(faults.flush_permille) {
@@ -302,7 +310,9 @@ impl Channel for SimChannel {
         let is_slow = request.op == Op::Read && state.rng.permille(slow);
         let longest = if is_slow { SLOW_NS } else { usual };
         let due = due + state.rng.below(longest + 1);
+        let is_early = request.op == Op::Read && state.rng.permille(500);
         let disk = &mut state.disks[self.disk.number];
+        let early = is_early.then(|| disk.peek(request.range));
         let write = payload(&request).map(|bytes| {
             disk.next += 1;
             let at = request.range.start();
@@ -312,6 +322,7 @@ impl Channel for SimChannel {
         self.queue.push(Queued {
             request,
             write,
+            early,
             due,
         });
     }
