@@ -7,6 +7,7 @@
 use super::group::Env;
 use super::lane::{Lane, LaneDone, Wait};
 use super::log::{Place, Placed};
+use super::write::LogRoom;
 use crate::bdev::{BarrierTicket, IoStatus};
 use crate::media::{
     KEYS_MAX, KSET_BYTES_MAX, Key, KsetHeader, encode_kset, encode_last, kset_bytes,
@@ -67,7 +68,7 @@ pub(crate) struct PlacedKset {
 
 impl Lane {
     /// Opens a kset: a staging slot and the promise of log room.
-    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx, room: LogRoom) -> Result<(), Wait> {
         self.free_slots(env);
         let slot = self.staging.find_free();
         let Some(slot) = slot.filter(|_| self.placed.len() < PLACED_MAX) else {
@@ -78,7 +79,11 @@ impl Lane {
             let Some(mut log) = env.shared.log.try_lock() else {
                 return Err(Wait::Moment);
             };
-            if !log.promise() {
+            let promised = match room {
+                LogRoom::Common => log.promise(),
+                LogRoom::Reserved => log.promise_reserved(),
+            };
+            if !promised {
                 return Err(Wait::Space);
             }
             self.promised = true;

@@ -1,6 +1,7 @@
 //! A lane: owns, alone and without locks, its subtrees' keys, its open kset, its data head and its
 //! misses in flight. It lives on one reactor, in a [`super::group::Group`].
 
+use super::bad::Post;
 use super::close::{Closing, OpenKset, PlacedKset};
 use super::geometry::SegIx;
 use super::group::Env;
@@ -147,6 +148,10 @@ pub(crate) struct Lane {
     pub(crate) next_miss: u64,
     /// Last serial given to a key without data.
     pub(crate) serial: u64,
+    /// Keys that reads found damaged and that are not BAD yet.
+    pub(crate) spoiled: Vec<Post>,
+    /// BAD bytes as its statistics show them.
+    pub(crate) shown_bad: u64,
 }
 
 /// What a lane starts from: fresh, or as replay left it.
@@ -160,6 +165,7 @@ pub(crate) struct LaneSeed {
 
 impl Lane {
     pub(crate) fn new(seed: LaneSeed) -> Self {
+        let shown_bad = seed.index.bad_blocks() * BLOCK;
         Self {
             number: seed.number,
             index: seed.index,
@@ -179,6 +185,8 @@ impl Lane {
             misses: Slab::new(),
             next_miss: 1,
             serial: seed.serial,
+            spoiled: Vec::new(),
+            shown_bad,
         }
     }
 

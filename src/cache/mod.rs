@@ -5,6 +5,7 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod bad;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -15,6 +16,7 @@ mod check;
 mod close;
 mod control_io;
 mod create;
+mod damaged;
 mod error;
 mod flush_all;
 mod gather;
@@ -34,6 +36,7 @@ mod log_reader;
 mod options;
 mod pool;
 mod read;
+mod relog;
 mod replay;
 mod segment_alloc;
 mod segment_map;
