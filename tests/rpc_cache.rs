@@ -193,7 +193,7 @@ fn a_cache_in_use_and_what_it_uses_stay() {
     service.call("nbd_export_remove", json!({"name": "c0"}));
 
     let gone = service.call("bdev_pmcache_destroy", json!({"name": "c0"}));
-    assert_eq!(gone, json!({"discarded_bytes": 0}));
+    assert_eq!(gone, json!({"discarded_bytes": 0, "bad_bytes": 0}));
     assert_eq!(
         service
             .refused("bdev_pmcache_destroy", json!({"name": "c0"}))
