@@ -480,10 +480,7 @@ impl Group {
         }
         self.seen_suspects = count;
         for lane in &mut self.lanes {
-            let head = lane.head.as_ref();
-            if head.is_some_and(|head| shared.is_suspect(head.segment)) {
-                lane.seal_head(shared);
-            }
+            lane.leave_suspect(shared);
         }
     }
 

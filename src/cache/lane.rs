@@ -350,6 +350,14 @@ impl Lane {
         }
     }
 
+    /// Goes on in another segment if the one that it fills has given a media error.
+    pub(crate) fn leave_suspect(&mut self, shared: &Shared) {
+        let head = self.head.as_ref();
+        if head.is_some_and(|head| shared.is_suspect(head.segment)) {
+            self.seal_head(shared);
+        }
+    }
+
     /// Tells what the range consists of.
     fn extents(&mut self, env: &mut Env, job: Job) {
         let (subtree, start, end) = Self::locate(&env.shared, job.request.range);

@@ -230,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_is_kept_for_what_maintenance_logs() {
+        let mut log = head(3);
+        let per_segment = largest_ksets(DATA);
+        let common = (0..).take_while(|_| log.promise()).count();
+        assert_eq!(common, 3 * per_segment as usize);
+        let reserved = (0..).take_while(|_| log.promise_reserved()).count();
+        assert_eq!(reserved, per_segment as usize);
+        assert_eq!(log.promised, log.capacity());
+    }
+
+    #[test]
     fn an_epoch_is_raised_once_for_what_was_placed() {
         let mut log = head(1);
         assert!(log.promise());

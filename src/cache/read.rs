@@ -243,12 +243,12 @@ impl Lane {
         let shared = env.shared.clone();
         for &(ref key, fault, is_lost) in faults {
             let post = post_of(tree_start, key);
-            let stats = self.stats(&shared);
             match fault {
-                Fault::Crc => stats.crc_errors.add(1),
+                Fault::Crc => self.stats(&shared).crc_errors.add(1),
                 Fault::Unreadable => {
-                    stats.unreadable.add(1);
+                    self.stats(&shared).unreadable.add(1);
                     shared.suspect(key.segment);
+                    self.leave_suspect(&shared);
                 }
             }
             tracing::warn!(
