@@ -159,6 +159,13 @@ fn a_cache_is_made_told_and_destroyed() {
     );
     assert_eq!(stats["requests"]["total"]["count"], 0);
     assert_eq!(stats["lanes"].as_array().unwrap().len(), 2);
+    for name in ["data_crc", "data_unreadable", "bad_keys", "bad_bytes"] {
+        assert_eq!(stats["errors"][name], 0, "{name}");
+    }
+    assert_eq!(
+        (&found["bad_bytes"], &found["segments"]["bad"]),
+        (&json!(0), &json!(0))
+    );
     assert_eq!(
         service
             .refused("bdev_pmcache_get_stats", json!({"name": "d0"}))
