@@ -131,6 +131,14 @@ impl Storm {
             90..96 => self.damage(at),
             96 => self.die(false),
             97 => self.die(true),
+            // Also while lanes are being asked for BAD keys.
+            98 => {
+                self.b().cache().flush_start();
+                for _ in 0..self.rng.below(40) {
+                    self.b().rig.step();
+                }
+                self.b().restart();
+            }
             _ => {
                 self.b().rig.clock.advance(1_500_000_000);
                 for _ in 0..self.rng.below(500) {
