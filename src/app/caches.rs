@@ -272,7 +272,7 @@ pub(super) fn create_cache(
     drop(place);
     load_cache(service, pool, &create.name, Some(backing), false).inspect_err(|_| {
         // What never ran holds nothing: the pool is as before.
-        if let Err(error) = entry.pool.destroy_cache(&create.name, 0, None) {
+        if let Err(error) = entry.pool.destroy_cache(&create.name, 0, 0, None) {
             tracing::error!(%error, "{object} did not start, and stays in its pool");
         }
     })
@@ -433,21 +433,22 @@ pub(super) fn destroy_cache(
     service: &Service,
     name: &str,
     discard_dirty: Option<u64>,
-) -> Result<u64, Error> {
+) -> Result<(u64, u64), Error> {
     let object = cache_object(name);
     let cache = find(service, name)?;
-    let (pool, dirty) = (cache.pool(), cache.dirty_bytes());
-    if dirty > 0 && discard_dirty != Some(dirty) {
-        return Err(cache_error(
-            &object,
-            &CacheError::Dirty { dirty_bytes: dirty },
-        ));
+    let (pool, dirty, bad) = (cache.pool(), cache.dirty_bytes(), cache.bad_bytes());
+    if dirty + bad > 0 && discard_dirty != Some(dirty) {
+        let error = CacheError::Dirty {
+            dirty_bytes: dirty,
+            bad_bytes: bad,
+        };
+        return Err(cache_error(&object, &error));
     }
     drop(cache);
     unload_cache(service, name, false)?;
-    pool.destroy_cache(name, dirty, discard_dirty)
+    pool.destroy_cache(name, dirty, bad, discard_dirty)
         .map_err(|error| cache_error(&object, &error))?;
-    Ok(dirty)
+    Ok((dirty, bad))
 }
 
 /// Takes everything down: caches, then pools. Nothing uses them any more.

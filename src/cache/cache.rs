@@ -56,6 +56,10 @@ pub struct CacheStatus {
     pub segments_log: u32,
     /// Ready for the log.
     pub segments_reserve: u32,
+    /// Those that gave media errors: marked, and never allocated again …
+    pub segments_bad: u32,
+    /// … of which these still hold data or log.
+    pub segments_bad_draining: u32,
     /// Released, and not free before every reader has passed a quiescent point.
     pub segments_retiring: u32,
     /// Bytes that the backing lacks.
@@ -381,6 +385,14 @@ impl Cache {
         self.shared.dirty_bytes()
     }
 
+    /// Bytes whose data are lost: reads of them fail until they are overwritten. Neither clean nor
+    /// dirty.
+    #[must_use]
+    pub fn bad_bytes(&self) -> u64 {
+        let lanes = self.shared.stats.iter();
+        lanes.map(|lane| lane.bad_bytes.get()).sum()
+    }
+
     /// The sum of all lanes' counters.
     #[must_use]
     pub fn figures(&self) -> LaneFigures {
@@ -455,12 +467,15 @@ impl Cache {
         let deficit = shared.log_deficit.load(relaxed);
         let epoch = shared.log.try_lock().map(|log| log.epoch);
         let dirty_epoch = m.dirty_epoch.load(relaxed);
+        let bad = shared.suspect_count.load(relaxed);
         CacheStatus {
             state: self.state(),
             segments_total: shared.segment_count(),
             segments_free: shared.free_segments.load(relaxed),
             segments_log: m.log_segments.load(relaxed),
             segments_retiring: m.retiring.load(relaxed),
+            segments_bad: bad,
+            segments_bad_draining: bad.saturating_sub(m.bad_drained.load(relaxed)),
             segments_reserve: shared.log_reserve.saturating_sub(deficit),
             dirty_bytes: shared.dirty_bytes(),
             key_head_sequence: shared.last_sequence.load(relaxed),

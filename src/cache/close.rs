@@ -9,6 +9,7 @@ use super::group::Env;
 use super::lane::{Lane, LaneDone, Wait};
 use super::log::{Place, Placed};
 use super::shared::Shared;
+use super::write::LogRoom;
 use crate::bdev::{BarrierTicket, IoStatus};
 use crate::media::{
     KEYS_MAX, KSET_BYTES_MAX, Key, KsetHeader, encode_kset, encode_last, kset_bytes,
@@ -88,7 +89,7 @@ fn store_last(shared: &Shared, placed: &Placed) {
 
 impl Lane {
     /// Opens a kset: a staging slot and the promise of log room.
-    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx, room: LogRoom) -> Result<(), Wait> {
         self.free_slots(env);
         let slot = self.staging.find_free();
         let Some(slot) = slot.filter(|_| self.placed.len() < PLACED_MAX) else {
@@ -99,7 +100,11 @@ impl Lane {
             let Some(mut log) = env.shared.log.try_lock() else {
                 return Err(Wait::Moment);
             };
-            if !log.promise() {
+            let promised = match room {
+                LogRoom::Common => log.promise(),
+                LogRoom::Reserved => log.promise_reserved(),
+            };
+            if !promised {
                 return Err(Wait::Space);
             }
             self.promised = true;

@@ -107,7 +107,7 @@ impl Pool {
         let infos = self.segment_infos()?;
         let free: Vec<SegmentId> = infos
             .iter()
-            .filter(|info| !owners.contains(&info.cache) && info.flags.get() & 1 == 0)
+            .filter(|info| !owners.contains(&info.cache) && !info.is_bad())
             .map(|info| SegmentId(info.segment.get()))
             .collect();
         let Some(ids) = free.get(..segments as usize) else {
@@ -231,16 +231,21 @@ impl Pool {
     /// Takes a cache that does not run out of the table; its segments are free.
     ///
     /// # Errors
-    /// [`CacheError::Dirty`] unless `discard_dirty` repeats the number of dirty bytes.
+    /// [`CacheError::Dirty`] if bytes are dirty or BAD, unless `discard_dirty` repeats the number of
+    /// dirty ones.
     pub fn destroy_cache(
         &self,
         name: &str,
         dirty_bytes: u64,
+        bad_bytes: u64,
         discard_dirty: Option<u64>,
     ) -> Result<(), CacheError> {
         let (place, entry) = self.find(name)?;
-        if dirty_bytes > 0 && discard_dirty != Some(dirty_bytes) {
-            return Err(CacheError::Dirty { dirty_bytes });
+        if dirty_bytes + bad_bytes > 0 && discard_dirty != Some(dirty_bytes) {
+            return Err(CacheError::Dirty {
+                dirty_bytes,
+                bad_bytes,
+            });
         }
         self.note_loaded(entry.uuid)?;
         let result = self.update(|caches| {

@@ -141,12 +141,24 @@ pub enum CacheError {
         /// The limit.
         seconds: u64,
     },
-    /// Dirty data would be lost.
-    #[error("{dirty_bytes} dirty bytes would be lost; repeat that number to discard them")]
+    /// Dirty data would be lost, or the knowledge of which data are lost already.
+    #[error(
+        "{dirty_bytes} dirty bytes would be lost; repeat that number to discard them{}",
+        bad_too(*bad_bytes)
+    )]
     Dirty {
         /// How many.
         dirty_bytes: u64,
+        /// BAD bytes, of which the backing has an older value.
+        bad_bytes: u64,
     },
+}
+
+fn bad_too(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        _ => format!("; {bytes} bytes are BAD: they are lost, and the backing has older ones"),
+    }
 }
 
 impl CacheError {

@@ -62,7 +62,10 @@ fn collect(
             epoch = Some(kset.header.epoch);
         }
         for key in kset.keys {
-            collected.window.add(view, key);
+            collected.window.add(view, key, kset.header.sequence);
+        }
+        if collected.window.ksets == 0 {
+            collected.window.first_sequence = kset.header.sequence;
         }
         collected.window.ksets += 1;
     }

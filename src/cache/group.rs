@@ -1,10 +1,9 @@
 //! The lanes of one cache on one reactor, with what they share there: the backing channel, the
 //! barrier, and the clients.
 
+use super::bad::{Inbox, PostBatch};
 use super::close::{Cause, PRESSED_NS};
 use super::fault::{self, Fault};
-use super::gc::PostBatch;
-use super::key_index::BLOCK;
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
 use super::latency::{Stamp, Timed};
 use super::shared::Shared;
@@ -181,9 +180,12 @@ struct Visit {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) env: Env,
-    lanes: Vec<Lane>,
+    pub(super) lanes: Vec<Lane>,
     visits: Vec<Visit>,
-    posts: Consumer<PostBatch>,
+    /// From GC and from writeback.
+    pub(super) inboxes: Vec<Inbox>,
+    /// Segments with media errors that the lanes know of.
+    seen_suspects: u32,
     completions: Vec<Completion>,
     /// The remote client to be served first.
     next_client: usize,
@@ -201,7 +203,8 @@ pub(crate) struct GroupSeed {
     pub(crate) reactor: usize,
     pub(crate) lanes: Vec<LaneSeed>,
     pub(crate) backing: Arc<dyn crate::bdev::Bdev>,
-    pub(crate) posts: Consumer<PostBatch>,
+    /// From GC and from writeback.
+    pub(crate) posts: [Consumer<PostBatch>; 2],
 }
 
 /// A group as its reactor's poller and local channels share it.
@@ -235,7 +238,8 @@ impl Group {
             env,
             lanes,
             visits: Vec::new(),
-            posts: seed.posts,
+            inboxes: seed.posts.into_iter().map(Inbox::new).collect(),
+            seen_suspects: 0,
             completions: Vec::new(),
             next_client: 0,
             seen_close_all: 0,
@@ -295,7 +299,7 @@ impl Group {
         });
     }
 
-    fn lane_index(&self, offset: u64) -> usize {
+    pub(super) fn lane_index(&self, offset: u64) -> usize {
         let lane = self.env.shared.lane_of(offset) as usize;
         lane / self.env.shared.runtime.data.len()
     }
@@ -459,23 +463,6 @@ impl Group {
         handled
     }
 
-    fn apply_posts(&mut self) -> u32 {
-        let mut handled = 0;
-        while let Some(batch) = self.posts.pop() {
-            for post in &batch {
-                let lane = self.lane_index(post.range.start());
-                let (subtree, start, end) = Lane::locate(&self.env.shared, post.range);
-                debug_assert!(post.range.is_aligned(BLOCK));
-                if let Some(lane) = self.lanes.get_mut(lane) {
-                    lane.index.remove_exact(subtree, start, end, &post.ident);
-                    lane.stats(&self.env.shared).gc_posts.add(1);
-                }
-            }
-            handled += 1;
-        }
-        handled
-    }
-
     fn poll_backing(&mut self, cx: &Cx) -> u32 {
         if self.env.backing_pending == 0 {
             return 0;
@@ -494,6 +481,19 @@ impl Group {
         }
         self.completions = done;
         handled
+    }
+
+    /// Lanes that fill a segment with media errors go on in another one.
+    fn leave_suspects(&mut self) {
+        let shared = &self.env.shared;
+        let count = shared.suspect_count.load(Ordering::Relaxed);
+        if count == self.seen_suspects {
+            return;
+        }
+        self.seen_suspects = count;
+        for lane in &mut self.lanes {
+            lane.leave_suspect(shared);
+        }
     }
 
     fn leave_queues(&mut self) {
@@ -524,7 +524,8 @@ impl Group {
         self.env.now = cx.now();
         self.env.retry = false;
         self.env.poll_barrier(cx);
-        let mut handled = self.apply_posts();
+        let mut handled = self.apply_posts(cx);
+        self.leave_suspects();
         handled += self.poll_backing(cx);
         handled += self.drain_clients(cx, budget);
         let close_all = self.env.shared.close_all.load(Ordering::Acquire);
@@ -537,8 +538,12 @@ impl Group {
             if !lane.closing.is_empty() || !lane.placed.is_empty() || !lane.acks.is_empty() {
                 lane.pump(&mut self.env, cx);
             }
+            if !lane.spoiled.is_empty() {
+                lane.replace_spoiled(&mut self.env, cx);
+            }
             lane.serve_waiting(&mut self.env, cx);
         }
+        self.answer_posts(cx);
         if self.env.raise_wanted {
             self.env.raise_if_wanted();
         }

@@ -1,6 +1,7 @@
 //! A lane: owns, alone and without locks, its subtrees' keys, its open kset, its data head and its
 //! misses in flight. It lives on one reactor, in a [`super::group::Group`].
 
+use super::bad::Post;
 use super::close::{Closing, OpenKset, PlacedKset};
 use super::fault::Held;
 use super::geometry::SegIx;
@@ -149,6 +150,10 @@ pub(crate) struct Lane {
     pub(crate) next_miss: u64,
     /// Last serial given to a key without data.
     pub(crate) serial: u64,
+    /// Keys that reads found damaged and that are not BAD yet.
+    pub(crate) spoiled: Vec<Post>,
+    /// BAD bytes as its statistics show them.
+    pub(crate) shown_bad: u64,
 }
 
 /// What a lane starts from: fresh, or as replay left it.
@@ -162,6 +167,7 @@ pub(crate) struct LaneSeed {
 
 impl Lane {
     pub(crate) fn new(seed: LaneSeed) -> Self {
+        let shown_bad = seed.index.bad_blocks() * BLOCK;
         Self {
             number: seed.number,
             index: seed.index,
@@ -181,6 +187,8 @@ impl Lane {
             misses: Slab::new(),
             next_miss: 1,
             serial: seed.serial,
+            spoiled: Vec::new(),
+            shown_bad,
         }
     }
 
@@ -362,6 +370,14 @@ impl Lane {
     pub(crate) fn seal_head(&mut self, shared: &Shared) {
         if let Some(head) = self.head.take() {
             shared.added[head.segment.index()].store(SEALED | head.added, Ordering::SeqCst);
+        }
+    }
+
+    /// Goes on in another segment if the one that it fills has given a media error.
+    pub(crate) fn leave_suspect(&mut self, shared: &Shared) {
+        let head = self.head.as_ref();
+        if head.is_some_and(|head| shared.is_suspect(head.segment)) {
+            self.seal_head(shared);
         }
     }
 

@@ -4,13 +4,14 @@
 //! does. Until the first of them media are untouched.
 
 use super::CacheError;
+use super::bad::PostBatch;
 use super::cache::{Cache, CacheParts};
 use super::control_io::PairState;
 use super::fault::{self, Fault};
-use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
+use super::gc::{GcSeed, next_salt, salt_seed};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
-use super::key_index::KeyIndex;
+use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
@@ -149,6 +150,7 @@ fn prepare_reserve(
         .map(SegIx::of)
         .filter(|segment| {
             replayed.references[segment.index()] == 0
+                && !view.segments.is_bad(*segment)
                 && staged_references[segment.index()] == 0
                 && !replayed.log_segments.contains(segment)
         })
@@ -184,6 +186,14 @@ fn prepare_reserve(
     Ok((free, ready))
 }
 
+fn bad_segments(view: &LogView) -> impl Iterator<Item = bool> {
+    (0..view.segments.len()).map(|place| view.segments.is_bad(SegIx::of(place)))
+}
+
+fn count_bad(view: &LogView) -> u32 {
+    u32::try_from(bad_segments(view).filter(|&bad| bad).count()).unwrap_or(u32::MAX)
+}
+
 /// Everything that the running cache shares, from what replay found.
 struct Loaded {
     view: LogView,
@@ -212,12 +222,36 @@ impl Loaded {
         std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes))
     }
 
+    /// Bad segments that nothing refers to any more.
+    fn bad_drained(&self) -> u32 {
+        let references = &self.replayed.references;
+        let drained = bad_segments(&self.view)
+            .enumerate()
+            .filter(|&(place, bad)| {
+                bad && references[place] == 0
+                    && !self.replayed.log_segments.contains(&SegIx::of(place))
+            });
+        u32::try_from(drained.count()).unwrap_or(u32::MAX)
+    }
+
+    fn lane_stats(&self) -> Box<[CachePadded<LaneStats>]> {
+        let lanes = self.replayed.indexes.iter().zip(&self.replayed.dirty);
+        let stats = lanes.map(|(index, &dirty)| {
+            let stats = LaneStats::default();
+            stats.dirty_added.add(dirty);
+            stats.bad_bytes.set(index.bad_blocks() * BLOCK);
+            CachePadded::new(stats)
+        });
+        stats.collect()
+    }
+
     fn maintenance(&self) -> Maintenance {
         let log_segments = u32::try_from(self.replayed.log_segments.len()).unwrap_or(u32::MAX);
         let window_end = self.control.window_end.0;
         Maintenance {
             log_segments: AtomicU32::new(log_segments),
             between_boundaries: AtomicBool::new(window_end > self.control.dirty_tail.0.sequence),
+            bad_drained: AtomicU32::new(self.bad_drained()),
             ..Maintenance::default()
         }
     }
@@ -237,11 +271,6 @@ impl Loaded {
                 0 => AtomicU64::new(0),
                 count => AtomicU64::new(SEALED | count),
             });
-        let stats: Box<[CachePadded<LaneStats>]> =
-            (0..lanes).map(|_| CachePadded::default()).collect();
-        for (stats, &dirty) in stats.iter().zip(&self.replayed.dirty) {
-            stats.dirty_added.add(dirty);
-        }
         let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
@@ -264,6 +293,8 @@ impl Loaded {
                 .collect(),
             added: added.collect(),
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
+            suspect_count: AtomicU32::new(count_bad(&self.view)),
+            suspects: bad_segments(&self.view).map(AtomicBool::new).collect(),
             alloc: TryLock::new(SegmentAlloc::new(std::mem::take(&mut self.free))),
             log: TryLock::new(log),
             log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),
@@ -283,7 +314,7 @@ impl Loaded {
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
-            stats,
+            stats: self.lane_stats(),
             latency: runtime
                 .data
                 .iter()
@@ -400,6 +431,8 @@ impl Pool {
         let begun = runtime.clock.now();
         let mut loaded = load_media(self, place, &entry, runtime);
         if let Ok((loaded, _)) = &mut loaded {
+            let bad = loaded.replayed.indexes.iter().map(KeyIndex::bad_blocks);
+            loaded.replayed.report.bad_bytes = bad.sum::<u64>() * BLOCK;
             loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
         }
         let cache = loaded.and_then(|(loaded, staging)| {
@@ -433,15 +466,17 @@ impl Pool {
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
         let reactors = by_reactor.len();
-        let rings = (0..reactors).map(|_| spsc::<PostBatch>(POST_RING));
-        let (posts, their_posts): (Vec<_>, Vec<Consumer<PostBatch>>) = rings.unzip();
-        let groups = by_reactor.into_iter().zip(their_posts).enumerate();
+        let rings = || (0..reactors).map(|_| spsc::<PostBatch>(POST_RING)).unzip();
+        let (gc_posts, from_gc): (Vec<_>, Vec<Consumer<PostBatch>>) = rings();
+        let (writeback_posts, from_writeback): (Vec<_>, Vec<Consumer<PostBatch>>) = rings();
+        let posts = from_gc.into_iter().zip(from_writeback);
+        let groups = by_reactor.into_iter().zip(posts).enumerate();
         let groups = groups.map(|(reactor, (lanes, posts))| GroupSeed {
             shared: Arc::clone(&shared),
             reactor,
             lanes,
             backing: Arc::clone(&backing),
-            posts,
+            posts: posts.into(),
         });
         let incarnations = Incarnations {
             current: incarnation,
@@ -461,6 +496,7 @@ impl Pool {
                 window_pair: control.window_end.1,
                 window_end: control.window_end.0,
                 mark_pair: control.durable_mark.1,
+                posts: writeback_posts,
                 stats: Arc::clone(&writeback_stats),
                 backing_volatile: backing.info().volatile_cache,
             },
@@ -470,7 +506,7 @@ impl Pool {
                 incarnations,
                 reader: LogReader::new(&view, control.key_tail.0)?,
                 tail_pair: control.key_tail.1,
-                posts,
+                posts: gc_posts,
                 salt_state: salt,
                 stats: Arc::clone(&gc_stats),
             },

@@ -6,6 +6,7 @@
 //! `docs/format.md` the media.
 
 mod audit;
+mod bad;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -16,6 +17,7 @@ mod check;
 mod close;
 mod control_io;
 mod create;
+mod damaged;
 mod error;
 mod fault;
 mod flush_all;
@@ -36,6 +38,7 @@ mod log_reader;
 mod options;
 mod pool;
 mod read;
+mod relog;
 mod replay;
 mod segment_alloc;
 mod segment_map;

@@ -52,17 +52,44 @@ fn write_segment_info(
     cache: [u8; 16],
     place: u32,
 ) {
+    write_info(pmem, geometry, id, cache, place, 0);
+}
+
+/// Writes a segment's info, with what its flags were and `more`.
+fn write_info(
+    pmem: &dyn Pmem,
+    geometry: &PoolGeometry,
+    id: SegmentId,
+    cache: [u8; 16],
+    place: u32,
+    more: u32,
+) {
     let at = geometry.segment_start(id) + SegmentItem::Info as u64;
-    let mut pair = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info")
-        .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
+    let found = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info");
+    // A bad segment stays bad, whoever owns it.
+    let (flags, mut pair) = found.map_or_else(
+        |_| (more, PairState::fresh(at)),
+        |(info, pair)| (info.flags.get() | more, pair),
+    );
     let body = SegmentInfo {
         cache,
         segment: U32::new(id.0),
         place: U32::new(place),
-        flags: U32::ZERO,
+        flags: U32::new(flags),
         spare: [0; 20],
     };
     pair.store(pmem, SlotKind::SegmentInfo, &body);
+}
+
+/// Marks a segment of a cache as bad. Not durable before a barrier.
+pub(crate) fn mark_bad(
+    pmem: &dyn Pmem,
+    geometry: &PoolGeometry,
+    id: SegmentId,
+    cache: [u8; 16],
+    place: u32,
+) {
+    write_info(pmem, geometry, id, cache, place, SegmentInfo::BAD);
 }
 
 fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {

@@ -35,6 +35,8 @@ pub struct ReplayReport {
     pub staged_keys: u64,
     /// Bytes that the backing lacks.
     pub dirty_bytes: u64,
+    /// Bytes whose data are lost: reads of them fail.
+    pub bad_bytes: u64,
     /// Microseconds that it took.
     pub elapsed_us: u64,
     /// The machine has not been rebooted and the stop was not clean, but the staging file is gone:
@@ -176,15 +178,18 @@ pub(crate) fn view_of(
     infos: &[SegmentInfo],
     entry: &CacheEntry,
 ) -> Result<LogView, CacheError> {
-    let mut owned: Vec<(u32, SegmentId)> = infos
+    let mut owned: Vec<(u32, SegmentId, bool)> = infos
         .iter()
         .filter(|info| info.cache == entry.uuid)
-        .map(|info| (info.place.get(), SegmentId(info.segment.get())))
+        .map(|info| {
+            let id = SegmentId(info.segment.get());
+            (info.place.get(), id, info.is_bad())
+        })
         .collect();
     owned.sort_unstable();
     let expected = entry.segments.get();
-    let ids: Vec<SegmentId> = owned.iter().map(|&(_, id)| id).collect();
-    let first = ids.first().map_or(u32::MAX, |id| id.0);
+    let ids: Vec<(SegmentId, bool)> = owned.iter().map(|&(_, id, bad)| (id, bad)).collect();
+    let first = ids.first().map_or(u32::MAX, |(id, _)| id.0);
     if ids.is_empty() || ids.len() != expected as usize || first != entry.first_segment.get() {
         let found = ids.len() as u64;
         let item = "segments of the cache";

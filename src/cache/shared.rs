@@ -78,6 +78,8 @@ pub(crate) struct Maintenance {
     pub(crate) log_segments: AtomicU32,
     /// Segments on their way from released to free.
     pub(crate) retiring: AtomicU32,
+    /// Bad segments that are drained: nothing can be done with them any more.
+    pub(crate) bad_drained: AtomicU32,
     /// Dirty bytes that writeback has passed.
     pub(crate) dirty_passed: AtomicU64,
     /// Bytes a second that writeback has written lately.
@@ -138,6 +140,10 @@ pub(crate) struct Shared {
     pub(crate) generations: Box<[AtomicU64]>,
     /// Keys that were ever added for data in a segment, published with [`SEALED`].
     pub(crate) added: Box<[AtomicU64]>,
+    /// Segments that gave media errors: drained, and never used again.
+    pub(crate) suspects: Box<[AtomicBool]>,
+    /// How many they are.
+    pub(crate) suspect_count: AtomicU32,
     pub(crate) alloc: TryLock<SegmentAlloc>,
     pub(crate) free_segments: AtomicU32,
     pub(crate) log: TryLock<LogHead>,
@@ -279,9 +285,15 @@ impl Shared {
         added.saturating_sub(passed)
     }
 
+    /// Segments that can be used.
+    pub(crate) fn usable_segments(&self) -> u32 {
+        let bad = self.maintenance.bad_drained.load(Ordering::Relaxed);
+        self.segment_count().saturating_sub(bad)
+    }
+
     /// Most log segments before requests that only log have to wait.
     pub(crate) fn log_segments_max(&self) -> u32 {
-        (self.log_reserve + 2).max(self.segment_count() / 8)
+        (self.log_reserve + 2).max(self.usable_segments() / 8)
     }
 
     pub(crate) fn segment_count(&self) -> u32 {
@@ -292,7 +304,7 @@ impl Shared {
 impl Shared {
     /// Whether the dirty bytes exceed `percent` of the data space.
     pub(crate) fn is_dirty_above(&self, percent: u32) -> bool {
-        let segments = self.segment_count().saturating_sub(self.log_reserve);
+        let segments = self.usable_segments().saturating_sub(self.log_reserve);
         let space = u64::from(segments) * self.geometry.segment_data_bytes();
         self.dirty_bytes() > space / 100 * u64::from(percent)
     }

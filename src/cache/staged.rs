@@ -122,7 +122,7 @@ pub(crate) fn close_staged(
         if keys.is_empty() {
             continue;
         }
-        if !log.promise() {
+        if !log.promise_reserved() {
             // More was made ready than they can take (`Staged::log_segments_needed`).
             let wanted = staged.log_segments_needed(first, view.geometry.segment_data_bytes());
             return Err(CacheError::NoSegments { wanted, free: 0 });

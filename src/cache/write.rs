@@ -19,6 +19,15 @@ use reactors::Cx;
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::{U32, U64};
 
+/// Whom a kset is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogRoom {
+    /// Requests: one segment's worth of the log is not for them.
+    Common,
+    /// Keys that maintenance must have in the log before it can make room. The kset is closed at once.
+    Reserved,
+}
+
 /// Data space for one extent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataSpace {
@@ -106,7 +115,7 @@ impl Lane {
         while job.progress < range.len() {
             let offset = range.start() + job.progress;
             let wanted = extent_len(offset, range.len() - job.progress);
-            self.reserve_key(env, cx)?;
+            self.reserve_key(env, cx, LogRoom::Common)?;
             let space = match job.held.take(&env.shared) {
                 Some(space) => space,
                 None => self.reserve_data(env, wanted)?,
@@ -187,6 +196,7 @@ impl Lane {
             kind: Kind::of(flags),
         };
         self.index.insert(subtree, key);
+        self.show_bad(shared);
     }
 
     /// For a fault only: keys that are about to be overwritten as a whole refer to nothing any more.
@@ -222,13 +232,26 @@ impl Lane {
         if log_segments > env.shared.log_segments_max() {
             return Err(Wait::Space);
         }
-        self.reserve_key(env, cx)?;
+        self.reserve_key(env, cx, LogRoom::Common)?;
         let range = job.request.range;
         let flags = if unmap {
             KeyFlags::ZERO.with(KeyFlags::UNMAP)
         } else {
             KeyFlags::ZERO
         };
+        self.put_without_data(env, cx, range, flags);
+        job.progress = range.len();
+        Ok(())
+    }
+
+    /// Logs a key without data over `range`, for which a slot is reserved.
+    pub(crate) fn put_without_data(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        range: ByteRange,
+        flags: KeyFlags,
+    ) {
         self.serial += 1;
         let len = u32::try_from(range.len()).unwrap_or(u32::MAX);
         let space = DataSpace {
@@ -249,8 +272,6 @@ impl Lane {
             spare: U32::ZERO,
         };
         self.append_key(env, cx, &key);
-        job.progress = range.len();
-        Ok(())
     }
 
     /// Takes data space, with its reference, from the lane's data head; at most `wanted` bytes.
@@ -312,11 +333,16 @@ impl Lane {
     }
 
     /// Makes sure that the open kset takes another key, and that it can be closed then.
-    pub(crate) fn reserve_key(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+    pub(crate) fn reserve_key(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        room: LogRoom,
+    ) -> Result<(), Wait> {
         if let Some(open) = &self.open {
             debug_assert!(open.count < KEYS_MAX, "a full kset is closed at once");
             return Ok(());
         }
-        self.open_kset(env, cx)
+        self.open_kset(env, cx, room)
     }
 }

@@ -38,6 +38,17 @@ pub struct SegmentInfo {
     pub spare: [u8; 20],
 }
 
+impl SegmentInfo {
+    /// Set in `flags` once a media error was met.
+    pub const BAD: u32 = 1;
+
+    /// Whether it must not be allocated again.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.flags.get() & Self::BAD != 0
+    }
+}
+
 /// How often a segment has been released.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -397,7 +397,7 @@ impl World {
         self.trace.note(|| format!("destroy {name}"));
         let ahead = 1 + self.rng.below(120);
         self.universe.keep_after(ahead, 0);
-        let destroyed = self.pool()?.destroy_cache(&name, 0, None);
+        let destroyed = self.pool()?.destroy_cache(&name, 0, 0, None);
         destroyed.map_err(|e| Violation::new(format!("destroy {name}: {e}")))?;
         self.create(number)?;
         let moment = self.universe.take_kept().pop();

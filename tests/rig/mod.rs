@@ -1,6 +1,7 @@
 //! The engine on reactors that one thread drives step by step, over memory.
 #![allow(dead_code, reason = "each test uses its part of the rig")]
 
+pub(crate) mod bench;
 pub(crate) mod disks;
 mod lives;
 mod mix;

@@ -229,6 +229,7 @@ fn show_replay(report: &ReplayReport) -> Value {
         "stale_keys": report.stale_keys,
         "staged_keys": report.staged_keys,
         "dirty_bytes": report.dirty_bytes,
+        "bad_bytes": report.bad_bytes,
         "elapsed_us": report.elapsed_us,
         "staging_missing": report.staging_missing,
     })
@@ -272,7 +273,8 @@ fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes.
+/// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes, if
+/// there are dirty or BAD ones.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Destroy {
@@ -281,8 +283,8 @@ struct Destroy {
 }
 
 fn destroy(service: &Service, params: Destroy) -> Result<Value, Error> {
-    let discarded = caches::destroy_cache(service, &params.name, params.discard_dirty)?;
-    Ok(json!({"discarded_bytes": discarded}))
+    let (dirty, bad) = caches::destroy_cache(service, &params.name, params.discard_dirty)?;
+    Ok(json!({"discarded_bytes": dirty, "bad_bytes": bad}))
 }
 
 /// `bdev_pmcache_get`: all, or the one of that name.
@@ -362,14 +364,18 @@ fn show(service: &Service, cache: &Cache) -> Value {
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
             "retiring": status.segments_retiring,
+            "bad": status.segments_bad,
+            "bad_draining": status.segments_bad_draining,
             "data": status.segments_total.saturating_sub(
                 status.segments_free
                     + status.segments_log
                     + status.segments_reserve
                     + status.segments_retiring
+                    + (status.segments_bad - status.segments_bad_draining)
             ),
         },
         "dirty_bytes": status.dirty_bytes,
+        "bad_bytes": cache.bad_bytes(),
         "key_head": position((status.key_head.0, status.key_head.1, status.key_head_sequence)),
         "durable_sequence": status.durable_sequence,
         "dirty_tail": position(status.dirty_tail),

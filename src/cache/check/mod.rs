@@ -88,7 +88,7 @@ fn check_contents(
     let owned = |info: &&SegmentInfo| entries.iter().any(|entry| entry.uuid == info.cache);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     pool.segments_free = count(infos.len() - infos.iter().filter(owned).count());
-    pool.segments_bad = count(infos.iter().filter(|i| i.flags.get() & 1 != 0).count());
+    pool.segments_bad = count(infos.iter().filter(|i| i.is_bad()).count());
     report.pool = Some(pool);
     if findings.has_warning(FindingKind::Superblock) {
         table::check_owners(&geometry, &infos, &entries, findings);

@@ -87,9 +87,10 @@ impl<'a> Walk<'a> {
         let Self {
             bad,
             findings,
-            figures,
+            mut figures,
             ..
         } = walk;
+        figures.bad_bytes = bad.lost_bytes();
         bad.finish(findings);
         cache.log = Some(figures);
     }
@@ -194,7 +195,8 @@ impl<'a> Walk<'a> {
             self.figures.dirty_bytes += len;
         }
         if !flags.has_data() {
-            self.bad.replace(key);
+            self.figures.bad_keys += u64::from(flags.has(KeyFlags::BAD));
+            self.bad.take_empty(key);
             return;
         }
         let segment = self.view.ident(key).segment;
