@@ -95,6 +95,7 @@ impl World {
 
     fn something_happens(&mut self) -> Checked<()> {
         match self.plan.profile {
+            Profile::Damage => return self.decay(),
             Profile::Short => {
                 if self.rng.permille(150) {
                     self.empty_the_log()?;
@@ -199,6 +200,25 @@ impl World {
         };
         self.end_life(end, moment)?;
         self.load_with_ends(end)
+    }
+
+    /// The life ends, the medium decays, and the next one makes the best of it.
+    fn decay(&mut self) -> Checked<()> {
+        let end = self.random_end();
+        if self.rng.permille(300) {
+            self.drain()?;
+            self.stop(20_000)?;
+        }
+        self.end_life(end, None)?;
+        let damage = self.damage()?;
+        self.load_damaged(damage)?;
+        self.settle(end)?;
+        match self.rng.below(4) {
+            0 => self.flush_and_compare(),
+            1 => self.rest(2_500_000_000),
+            2 => self.crash(),
+            _ => Ok(()),
+        }
     }
 
     /// GC passes everything, so that the key tail stands at the log's end.
@@ -431,6 +451,10 @@ impl World {
 
     /// What the engine counts in memory is what its log says; nothing is under way.
     fn audit(&mut self) -> Checked<()> {
+        if self.plan.profile == Profile::Damage {
+            // Damaged clean keys leave the index before they leave the log.
+            return Ok(());
+        }
         self.counts.checks += 1;
         for number in 0..self.volumes.len() {
             let cache = self.cache(number)?;
