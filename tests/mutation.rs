@@ -46,6 +46,14 @@ fn seeds_until_caught(fault: Fault, profile: Profile, seeds: u64) -> Option<(u64
     };
     let totals = campaign.run(|_| {}).unwrap();
     let failure = totals.failures.first()?;
+    let whole = Campaign {
+        start: failure.seed,
+        seeds: 1,
+        inject: None,
+        ..campaign
+    };
+    let quiet = whole.run(|_| {}).unwrap();
+    assert_eq!(quiet.violations, 0, "without {fault}: {quiet:?}");
     Some((totals.seeds, failure.what.clone()))
 }
 

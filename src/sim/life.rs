@@ -7,6 +7,7 @@ use super::rng::Rng;
 use super::trace::Trace;
 use super::universe::Snapshot;
 use super::world::{Checked, Counts, Violation, World};
+use crate::bdev::Op;
 use crate::cache::WritebackOrder;
 use crate::units::ByteRange;
 
@@ -100,7 +101,12 @@ impl World {
                 if self.rng.permille(150) {
                     self.empty_the_log()?;
                 }
-                return self.crash();
+                self.crash()?;
+                return if self.rng.permille(600) {
+                    self.stand_before_leftovers()
+                } else {
+                    Ok(())
+                };
             }
             Profile::Hops if self.rng.permille(800) => return self.crash(),
             Profile::Faults => self.make_trouble()?,
@@ -219,6 +225,31 @@ impl World {
             2 => self.crash(),
             _ => Ok(()),
         }
+    }
+
+    /// What a crash cut off may still stand behind the log's new end. A few ksets more end the log
+    /// somewhere, perhaps just there; then loads that log nothing, so that the leftover's incarnation
+    /// and sequence lie in the past.
+    fn stand_before_leftovers(&mut self) -> Checked<()> {
+        self.drain()?;
+        let block = u64::from(self.plan.block_bytes);
+        let used = self.plan.used();
+        for _ in 0..self.rng.below(4) {
+            let client = self.rng.index(self.clients.len());
+            let at = used.start() + self.rng.below(used.len() / block) * block;
+            let range = ByteRange::between(at, at + block);
+            self.submit(client, Op::Write { fua: true }, range)?;
+            self.drain()?;
+        }
+        if self.rng.permille(500) {
+            self.empty_the_log()?;
+        }
+        for _ in 0..2 {
+            let end = self.random_end();
+            self.end_life(end, None)?;
+            self.load()?;
+        }
+        self.settle(End::Power)
     }
 
     /// GC passes everything, so that the key tail stands at the log's end.
