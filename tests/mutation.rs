@@ -22,7 +22,7 @@ const CAUGHT: &[(Fault, Profile, u64)] = &[
     (Fault::EpochsIgnored, Profile::Mixed, 30),
     (Fault::ReferenceDroppedOnOverwrite, Profile::Mixed, 30),
     (Fault::StagingIgnored, Profile::Mixed, 30),
-    (Fault::TailWithoutSequence, Profile::Short, 150),
+    (Fault::TailWithoutSequence, Profile::Short, 500),
     (Fault::IncarnationUnchecked, Profile::Short, 150),
     (Fault::FlushSkipsClosing, Profile::Mixed, 60),
     (Fault::AckBeforeDurableSequence, Profile::Short, 100),
