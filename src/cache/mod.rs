@@ -5,6 +5,8 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod backing_read;
+mod backing_sample;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -28,9 +30,13 @@ mod lane;
 mod latency;
 mod live_options;
 mod load;
+mod load_report;
+mod loading;
 mod log;
+mod log_damage;
 mod log_probe;
 mod log_reader;
+mod look_only;
 mod options;
 mod pool;
 mod read;
@@ -61,6 +67,8 @@ pub use geometry::{
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
 pub use latency::LatencyFigures;
+pub use load_report::{BadPlace, LostClean, Missing};
+pub use loading::{LoadWish, Loading};
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;

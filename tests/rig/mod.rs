@@ -11,7 +11,9 @@ pub(crate) mod world;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, Channel, Completion, Data, IoBuf, IoStatus, Op, Pmem, Request};
-use pmcache::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime};
+use pmcache::cache::{
+    Cache, CacheError, CacheOptions, CreateCache, LoadWish, Loading, Pool, PoolFormat, Runtime,
+};
 use pmcache::units::ByteRange;
 use reactors::{IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::path::Path;
@@ -100,6 +102,20 @@ pub(crate) fn runtime(
     }
 }
 
+/// Takes a load to its end; `step` lets the reactors run.
+pub(crate) fn load_by_steps(
+    mut loading: Loading,
+    mut step: impl FnMut(),
+) -> Result<Arc<Cache>, CacheError> {
+    for _ in 0..10_000 {
+        if let Some(cache) = loading.step(false)? {
+            return Ok(cache);
+        }
+        step();
+    }
+    panic!("the backing does not answer");
+}
+
 impl Rig {
     /// Formats a pool in `pmem`, makes a cache over all of it, and loads it.
     pub(crate) fn new(
@@ -159,10 +175,16 @@ impl Rig {
 
     /// Loads the cache and waits until its parts run.
     pub(crate) fn load(&mut self) {
-        let cache = self
+        self.try_load(LoadWish::default()).unwrap();
+    }
+
+    /// As [`Rig::load`], for a load that may be refused.
+    pub(crate) fn try_load(&mut self, wish: LoadWish) -> Result<Arc<Cache>, CacheError> {
+        let backing = self.backing.clone();
+        let loading = self
             .pool
-            .load_cache(&self.name, self.backing.clone(), &self.runtime, false)
-            .unwrap();
+            .load_start(&self.name, backing, &self.runtime, wish)?;
+        let cache = load_by_steps(loading, || self.step())?;
         for _ in 0..100 {
             if cache.is_installed().unwrap() {
                 break;
@@ -170,7 +192,8 @@ impl Rig {
             self.step();
         }
         assert!(cache.is_installed().unwrap(), "the parts have started");
-        self.cache = Some(cache);
+        self.cache = Some(cache.clone());
+        Ok(cache)
     }
 
     /// One round of every reactor; 10 µs pass.
