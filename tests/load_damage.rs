@@ -72,6 +72,11 @@ impl Sample {
     /// Writes `clean` blocks, each a kset of its own, writes them back, writes `dirty` more, and
     /// `staged` ones whose kset stays open; then the process dies.
     fn new(clean: u64, dirty: u64, staged: u64) -> Self {
+        Self::of_blocks(4096, [clean, dirty, staged], 0)
+    }
+
+    /// As [`Sample::new`], with blocks of `len` bytes, and reactors that run for `rounds` at the end.
+    fn of_blocks(len: usize, [clean, dirty, staged]: [u64; 3], rounds: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = RigConfig {
             lanes: 1,
@@ -96,11 +101,12 @@ impl Sample {
             if number == clean {
                 rig.flush_all();
             }
-            rig.write(&mut *channel, place(number), &payload(number), true);
+            rig.write(&mut *channel, place(number), &payload(number)[..len], true);
         }
         for number in clean + dirty..clean + dirty + staged {
-            rig.write(&mut *channel, place(number), &payload(number), false);
+            rig.write(&mut *channel, place(number), &payload(number)[..len], false);
         }
+        (0..rounds).for_each(|_| rig.step());
         drop(channel);
         drop(rig);
         let mut sample = Self {
@@ -381,7 +387,8 @@ fn salvage_past_damage_before_the_dirty_tail_shows_all_of_it() {
 #[test]
 fn a_start_that_was_written_later_proves_that_ksets_are_missing() {
     let per_segment = ((SEGMENT - CONTROL) / kset_bytes(1)) as u64;
-    let mut sample = Sample::new(0, per_segment + 20, 0);
+    // Small ones, so that nothing must be written back; and GC gets ready what the reserve lacks.
+    let mut sample = Sample::of_blocks(512, [0, per_segment + 20, 0], 20);
     let ksets = sample.ksets();
     let bad = ksets[100];
     let behind = ksets.iter().filter(|kset| kset.sequence >= bad.sequence);

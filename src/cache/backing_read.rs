@@ -12,8 +12,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Reads under way at most.
-const DEPTH: usize = 8;
+/// Reads under way at most: as many as let a hard disk find a short way.
+const DEPTH: usize = 32;
 
 /// The bytes of the ranges in order, or what was in the way.
 pub(super) type Outcome = Result<Vec<IoBuf>, &'static str>;

@@ -183,13 +183,11 @@ fn start_maintenance(
     gc: GcSeed,
     backing: &Arc<dyn Bdev>,
     started: &Arc<Started>,
-) -> Result<(), CacheError> {
+) {
     let shared = Arc::clone(&writeback.shared);
     let maintenance = &shared.runtime.maintenance;
     let (Some(first), Some(last)) = (maintenance.first(), maintenance.last()) else {
-        return Err(CacheError::Invalid(
-            "a cache needs a maintenance reactor".into(),
-        ));
+        return;
     };
     // What never ran has nothing under way.
     let never_ran = |shared: &Shared| {
@@ -211,7 +209,6 @@ fn start_maintenance(
     started.note_unsent(sent);
     let note = Arc::clone(started);
     started.note_unsent(send(last, move |cx| note.note(start_gc(gc, cx))));
-    Ok(())
 }
 
 impl Cache {
@@ -227,6 +224,11 @@ impl Cache {
             parts,
             ..
         } = start;
+        if parts.maintenance.is_some() && shared.runtime.maintenance.is_empty() {
+            return Err(CacheError::Invalid(
+                "a cache needs a maintenance reactor".into(),
+            ));
+        }
         let started = Arc::new(Started::default());
         let groups = u32::try_from(parts.groups.len()).unwrap_or(u32::MAX);
         let expected = groups + if parts.maintenance.is_some() { 2 } else { 0 };
@@ -239,7 +241,7 @@ impl Cache {
             started.note_unsent(sent);
         }
         if let Some((writeback, gc)) = parts.maintenance {
-            start_maintenance(writeback, gc, &backing, &started)?;
+            start_maintenance(writeback, gc, &backing, &started);
         }
         Ok(Arc::new(Self {
             pool,
@@ -345,12 +347,16 @@ impl Cache {
             ));
         }
         let (place, _) = self.pool.find(&self.uuid().to_string())?;
-        self.pool.update(|caches| {
+        let updated = self.pool.update(|caches| {
             if let Some(entry) = caches.get_mut(place) {
                 options.store(entry);
             }
             Ok(())
-        })?;
+        });
+        if self.shared.has_failed() {
+            self.shared.ring_lanes();
+        }
+        updated?;
         self.shared.options.set(&options);
         let mut info = self.info.write().unwrap_or_else(PoisonError::into_inner);
         let volatile_cache = options.durability == Durability::Flush;

@@ -12,6 +12,7 @@ use super::replay::{Control, ReplayWish, open_view};
 use super::shared::Runtime;
 use crate::bdev::Bdev;
 use crate::media::{BackingSample, CacheEntry};
+use reactors::ReactorHandle;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -148,7 +149,15 @@ impl Loading {
     fn begin_comparison(&mut self) -> Result<(), CacheError> {
         let mut view = open_view(&self.pool, &self.entry)?;
         view.pmem = Arc::new(LookOnly::new(view.pmem));
-        let Some(recorded) = Control::load(&view)?.recorded_samples(&view)? else {
+        let recorded = match Control::load(&view)?.recorded_samples(&view) {
+            Err(error) if self.wish.force => {
+                tracing::warn!(cache = %self.entry.name(), %error, "done without, as asked");
+                self.drop_clean = true;
+                return Ok(());
+            }
+            other => other?,
+        };
+        let Some(recorded) = recorded else {
             return Ok(());
         };
         let plan = SamplePlan::for_load(&recorded, self.entry.backing_bytes.get());
@@ -209,6 +218,9 @@ impl Loading {
         let (pool, place) = (&self.pool, self.place);
         let cache = load_and_start(pool, place, &self.entry, backing, &self.runtime, wish);
         self.pool.note_failure(&cache);
+        if self.pool.has_failed() {
+            self.runtime.data.iter().for_each(ReactorHandle::ring);
+        }
         // From here on the cache itself says when it has gone.
         self.is_noted = cache.is_err();
         cache

@@ -10,6 +10,7 @@ use super::geometry::{
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
 use crate::units::SegmentId;
+use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use zerocopy::little_endian::{U32, U64};
@@ -39,7 +40,8 @@ struct Table {
 /// Whether a barrier of a pool's medium has failed, as all its caches see it. Final.
 #[derive(Debug, Default)]
 pub(crate) struct PoolFailure {
-    failed: AtomicBool,
+    /// On a line of its own: every write looks at it.
+    failed: CachePadded<AtomicBool>,
 }
 
 impl PoolFailure {

@@ -126,7 +126,7 @@ fn tail(
 
 /// What the backing held at a clean stop; without a good record of it a load wants `force`.
 fn check_samples(view: &LogView, clean: &CleanStop, findings: &mut Findings) {
-    let lost = "whether the backing was changed since the stop: the cache can't be loaded";
+    let lost = "whether the backing was changed since the stop: a load wants force";
     for (place, slot, name) in SAMPLE_ITEMS {
         let Some(sample) = item::<BackingSample>(view, findings, place, slot, name, lost) else {
             continue;
