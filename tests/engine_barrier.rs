@@ -99,6 +99,7 @@ fn a_failed_barrier_stops_every_cache_of_the_pool() {
         world.cache(0).status().state == "read_only"
     });
     assert_eq!(world.cache(1).status().state, "read_only");
+    world.drain();
     world.submit(1, Op::Write { fua: false }, range);
     world.drain();
     assert_eq!(world.error_statuses.last(), Some(&IoStatus::ReadOnly));

@@ -2,7 +2,7 @@
 
 use super::CacheError;
 use super::channel::CacheChannel;
-use super::gc::{Gc, GcSeed};
+use super::gc::{Gc, GcCell, GcDriver, GcSeed};
 use super::group::{Group, GroupSeed};
 use super::latency::LatencyFigures;
 use super::options::{CacheOptions, Durability};
@@ -172,7 +172,9 @@ fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(
 fn start_gc(seed: GcSeed, cx: &Cx) -> Result<(), BdevError> {
     let key = seed.shared.instance;
     let barrier = seed.shared.pmem.open_barrier(cx)?;
-    let id = cx.add_poller("pmcache_gc", Box::new(Gc::new(seed, barrier, cx.now())));
+    let gc = std::rc::Rc::new(GcCell(Gc::new(seed, barrier, cx.now()).into()));
+    cx.set_local(key, gc.clone());
+    let id = cx.add_poller("pmcache_gc", Box::new(GcDriver(gc)));
     cx.set_local(key, std::rc::Rc::new(GcPoller(id)));
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 use super::CacheError;
 use super::control_io::{PairState, load_pair};
+use super::fault::{self, Fault};
 use super::geometry::{SegIx, SegmentItem};
 use super::key::KeyIdent;
 use super::log::ReadySegment;
@@ -19,7 +20,9 @@ use crate::media::{Generation, LogStart, SlotKind};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, QuiescentTicket, Wake};
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::{U32, U64};
@@ -56,6 +59,20 @@ pub(crate) fn above_threshold(shared: &Shared) -> bool {
         .saturating_sub(shared.log_deficit.load(Ordering::Relaxed));
     let used = shared.segment_count().saturating_sub(free + reserve);
     used > threshold(shared)
+}
+
+/// Whether nothing refers to a segment any more, by its [`Shared::added`] and the keys passed.
+fn is_unreferenced(added: u64, dropped: u64) -> bool {
+    if fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+        return added & SEALED != 0 && dropped >= added & !SEALED;
+    }
+    added == SEALED | dropped
+}
+
+/// Whether a key's reference has been given up before GC passes it: its segment has a new life.
+fn is_given_up(shared: &Shared, ident: &KeyIdent) -> bool {
+    fault::injected(Fault::ReferenceDroppedOnOverwrite)
+        && !shared.is_current(ident.segment, ident.generation)
 }
 
 #[derive(Debug)]
@@ -110,6 +127,49 @@ pub(crate) struct Gc {
     retry: bool,
 }
 
+/// GC as its reactor's poller and an audit share it.
+#[derive(Debug)]
+pub(crate) struct GcCell(pub(crate) RefCell<Gc>);
+
+/// What the reactor runs.
+pub(crate) struct GcDriver(pub(crate) Rc<GcCell>);
+
+impl Poller for GcDriver {
+    fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
+        self.0.0.borrow_mut().poll(cx, budget)
+    }
+
+    fn wake(&self) -> Wake {
+        self.0.0.borrow().wake()
+    }
+}
+
+/// For an audit.
+impl Gc {
+    /// Whether no segment is on its way anywhere.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(self.state, State::Idle(_))
+            && self.left.is_empty()
+            && self.starting.is_empty()
+            && self.retiring.is_empty()
+            && self.parked.is_empty()
+    }
+
+    pub(crate) fn view(&self) -> &LogView {
+        &self.seed.view
+    }
+
+    /// Where it stands in the log.
+    pub(crate) fn place(&self) -> (LogReader, Incarnations) {
+        (self.seed.reader.clone(), self.seed.incarnations)
+    }
+
+    /// Keys passed for each segment.
+    pub(crate) fn dropped(&self) -> &[u64] {
+        &self.dropped
+    }
+}
+
 impl Gc {
     pub(crate) fn new(seed: GcSeed, barrier: Box<dyn Barrier>, now: Nanos) -> Self {
         let segments = seed.view.segments.len();
@@ -131,11 +191,19 @@ impl Gc {
         &self.seed.shared
     }
 
+    /// The first sequence that must not be passed: the one at the durable dirty tail.
+    fn limit(&self) -> u64 {
+        let shared = self.shared();
+        if fault::injected(Fault::KeyTailPastDirtyTail) {
+            return shared.durable.mark() + 1;
+        }
+        shared.maintenance.dirty_sequence.load(Ordering::Acquire)
+    }
+
     /// Whether ksets shall be passed: room is wanted, and there are some behind the key tail.
     fn shall_pass(&self) -> bool {
         let shared = self.shared();
-        let dirty = shared.maintenance.dirty_sequence.load(Ordering::Acquire);
-        if self.seed.reader.pos.sequence >= dirty {
+        if self.seed.reader.pos.sequence >= self.limit() {
             return false;
         }
         shared.is_space_wanted() || above_threshold(shared)
@@ -143,14 +211,10 @@ impl Gc {
 
     /// Passes up to [`KSETS_A_ROUND`] ksets.
     fn pass_ksets(&mut self) -> Result<u32, CacheError> {
-        let dirty = self
-            .shared()
-            .maintenance
-            .dirty_sequence
-            .load(Ordering::Acquire);
+        let limit = self.limit();
         let mut batches: Vec<PostBatch> = vec![Vec::new(); self.seed.posts.len()];
         let mut passed = 0;
-        while passed < KSETS_A_ROUND && self.seed.reader.pos.sequence < dirty {
+        while passed < KSETS_A_ROUND && self.seed.reader.pos.sequence < limit {
             let before = self.seed.reader.pos;
             let view = &self.seed.view;
             match self.seed.reader.next(view, &self.seed.incarnations) {
@@ -159,7 +223,7 @@ impl Gc {
                     self.seed.stats.keys.add(kset.keys.len() as u64);
                     for key in kset.keys {
                         let ident = view.ident(key);
-                        if ident.has_data {
+                        if ident.has_data && !is_given_up(&self.seed.shared, &ident) {
                             let dropped = &mut self.dropped[ident.segment.index()];
                             if *dropped == 0 {
                                 self.candidates.push(ident.segment);
@@ -250,7 +314,7 @@ impl Gc {
         self.candidates.retain(|&segment| {
             let index = segment.index();
             let added = shared.added[index].load(Ordering::SeqCst);
-            let done = added == SEALED | dropped[index];
+            let done = is_unreferenced(added, dropped[index]);
             if done {
                 dropped[index] = 0;
                 shared.added[index].store(0, Ordering::SeqCst);
@@ -262,13 +326,11 @@ impl Gc {
             .stats
             .data_segments
             .add((retiring.len() - logs as usize) as u64);
-        for &segment in &retiring {
-            if let Err(error) = self.raise_generation(segment) {
-                self.halt(&error);
-                return;
-            }
-        }
         self.retiring = retiring;
+        let late = fault::injected(Fault::GenerationNotDurable);
+        if !late && !self.raise_generations() {
+            return;
+        }
         self.note_retiring();
         self.write_starts();
         if self.retiring.is_empty() && self.starting.is_empty() {
@@ -288,7 +350,21 @@ impl Gc {
             self.state = State::Idle(idle);
         } else {
             self.state = State::Retire(self.barrier.submit(cx));
+            if late {
+                self.raise_generations();
+            }
         }
+    }
+
+    /// Raises the generations of what is retiring; false if that can't be done, and GC has stopped.
+    fn raise_generations(&mut self) -> bool {
+        for &segment in &self.retiring {
+            if let Err(error) = self.raise_generation(segment) {
+                self.halt(&error);
+                return false;
+            }
+        }
+        true
     }
 
     fn note_retiring(&self) {
@@ -299,7 +375,7 @@ impl Gc {
             .store(count, Ordering::Relaxed);
     }
 
-    fn raise_generation(&mut self, segment: SegIx) -> Result<(), CacheError> {
+    fn raise_generation(&self, segment: SegIx) -> Result<(), CacheError> {
         let shared = &self.seed.shared;
         let id = shared.segments[segment.index()];
         let at = shared.geometry.segment_start(id) + SegmentItem::Generation as u64;
@@ -373,6 +449,7 @@ impl Gc {
     fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
+            Err(_) if fault::injected(Fault::FailedBarrierRetried) => true,
             Err(error) => {
                 self.shared().fail(&error);
                 self.halt(&error.into());

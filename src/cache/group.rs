@@ -2,6 +2,7 @@
 //! barrier, and the clients.
 
 use super::close::{Cause, PRESSED_NS};
+use super::fault::{self, Fault};
 use super::gc::PostBatch;
 use super::key_index::BLOCK;
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
@@ -111,6 +112,9 @@ impl Env {
         }
         match self.barrier.poll(cx) {
             Ok(done) => self.barrier_done = done,
+            Err(_) if fault::injected(Fault::FailedBarrierRetried) => {
+                self.barrier_done = self.barrier_submitted;
+            }
             Err(error) => self.shared.fail(&error),
         }
     }
@@ -254,6 +258,11 @@ impl Group {
         cx.remove_local::<GroupCell>(key);
     }
 
+    /// Its lanes, for an audit.
+    pub(crate) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
     pub(crate) fn attach(&mut self, client: Client) -> usize {
         self.env.clients.insert(client)
     }
@@ -322,6 +331,9 @@ impl Group {
             let Some(order) = lane.newest_unplaced() else {
                 continue;
             };
+            if fault::injected(Fault::FlushSkipsClosing) && !lane.has_open() {
+                continue;
+            }
             if cause == Cause::Flush {
                 lane.stats(&self.env.shared).flushes.add(1);
             }

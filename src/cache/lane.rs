@@ -2,6 +2,7 @@
 //! misses in flight. It lives on one reactor, in a [`super::group::Group`].
 
 use super::close::{Closing, OpenKset, PlacedKset};
+use super::fault::Held;
 use super::geometry::SegIx;
 use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
@@ -67,6 +68,7 @@ pub(crate) struct Job {
     pub(crate) waits_since: Option<Nanos>,
     /// Progress with which it asked for space last.
     pub(crate) asked_at: Option<u64>,
+    pub(crate) held: Held,
 }
 
 impl Job {
@@ -206,6 +208,7 @@ impl Lane {
             progress: 0,
             waits_since: None,
             asked_at: None,
+            held: Held::default(),
         };
         match job.request.op {
             LaneOp::Read => self.read(env, cx, job),
@@ -328,6 +331,26 @@ impl Lane {
             .filter(|open| open.count > 0)
             .map(|open| open.order);
         open.or_else(|| self.closing.back().map(|closing| closing.order))
+    }
+
+    /// Whether nothing is under way in it; keys may be open.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.closing.is_empty()
+            && self.placed.is_empty()
+            && self.waiting.is_empty()
+            && self.misses.is_empty()
+    }
+
+    /// The keys of the open kset, oldest first.
+    pub(crate) fn open_keys(&self) -> &[crate::media::Key] {
+        self.open
+            .as_ref()
+            .map_or(&[], |open| self.staging.keys(open.slot, open.count))
+    }
+
+    /// Whether its open kset has keys.
+    pub(crate) fn has_open(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.count > 0)
     }
 
     /// Whether it holds keys that have no sequence yet.

@@ -6,6 +6,7 @@
 use super::CacheError;
 use super::cache::{Cache, CacheParts, CacheStart};
 use super::control_io::{PairState, load_pair};
+use super::fault::{self, Fault};
 use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
@@ -75,7 +76,9 @@ fn begin_run(
     }
     // (1) Process death can leave stores that are visible but not durable; to read them now and lose
     // them at the next power cut would show two values.
-    pmem.barrier_wait()?;
+    if !fault::injected(Fault::LoadWithoutBarrier) {
+        pmem.barrier_wait()?;
+    }
     if replayed.begins_at_dirty_tail {
         let references = staged.references(view, first);
         leave_damage(view, control, replayed, &references, generations)?;

@@ -5,6 +5,7 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod audit;
 mod backing_read;
 mod backing_sample;
 #[expect(
@@ -18,6 +19,7 @@ mod close;
 mod control_io;
 mod create;
 mod error;
+mod fault;
 mod flush_all;
 mod gather;
 mod gc;
@@ -58,10 +60,13 @@ pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
 pub use check::{
     CacheCheck, CheckReport, DataFigures, Finding, FindingKind, LogFigures, LostRange,
-    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pool,
+    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pmem, check_pool,
 };
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
+#[cfg(feature = "fault-injection")]
+pub use fault::inject;
+pub use fault::{Fault, UnknownFault};
 pub use geometry::{
     LANES_MAX, PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_CONTROL_BYTES,
     SEGMENTS_MAX, data_start, log_reserve, segments_min,

@@ -3,6 +3,7 @@
 //! A gap that is being fetched is marked by a placeholder in the index, which later writes trim like
 //! any key. What is left of it when the data arrive is filled; the rest has a newer value already.
 
+use super::fault::{self, Fault};
 use super::geometry::DATA_KEY_BYTES_MAX;
 use super::group::Env;
 use super::key::{Key, Kind};
@@ -313,11 +314,12 @@ impl Lane {
         let shared = env.shared.clone();
         let (subtree, start, end) = Self::locate(&shared, miss.range);
         let mut pieces = Vec::new();
+        let is_ours = |key: &Key| {
+            let any = fault::injected(Fault::FillByAnotherMiss);
+            key.kind.is_placeholder() && (key.generation == miss.id || any)
+        };
         self.index.walk(subtree, start, end, |piece| {
-            if piece
-                .key
-                .is_some_and(|k| k.kind.is_placeholder() && k.generation == miss.id)
-            {
+            if piece.key.as_ref().is_some_and(is_ours) || fault::injected(Fault::FillOverWrite) {
                 pieces.push((piece.start, piece.end));
             }
         });

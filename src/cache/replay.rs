@@ -4,6 +4,7 @@ use super::CacheError;
 use super::backing_sample::SAMPLE_ITEMS;
 use super::control_io::{PairState, load_pair};
 use super::error::LogDamage;
+use super::fault::{self, Fault};
 use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
@@ -310,7 +311,7 @@ fn block_count(bytes: u64) -> u16 {
 }
 
 impl Replayed {
-    fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
+    pub(crate) fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
         Self {
             indexes: (0..lanes).map(|_| KeyIndex::default()).collect(),
             serials: vec![0; lanes],
@@ -342,8 +343,11 @@ impl Replayed {
         let offset = key.offset.get();
         let (lane, subtree) = lane_and_subtree(offset, self.indexes.len());
         if ident.has_data {
-            self.references[ident.segment.index()] += 1;
-            if generations[ident.segment.index()] != ident.generation {
+            let is_current = generations[ident.segment.index()] == ident.generation;
+            if is_current || !fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+                self.references[ident.segment.index()] += 1;
+            }
+            if !is_current {
                 self.report.stale_keys += 1;
                 return false;
             }
@@ -408,6 +412,14 @@ impl CopiesUntil {
     }
 }
 
+fn begin_at(view: &LogView, from: LogPos) -> Result<LogReader, CacheError> {
+    let mut reader = LogReader::new(view, from)?;
+    if fault::injected(Fault::TailWithoutSequence) {
+        reader.expect_what_stands_here(view);
+    }
+    Ok(reader)
+}
+
 /// Walks the log from `from` to its end, or to where it is damaged.
 fn walk(
     view: &LogView,
@@ -418,7 +430,7 @@ fn walk(
     copies: CopiesUntil,
 ) -> Result<Walked, CacheError> {
     let incarnations = control.incarnations();
-    let reader = match LogReader::new(view, from) {
+    let reader = match begin_at(view, from) {
         Ok(reader) => reader,
         Err(error) if is_damage(&error) => {
             let reader = LogReader::without_start(from);

@@ -2,6 +2,7 @@
 //! logged by the next load.
 
 use super::CacheError;
+use super::fault::{self, Fault};
 use super::geometry::largest_ksets;
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
@@ -50,7 +51,8 @@ pub(crate) fn open_staging(
             && header.lanes == entry.lanes.get()
             && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
     });
-    let usable = ours && same_boot && !stopped_clean;
+    let ignored = fault::injected(Fault::StagingIgnored);
+    let usable = ours && same_boot && !stopped_clean && !ignored;
     let left_over = if usable {
         let mut left_over: Vec<Vec<StagedKset>> =
             lanes.iter().map(LaneStaging::left_over).collect();

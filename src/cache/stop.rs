@@ -5,6 +5,7 @@ use super::backing_read::BackingRead;
 use super::backing_sample::{SAMPLE_ITEMS, SamplePlan};
 use super::cache::{Cache, GcPoller, send};
 use super::control_io::PairState;
+use super::gc::GcCell;
 use super::group::{Group, GroupCell};
 use super::log_reader::{Incarnations, LogView};
 use super::shared::{DRAIN_FREE, DRAIN_RESTED};
@@ -180,6 +181,7 @@ impl Cache {
                     // Writeback goes by itself, when its last write has ended.
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);
+                    cx.remove_local::<GcCell>(key);
                 }
                 started.left.fetch_add(1, Ordering::SeqCst);
             })?;

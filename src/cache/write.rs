@@ -5,11 +5,13 @@
 //! it holds an extent that is not in the index yet.
 
 use super::close::Cause;
+use super::fault::{self, Fault};
 use super::geometry::{DATA_KEY_BYTES_MAX, SegIx};
 use super::group::Env;
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, LEAF_BYTES};
 use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, Wait};
+use super::shared::Shared;
 use crate::bdev::{Data, IoStatus};
 use crate::media::{self, KEYS_MAX, KeyFlags};
 use crate::units::ByteRange;
@@ -105,7 +107,16 @@ impl Lane {
             let offset = range.start() + job.progress;
             let wanted = extent_len(offset, range.len() - job.progress);
             self.reserve_key(env, cx)?;
-            let space = self.reserve_data(env, wanted)?;
+            let space = match job.held.take(&env.shared) {
+                Some(space) => space,
+                None => self.reserve_data(env, wanted)?,
+            };
+            let ends_segment = u64::from(space.len) < wanted;
+            if ends_segment && fault::injected(Fault::ExtentHeldWhileWaiting) {
+                self.head = Some(self.new_head(env).inspect_err(|_| {
+                    job.held.put(&env.shared, space);
+                })?);
+            }
             let from = usize::try_from(job.progress).unwrap_or(usize::MAX);
             let Data::Buf(buf) = &job.request.data else {
                 return Ok(());
@@ -154,13 +165,16 @@ impl Lane {
 
     fn insert_key(
         &mut self,
-        shared: &super::shared::Shared,
+        shared: &Shared,
         extent: ByteRange,
         space: DataSpace,
         crc: u32,
         flags: KeyFlags,
     ) {
         let (subtree, start, end) = Self::locate(shared, extent);
+        if fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+            self.give_references_up(shared, subtree, start, end);
+        }
         let key = Key {
             start,
             len: end - start,
@@ -173,6 +187,27 @@ impl Lane {
             kind: Kind::of(flags),
         };
         self.index.insert(subtree, key);
+    }
+
+    /// For a fault only: keys that are about to be overwritten as a whole refer to nothing any more.
+    fn give_references_up(&mut self, shared: &Shared, subtree: usize, start: u16, end: u16) {
+        let head = &mut self.head;
+        self.index.walk(subtree, start, end, |piece| {
+            let covered = |key: &Key| {
+                let is_whole = key.len == key.whole && key.start >= start && key.end() <= end;
+                let has_data = !key.kind.is_placeholder() && key.kind.flags().has_data();
+                is_whole && has_data && shared.is_current(key.segment, key.generation)
+            };
+            let Some(key) = piece.key.filter(covered) else {
+                return;
+            };
+            match head.as_mut().filter(|head| head.segment == key.segment) {
+                Some(head) => head.added -= 1,
+                None => {
+                    shared.added[key.segment.index()].fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+        });
     }
 
     /// Discard and write-zeroes: one key without data.

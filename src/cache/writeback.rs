@@ -7,6 +7,7 @@
 
 use super::CacheError;
 use super::control_io::PairState;
+use super::fault::{self, Fault};
 use super::flush_all::FlushAll;
 use super::gather::{WindowWish, gather};
 use super::lag::{Lag, Rate};
@@ -333,7 +334,9 @@ impl Writeback {
             self.fail(cx, "write", IoStatus::IoError);
             return;
         }
-        if self.seed.backing_volatile && !self.window.writes.is_empty() {
+        let must_flush =
+            self.seed.backing_volatile && !fault::injected(Fault::DirtyTailBeforeFlush);
+        if must_flush && !self.window.writes.is_empty() {
             self.state = State::Flush;
             self.in_flight += 1;
             let request = Request {
@@ -392,6 +395,7 @@ impl Writeback {
     fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
+            Err(_) if fault::injected(Fault::FailedBarrierRetried) => true,
             Err(error) => {
                 self.shared().fail(&error);
                 self.halt(&error.into());

@@ -116,6 +116,18 @@ pub(crate) fn load_by_steps(
     panic!("the backing does not answer");
 }
 
+/// Makes the engine on this thread faulty, if `PMCACHE_FAULT` names a fault: the test should fail then.
+#[cfg(feature = "fault-injection")]
+pub(crate) fn inject_fault() {
+    if let Ok(name) = std::env::var("PMCACHE_FAULT") {
+        let fault = name.parse().expect("PMCACHE_FAULT is the name of a fault");
+        pmcache::cache::inject(Some(fault));
+    }
+}
+
+#[cfg(not(feature = "fault-injection"))]
+pub(crate) fn inject_fault() {}
+
 impl Rig {
     /// Formats a pool in `pmem`, makes a cache over all of it, and loads it.
     pub(crate) fn new(

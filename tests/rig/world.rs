@@ -4,7 +4,7 @@ pub(crate) use super::mix::Mix;
 use super::rng::Rng;
 use super::sectors::{SECTOR, Sectors, Version, fill};
 use super::slow_pmem::{CONTROL, act_as};
-use super::{POOL_UUID, anonymous_pmem, load_by_steps, reactors, runtime};
+use super::{POOL_UUID, anonymous_pmem, inject_fault, load_by_steps, reactors, runtime};
 use pmcache::bdev::{
     Bdev, Channel, Completion, Data, IoBuf, IoStatus, MallocBdev, MallocConfig, Op, Pmem, Request,
 };
@@ -148,6 +148,7 @@ impl World {
         backings: Vec<Arc<dyn Bdev>>,
         run_dir: PathBuf,
     ) -> Self {
+        inject_fault();
         let format = PoolFormat {
             name: "p0".into(),
             uuid: POOL_UUID,

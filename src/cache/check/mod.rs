@@ -36,6 +36,14 @@ use walk::Walk;
 /// use by another process. Damage is not an error but part of the report.
 pub fn check_pool(path: &Path) -> Result<CheckReport, CacheError> {
     let pmem: Arc<dyn Pmem> = Arc::new(ReadOnlyPmem::open(path)?);
+    check_pmem(&pmem)
+}
+
+/// As [`check_pool`], for a pool on a medium that is open already and that nobody uses.
+///
+/// # Errors
+/// As [`check_pool`].
+pub fn check_pmem(pmem: &Arc<dyn Pmem>) -> Result<CheckReport, CacheError> {
     let mut findings = Findings::default();
     let mut report = CheckReport {
         pool: None,
@@ -45,8 +53,8 @@ pub fn check_pool(path: &Path) -> Result<CheckReport, CacheError> {
         warnings: Vec::new(),
         warnings_total: 0,
     };
-    if let Some(superblock) = table::read_superblock(&*pmem, &mut findings)? {
-        check_contents(&pmem, &superblock, &mut findings, &mut report);
+    if let Some(superblock) = table::read_superblock(&**pmem, &mut findings)? {
+        check_contents(pmem, &superblock, &mut findings, &mut report);
     }
     findings.finish(&mut report);
     Ok(report)
