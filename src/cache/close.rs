@@ -20,10 +20,6 @@ use std::sync::atomic::Ordering;
 /// An open kset may hold what a waiting request needs: while there is one it gets no older than this.
 pub(super) const PRESSED_NS: u64 = 1_000_000;
 
-/// Ksets of a lane that may wait for durability: bounds what is ahead of the durable mark, with a LAST
-/// for each kset (`seq_tracker.rs`).
-const PLACED_MAX: usize = 14;
-
 /// Why a kset is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
@@ -92,7 +88,7 @@ impl Lane {
     pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx, room: LogRoom) -> Result<(), Wait> {
         self.free_slots(env);
         let slot = self.staging.find_free();
-        let Some(slot) = slot.filter(|_| self.placed.len() < PLACED_MAX) else {
+        let Some(slot) = slot else {
             self.pump(env, cx);
             return Err(Wait::Moment);
         };
@@ -274,8 +270,7 @@ impl Lane {
         if !fault::injected(Fault::LastNotDurable) {
             store_last(&shared, placed);
         }
-        if let Some((place, _)) = &placed.last {
-            shared.stored.finish(place.sequence);
+        if placed.last.is_some() {
             shared.log_deficit.fetch_add(1, Ordering::SeqCst);
             shared
                 .maintenance
@@ -288,7 +283,6 @@ impl Lane {
         let len = encode_kset(&header_at(&shared, &placed.kset), keys, &mut bytes);
         let at = shared.data_at(placed.kset.segment, placed.kset.offset);
         shared.pmem.store(at, &bytes[..len]);
-        shared.stored.finish(placed.kset.sequence);
         // Writeback shall not find a full pool when its period ends. The sum over all lanes is taken
         // now and then only.
         if placed.kset.sequence.is_multiple_of(8)
@@ -315,13 +309,13 @@ impl Lane {
         }
     }
 
-    /// A slot is free once every kset up to its own is stored: another lane's may be missing below
-    /// it, and replay would stop there.
+    /// A slot is free once every kset up to its own is durable. Another lane's may be missing below it,
+    /// and replay would stop there; and a barrier that fails may lose ksets that were stored, of which
+    /// the next process then finds the keys here.
     fn free_slots(&mut self, env: &Env) {
-        let stored = env.shared.stored.mark();
         let durable = env.shared.durable.mark();
         for placed in &mut self.placed {
-            if placed.sequence > stored {
+            if placed.sequence > durable {
                 break;
             }
             if let Some(slot) = placed.slot.take() {

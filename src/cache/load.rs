@@ -30,7 +30,7 @@ use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::writeback::WritebackSeed;
-use crate::bdev::Bdev;
+use crate::bdev::{Bdev, Persistence};
 use crate::media::{Boot, CacheEntry, CleanStop, Incarnation, LogStart, SlotKind};
 use crossbeam_utils::CachePadded;
 use reactors::ring::{Consumer, Producer, spsc};
@@ -279,6 +279,7 @@ impl Loaded {
             log_reserve: self.reserve,
             block_bytes: entry.block_bytes.get(),
             data_crc: options.data_crc,
+            sums_lost_data: !options.data_crc && self.view.pmem.persistence() == Persistence::Msync,
             incarnation: self.incarnation,
             options: LiveOptions::new(options),
             runtime: runtime.clone(),
@@ -296,7 +297,6 @@ impl Loaded {
             log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),
             head_position: AtomicU64::new(head),
             last_sequence: CachePadded::new(AtomicU64::new(durable)),
-            stored: SeqTracker::new(durable),
             durable: SeqTracker::new(durable),
             waiting_lanes: CachePadded::default(),
             close_all: CachePadded::default(),
@@ -333,6 +333,11 @@ fn note_missing(entry: &CacheEntry, replayed: &mut Replayed, staged: &Staged, ru
     }
 }
 
+/// Whether the keys of a cache carry the CRC of their data.
+fn has_data_crc(entry: &CacheEntry) -> bool {
+    entry.checks.get() & 1 != 0
+}
+
 /// What was found, to be looked at only: nothing is stored, here or later.
 fn salvaged(
     view: LogView,
@@ -343,7 +348,8 @@ fn salvaged(
     entry: &CacheEntry,
 ) -> (Loaded, Vec<LaneStaging>) {
     let first = replayed.end.sequence;
-    take_staged(&view, &staged, &mut replayed, &generations);
+    let data_crc = has_data_crc(entry);
+    take_staged(&view, &staged, &mut replayed, &generations, data_crc);
     let references = staged.references(&view, first);
     let free = VecDeque::from(unreferenced(&view, &replayed, &references));
     let at = Place {
@@ -413,7 +419,7 @@ fn load_media(
     let references = staged.references(&view, first);
     let data_bytes = view.geometry.segment_data_bytes();
     let ready = reserve.max(staged.log_segments_needed(first, data_bytes));
-    let (free, ready) =
+    let (mut free, ready) =
         prepare_reserve(&view, &replayed, &references, ready, incarnation, &mut salt)?;
     let at = Place {
         segment: replayed.end.segment,
@@ -432,7 +438,15 @@ fn load_media(
         &generations,
         &mut log,
         incarnation,
+        has_data_crc(entry),
     )?;
+    // Where nothing but data stood that the medium has lost.
+    let is_free = |segment: &SegIx| references[segment.index()] > 0;
+    free.extend(
+        unreferenced(&view, &replayed, &[])
+            .into_iter()
+            .filter(is_free),
+    );
     let loaded = Loaded {
         view,
         control,

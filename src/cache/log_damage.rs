@@ -102,7 +102,9 @@ pub(super) fn unreferenced(
         .filter(|segment| {
             replayed.references[segment.index()] == 0
                 && !view.segments.is_bad(*segment)
-                && staged_references[segment.index()] == 0
+                && staged_references
+                    .get(segment.index())
+                    .is_none_or(|&n| n == 0)
                 && !replayed.log_segments.contains(segment)
         })
         .collect()

@@ -135,6 +135,9 @@ pub(crate) struct Shared {
     pub(crate) log_reserve: u32,
     pub(crate) block_bytes: u32,
     pub(crate) data_crc: bool,
+    /// Keys carry the CRC of their data all the same: the medium may forget what was stored when a
+    /// barrier fails, and the next load must tell.
+    pub(crate) sums_lost_data: bool,
     pub(crate) incarnation: u32,
     pub(crate) options: LiveOptions,
     pub(crate) runtime: Runtime,
@@ -155,9 +158,7 @@ pub(crate) struct Shared {
     pub(crate) head_position: AtomicU64,
     /// Highest sequence given out.
     pub(crate) last_sequence: CachePadded<AtomicU64>,
-    /// Up to where all ksets are stored …
-    pub(crate) stored: SeqTracker,
-    /// … and durable.
+    /// Up to where all ksets are durable.
     pub(crate) durable: SeqTracker,
     /// Lanes whose requests wait for space.
     pub(crate) waiting_lanes: CachePadded<AtomicU32>,

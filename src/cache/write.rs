@@ -152,7 +152,12 @@ impl Lane {
         flags: KeyFlags,
     ) {
         let at = env.shared.data_at(space.segment, space.offset);
-        let crc = if env.shared.data_crc {
+        let flags = if env.shared.sums_lost_data {
+            flags.with(KeyFlags::SUMMED)
+        } else {
+            flags
+        };
+        let crc = if env.shared.data_crc || env.shared.sums_lost_data {
             env.shared.pmem.store_crc(at, bytes)
         } else {
             env.shared.pmem.store(at, bytes);
