@@ -128,7 +128,7 @@ impl World {
                     self.replace_client(client)
                 }
             }
-            9 => self.create_anew(),
+            9 if !self.damaged => self.create_anew(),
             // Timers fire: ksets grow old, writeback looks, the quiet log is noted.
             10 => self.rest(1_500_000_000),
             _ => {
