@@ -142,7 +142,7 @@ fn one_user_at_a_time_and_the_lock_lives_as_long_as_a_view() {
     let path = dir.path().join("pool.pmem");
     let bdev = PmemBdev::open(creating(&path, MIB)).unwrap();
     assert!(matches!(refusal(config(&path)), BdevError::Busy(_)));
-    let view = bdev.pmem().unwrap().view(0, 512);
+    let view = bdev.pmem().unwrap().view(0, 512).unwrap();
     drop(bdev);
     assert!(matches!(refusal(config(&path)), BdevError::Busy(_)));
     drop(view);

@@ -7,7 +7,7 @@
 use super::group::Env;
 use super::lane::{Lane, LaneDone, Wait};
 use super::log::{Place, Placed};
-use crate::bdev::{BarrierTicket, IoStatus};
+use crate::bdev::{BarrierTicket, IoStatus, PmemError};
 use crate::media::{
     KEYS_MAX, KSET_BYTES_MAX, Key, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
@@ -162,18 +162,19 @@ impl Lane {
 
     /// Takes closing and placed ksets as far as barriers, locks and other lanes allow.
     pub(crate) fn pump(&mut self, env: &mut Env, cx: &Cx) {
-        if env.shared.has_failed() {
-            self.fail_acks(env);
-            return;
-        }
         while let Some(closing) = self.closing.front() {
-            if closing.data_barrier > env.barrier_done {
+            if closing.data_barrier > env.barrier_done || env.shared.has_failed() {
                 break;
             }
             if !self.place_front(env, cx) {
                 env.retry = true;
                 break;
             }
+        }
+        // Also if it failed just now, by a kset that could not be stored: that one must not count.
+        if env.shared.has_failed() {
+            self.fail_acks(env);
+            return;
         }
         if self.close_wanted && self.closing.is_empty() {
             if self.has_unplaced() {
@@ -219,7 +220,10 @@ impl Lane {
         if !self.has_unplaced() {
             env.mark_unplaced(self.number, false);
         }
-        self.store_placed(env, slot, count, &placed);
+        if let Err(error) = self.store_placed(env, slot, count, &placed) {
+            // Final, as a failed barrier: its slot keeps it for the next process.
+            shared.fail(&error);
+        }
         let barrier = env.submit_barrier(cx);
         self.placed.push_back(PlacedKset {
             order,
@@ -232,7 +236,14 @@ impl Lane {
         true
     }
 
-    fn store_placed(&mut self, env: &mut Env, slot: usize, count: usize, placed: &Placed) {
+    /// Stores a kset, and the LAST before it. What is not stored never counts as stored or durable.
+    fn store_placed(
+        &mut self,
+        env: &mut Env,
+        slot: usize,
+        count: usize,
+        placed: &Placed,
+    ) -> Result<(), PmemError> {
         let shared = env.shared.clone();
         let header = |place: &Place| KsetHeader {
             incarnation: shared.incarnation,
@@ -245,7 +256,7 @@ impl Lane {
             let bytes = encode_last(&header(place), *to);
             shared
                 .pmem
-                .store(shared.data_at(place.segment, place.offset), &bytes);
+                .store(shared.data_at(place.segment, place.offset), &bytes)?;
             shared.stored.finish(place.sequence);
             shared.log_deficit.fetch_add(1, Ordering::SeqCst);
             shared
@@ -258,7 +269,7 @@ impl Lane {
         let keys = self.staging.keys(slot, count);
         let len = encode_kset(&header(&placed.kset), keys, &mut bytes);
         let at = shared.data_at(placed.kset.segment, placed.kset.offset);
-        shared.pmem.store(at, &bytes[..len]);
+        shared.pmem.store(at, &bytes[..len])?;
         shared.stored.finish(placed.kset.sequence);
         // Writeback shall not find a full pool when its period ends. The sum over all lanes is taken
         // now and then only.
@@ -267,6 +278,7 @@ impl Lane {
         {
             shared.kick_writeback();
         }
+        Ok(())
     }
 
     /// Reports what its barrier has made durable.

@@ -14,7 +14,7 @@ use super::log_reader::tail_body;
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::shared::{SEALED, Shared};
 use super::stats::GcStats;
-use crate::bdev::{Barrier, BarrierTicket};
+use crate::bdev::{Barrier, BarrierTicket, PmemError};
 use crate::media::{Generation, LogStart, SlotKind};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
@@ -41,7 +41,7 @@ pub(crate) type PostBatch = Vec<Post>;
 
 /// Segments used, above which GC works.
 fn threshold(shared: &Shared) -> u32 {
-    let allocatable = shared.segment_count().saturating_sub(shared.log_reserve);
+    let allocatable = shared.good_segments().saturating_sub(shared.log_reserve);
     let wanted = u64::from(allocatable) * u64::from(shared.options.gc_percent()) / 100;
     // Every lane may sit on a segment that it fills: more than this can't be reached.
     let reachable = allocatable.saturating_sub(shared.lanes + 1).max(1);
@@ -54,7 +54,7 @@ pub(crate) fn above_threshold(shared: &Shared) -> bool {
     let reserve = shared
         .log_reserve
         .saturating_sub(shared.log_deficit.load(Ordering::Relaxed));
-    let used = shared.segment_count().saturating_sub(free + reserve);
+    let used = shared.good_segments().saturating_sub(free + reserve);
     used > threshold(shared)
 }
 
@@ -212,6 +212,12 @@ impl Gc {
         self.state = State::Halted;
     }
 
+    /// What GC has to note on the medium can't be stored there, or not durably: final.
+    fn medium_failed(&mut self, error: PmemError) {
+        self.shared().fail(&error);
+        self.halt(&error.into());
+    }
+
     /// Starts a round: passes ksets if that is wanted, else only looks after segments.
     fn start_round(&mut self, cx: &Cx) {
         if self.shall_pass() && self.parked.is_empty() {
@@ -223,10 +229,11 @@ impl Gc {
                 Ok(0) => {}
                 Ok(_) => {
                     let body = tail_body(&self.seed.view, &self.seed.reader.pos);
-                    self.seed
-                        .tail_pair
-                        .store(&*self.seed.shared.pmem, SlotKind::KeyTail, &body);
-                    self.state = State::Tail(self.barrier.submit(cx));
+                    let pmem = &*self.seed.shared.pmem;
+                    match self.seed.tail_pair.store(pmem, SlotKind::KeyTail, &body) {
+                        Ok(()) => self.state = State::Tail(self.barrier.submit(cx)),
+                        Err(error) => self.medium_failed(error),
+                    }
                     return;
                 }
             }
@@ -254,7 +261,9 @@ impl Gc {
             if done {
                 dropped[index] = 0;
                 shared.added[index].store(0, Ordering::SeqCst);
-                retiring.push(segment);
+                if !shared.is_bad(segment) {
+                    retiring.push(segment);
+                }
             }
             !done
         });
@@ -270,7 +279,10 @@ impl Gc {
         }
         self.retiring = retiring;
         self.note_retiring();
-        self.write_starts();
+        if let Err(error) = self.write_starts() {
+            self.medium_failed(error);
+            return;
+        }
         if self.retiring.is_empty() && self.starting.is_empty() {
             let idle = if self.shall_pass() {
                 cx.now()
@@ -311,27 +323,28 @@ impl Gc {
             generation: U64::new(generation),
             ..body
         };
-        pair.store(&*shared.pmem, SlotKind::Generation, &body);
+        pair.store(&*shared.pmem, SlotKind::Generation, &body)
+            .inspect_err(|error| shared.fail(error))?;
         Ok(())
     }
 
     /// Takes free segments for the log's reserve and writes their START.
-    fn write_starts(&mut self) {
+    fn write_starts(&mut self) -> Result<(), PmemError> {
         let shared = self.seed.shared.clone();
         while shared.log_deficit.load(Ordering::SeqCst) > 0 {
             let Some(mut alloc) = shared.alloc.try_lock() else {
                 self.retry = true;
-                return;
+                return Ok(());
             };
             let Some(segment) = alloc.take_log() else {
-                return;
+                return Ok(());
             };
             shared.log_deficit.fetch_sub(1, Ordering::SeqCst);
             let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
             shared.free_segments.store(free, Ordering::Relaxed);
             drop(alloc);
             let salt = next_salt(&mut self.seed.salt_state);
-            store_start(&shared, segment, salt, shared.durable.mark());
+            store_start(&shared, segment, salt, shared.durable.mark())?;
             self.seed.stats.starts.add(1);
             let pool_segment = shared.segments[segment.index()].0;
             self.starting.push(ReadySegment {
@@ -340,6 +353,7 @@ impl Gc {
                 salt,
             });
         }
+        Ok(())
     }
 
     /// Hands the segments out; false if a lock was taken.
@@ -374,8 +388,7 @@ impl Gc {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
             Err(error) => {
-                self.shared().fail(&error);
-                self.halt(&error.into());
+                self.medium_failed(error);
                 false
             }
         }
@@ -469,7 +482,7 @@ pub(crate) fn next_salt(state: &mut u64) -> u64 {
 }
 
 /// Stores the START of a log segment; not durable before a barrier.
-fn store_start(shared: &Shared, segment: SegIx, salt: u64, sequence: u64) {
+fn store_start(shared: &Shared, segment: SegIx, salt: u64, sequence: u64) -> Result<(), PmemError> {
     let id = shared.segments[segment.index()];
     let at = shared.geometry.segment_start(id) + SegmentItem::LogStart as u64;
     let body = LogStart {
@@ -480,17 +493,22 @@ fn store_start(shared: &Shared, segment: SegIx, salt: u64, sequence: u64) {
         salt: U64::new(salt),
         spare: [0; 8],
     };
-    store_pair_over(shared, at, SlotKind::LogStart, &body);
+    store_pair_over(shared, at, SlotKind::LogStart, &body)
 }
 
 /// Stores a slot over the older of a pair, whatever is there.
-fn store_pair_over(shared: &Shared, at: u64, kind: SlotKind, body: &LogStart) {
+fn store_pair_over(
+    shared: &Shared,
+    at: u64,
+    kind: SlotKind,
+    body: &LogStart,
+) -> Result<(), PmemError> {
     let pmem = &*shared.pmem;
     let mut pair = match load_pair::<LogStart>(pmem, at, kind, "START") {
         Ok((_, pair)) => pair,
         Err(_) => PairState::fresh(at),
     };
-    pair.store(pmem, kind, body);
+    pair.store(pmem, kind, body)
 }
 
 impl Poller for Gc {

@@ -4,6 +4,7 @@
 //! does. Until the first of them media are untouched.
 
 use super::CacheError;
+use super::bad_segments::BadSegments;
 use super::cache::{Cache, CacheParts};
 use super::control_io::PairState;
 use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
@@ -112,13 +113,13 @@ fn begin_run(
     control
         .incarnation
         .1
-        .store(pmem, SlotKind::Incarnation, &body);
+        .store(pmem, SlotKind::Incarnation, &body)?;
     control.incarnation.0 = body;
     let boot = Boot {
         boot_id: runtime.boot_id,
         spare: [0; 32],
     };
-    control.boot.1.store(pmem, SlotKind::Boot, &boot);
+    control.boot.1.store(pmem, SlotKind::Boot, &boot)?;
     let clean = CleanStop {
         clean: U32::ZERO,
         spare_before: U32::ZERO,
@@ -128,7 +129,7 @@ fn begin_run(
     control
         .clean_stop
         .1
-        .store(pmem, SlotKind::CleanStop, &clean);
+        .store(pmem, SlotKind::CleanStop, &clean)?;
     pmem.barrier_wait()?;
     Ok(incarnation)
 }
@@ -170,7 +171,7 @@ fn prepare_reserve(
         let mut pair =
             super::control_io::load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
                 .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
-        pair.store(pmem, SlotKind::LogStart, &body);
+        pair.store(pmem, SlotKind::LogStart, &body)?;
         ready.push_back(ReadySegment {
             segment,
             pool_segment: id.0,
@@ -261,6 +262,7 @@ impl Loaded {
                 .collect(),
             added: added.collect(),
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
+            bad: BadSegments::none(self.view.segments.len()),
             alloc: TryLock::new(SegmentAlloc::new(std::mem::take(&mut self.free))),
             log: TryLock::new(log),
             log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),

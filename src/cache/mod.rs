@@ -5,6 +5,7 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod bad_segments;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"

@@ -1,6 +1,7 @@
 //! What the lanes of a cache, its writeback and its GC share: each part with the smallest possible
 //! critical section, and nothing that is written on a hit.
 
+use super::bad_segments::BadSegments;
 use super::geometry::{PoolGeometry, SegIx};
 use super::key_index::SUBTREE_BYTES;
 use super::latency::LatencyStats;
@@ -141,6 +142,7 @@ pub(crate) struct Shared {
     pub(crate) alloc: TryLock<SegmentAlloc>,
     pub(crate) free_segments: AtomicU32,
     pub(crate) log: TryLock<LogHead>,
+    pub(crate) bad: BadSegments,
     /// Segments that the log reserve lacks.
     pub(crate) log_deficit: AtomicU32,
     /// Where the log goes on, for status: as `Maintenance::dirty_position`.

@@ -16,7 +16,9 @@ use super::pool::Pool;
 use super::shared::{DRAIN_FREE, DRAIN_RESTED, Shared};
 use super::stats::WritebackStats;
 use super::window::Window;
-use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
+use crate::bdev::{
+    Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, PmemError, Request,
+};
 use crate::media::{DurableMark, SlotKind, WindowEnd};
 use crate::units::ByteRange;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
@@ -197,6 +199,12 @@ impl Writeback {
         self.state = State::Halted;
     }
 
+    /// What writeback has to note on the medium can't be stored there, or not durably: final.
+    fn medium_failed(&mut self, error: PmemError) {
+        self.shared().fail(&error);
+        self.halt(&error.into());
+    }
+
     fn start_window(&mut self, cx: &Cx) {
         let now = cx.now();
         let shared = self.shared().clone();
@@ -220,10 +228,11 @@ impl Writeback {
                     sequence: U64::new(self.window.end.sequence.max(self.seed.window_end)),
                     spare: [0; 40],
                 };
-                self.seed
-                    .window_pair
-                    .store(&*shared.pmem, SlotKind::WindowEnd, &end);
-                self.state = State::Mark(self.barrier.submit(cx));
+                let pair = &mut self.seed.window_pair;
+                match pair.store(&*shared.pmem, SlotKind::WindowEnd, &end) {
+                    Ok(()) => self.state = State::Mark(self.barrier.submit(cx)),
+                    Err(error) => self.medium_failed(error),
+                }
             }
             Ok(Some(false)) => self.begin_writes(),
         }
@@ -257,8 +266,13 @@ impl Writeback {
             if *next >= self.window.writes.len() || cx.now() < self.next_request {
                 break;
             }
-            let Some(request) = self.window.request(&self.seed.view, *next) else {
-                break;
+            let request = match self.window.request(&self.seed.view, *next) {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(error) => {
+                    self.halt(&error.into());
+                    break;
+                }
             };
             *next += 1;
             // At `rate` MiB/s, near enough a byte a microsecond each; 0 is no limit.
@@ -303,7 +317,10 @@ impl Writeback {
             return;
         }
         let index = usize::try_from(tag).unwrap_or(usize::MAX);
-        if status.is_ok() {
+        if let Err(error) = self.window.check(&self.seed.view, index) {
+            // Whatever the backing has got instead: these data stay dirty, and reads of them fail.
+            self.halt(&error.into());
+        } else if status.is_ok() {
             self.seed.stats.requests.add(1);
             self.seed.stats.bytes.add(self.window.bytes(index));
         } else if let State::Write { failed, .. } = &mut self.state {
@@ -355,10 +372,11 @@ impl Writeback {
             .degraded
             .store(false, Ordering::SeqCst);
         let body = tail_body(&self.seed.view, &self.window.end);
-        self.seed
-            .tail_pair
-            .store(&*self.seed.shared.pmem, SlotKind::DirtyTail, &body);
-        self.state = State::Tail(self.barrier.submit(cx));
+        let pmem = &*self.seed.shared.pmem;
+        match self.seed.tail_pair.store(pmem, SlotKind::DirtyTail, &body) {
+            Ok(()) => self.state = State::Tail(self.barrier.submit(cx)),
+            Err(error) => self.medium_failed(error),
+        }
     }
 
     /// The dirty tail is durable: publishes it.
@@ -393,8 +411,7 @@ impl Writeback {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
             Err(error) => {
-                self.shared().fail(&error);
-                self.halt(&error.into());
+                self.medium_failed(error);
                 false
             }
         }
@@ -507,10 +524,15 @@ impl Writeback {
             sequence: U64::new(sequence),
             spare: [0; 40],
         };
-        self.seed
+        let pmem = &*self.seed.shared.pmem;
+        let stored = self
+            .seed
             .mark_pair
-            .store(&*self.seed.shared.pmem, SlotKind::DurableMark, &mark);
-        self.state = State::Note(self.barrier.submit(cx));
+            .store(pmem, SlotKind::DurableMark, &mark);
+        match stored {
+            Ok(()) => self.state = State::Note(self.barrier.submit(cx)),
+            Err(error) => self.medium_failed(error),
+        }
     }
 }
 
@@ -568,8 +590,7 @@ impl Poller for Writeback {
                 }
             }
             State::BackOff(until) => Wake::At(until).sooner(backing),
-            State::Flush => backing,
-            State::Halted => Wake::OnEvent,
+            State::Flush | State::Halted => backing,
         }
     }
 }

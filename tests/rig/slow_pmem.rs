@@ -248,8 +248,9 @@ impl Pmem for SlowPmem {
         Persistence::Msync
     }
 
-    fn store(&self, at: u64, src: &[u8]) {
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
         self.note(at, src.len() as u64, Some(src));
+        Ok(())
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
@@ -259,10 +260,14 @@ impl Pmem for SlowPmem {
         Ok(())
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         let mut buf = IoBuf::zeroed(len);
-        self.load(at, &mut buf).unwrap();
-        MemView::from_buf(buf)
+        self.load(at, &mut buf)?;
+        Ok(MemView::from_buf(buf))
+    }
+
+    fn check(&self, _at: u64, _len: usize) -> Result<(), PmemError> {
+        Ok(())
     }
 
     fn write_back(&self, at: u64, len: u64) {
