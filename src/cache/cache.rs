@@ -58,6 +58,8 @@ pub struct CacheStatus {
     pub segments_reserve: u32,
     /// Released, and not free before every reader has passed a quiescent point.
     pub segments_retiring: u32,
+    /// Those that did not take data since the cache was loaded: still in use, or left alone.
+    pub segments_bad: u32,
     /// Bytes that the backing lacks.
     pub dirty_bytes: u64,
     /// Highest sequence given out, and the position of the log's head is behind it.
@@ -459,6 +461,7 @@ impl Cache {
             segments_free: shared.free_segments.load(relaxed),
             segments_log: m.log_segments.load(relaxed),
             segments_retiring: m.retiring.load(relaxed),
+            segments_bad: shared.segment_count() - shared.good_segments(),
             segments_reserve: shared.log_reserve.saturating_sub(deficit),
             dirty_bytes: shared.dirty_bytes(),
             key_head_sequence: shared.last_sequence.load(relaxed),

@@ -5,6 +5,8 @@
 //! has a volatile cache, make the new dirty tail durable. The next window's first write comes after
 //! that: else a crash would write an older epoch over a newer one.
 
+mod drain;
+
 use super::CacheError;
 use super::control_io::PairState;
 use super::flush_all::FlushAll;
@@ -13,7 +15,7 @@ use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
 use super::options::WritebackOrder;
 use super::pool::Pool;
-use super::shared::{DRAIN_FREE, DRAIN_RESTED, Shared};
+use super::shared::Shared;
 use super::stats::WritebackStats;
 use super::window::Window;
 use crate::bdev::{
@@ -197,12 +199,26 @@ impl Writeback {
             .degraded
             .store(true, Ordering::SeqCst);
         self.state = State::Halted;
+        self.flush_all.give_up(&self.seed.shared);
     }
 
-    /// What writeback has to note on the medium can't be stored there, or not durably: final.
+    /// What writeback notes on the medium can't be stored there, or not durably: final.
     fn medium_failed(&mut self, error: PmemError) {
         self.shared().fail(&error);
         self.halt(&error.into());
+    }
+
+    /// Something was stored: goes on in `state` when it is durable.
+    fn make_durable(
+        &mut self,
+        cx: &Cx,
+        stored: Result<(), PmemError>,
+        state: fn(BarrierTicket) -> State,
+    ) {
+        match stored {
+            Ok(()) => self.state = state(self.barrier.submit(cx)),
+            Err(error) => self.medium_failed(error),
+        }
     }
 
     fn start_window(&mut self, cx: &Cx) {
@@ -229,10 +245,8 @@ impl Writeback {
                     spare: [0; 40],
                 };
                 let pair = &mut self.seed.window_pair;
-                match pair.store(&*shared.pmem, SlotKind::WindowEnd, &end) {
-                    Ok(()) => self.state = State::Mark(self.barrier.submit(cx)),
-                    Err(error) => self.medium_failed(error),
-                }
+                let stored = pair.store(&*shared.pmem, SlotKind::WindowEnd, &end);
+                self.make_durable(cx, stored, State::Mark);
             }
             Ok(Some(false)) => self.begin_writes(),
         }
@@ -373,10 +387,8 @@ impl Writeback {
             .store(false, Ordering::SeqCst);
         let body = tail_body(&self.seed.view, &self.window.end);
         let pmem = &*self.seed.shared.pmem;
-        match self.seed.tail_pair.store(pmem, SlotKind::DirtyTail, &body) {
-            Ok(()) => self.state = State::Tail(self.barrier.submit(cx)),
-            Err(error) => self.medium_failed(error),
-        }
+        let stored = self.seed.tail_pair.store(pmem, SlotKind::DirtyTail, &body);
+        self.make_durable(cx, stored, State::Tail);
     }
 
     /// The dirty tail is durable: publishes it.
@@ -415,38 +427,6 @@ impl Writeback {
                 false
             }
         }
-    }
-
-    /// Comes to rest when that is asked for and no write is under way; true while it rests.
-    fn rest_if_asked(&mut self, cx: &Cx) -> bool {
-        let shared = self.seed.shared.clone();
-        if !shared.maintenance.stop.load(Ordering::SeqCst) {
-            return false;
-        }
-        if !matches!(self.state, State::Rested) {
-            let barrier = matches!(self.state, State::Mark(_) | State::Tail(_) | State::Note(_));
-            if barrier || self.in_flight > 0 {
-                return false;
-            }
-            self.state = State::Rested;
-            shared.maintenance.rested.fetch_add(1, Ordering::SeqCst);
-            if shared
-                .maintenance
-                .drain
-                .swap(DRAIN_RESTED, Ordering::SeqCst)
-                == DRAIN_FREE
-            {
-                shared.maintenance.drain.store(DRAIN_FREE, Ordering::SeqCst);
-                self.seed.pool.note_unloaded(shared.uuid);
-            }
-        }
-        if shared.maintenance.drain.load(Ordering::SeqCst) == DRAIN_FREE
-            && let Some(poller) = cx.local::<WritebackPoller>(shared.instance)
-        {
-            cx.remove_poller(poller.0);
-            cx.remove_local::<WritebackPoller>(shared.instance);
-        }
-        true
     }
 
     fn step(&mut self, cx: &Cx) -> u32 {
@@ -507,7 +487,11 @@ impl Writeback {
                 }
                 u32::from(done)
             }
-            State::Flush | State::Halted | State::Rested => 0,
+            State::Halted => {
+                self.flush_all.give_up(&self.seed.shared);
+                0
+            }
+            State::Flush | State::Rested => 0,
         }
     }
 
@@ -529,10 +513,7 @@ impl Writeback {
             .seed
             .mark_pair
             .store(pmem, SlotKind::DurableMark, &mark);
-        match stored {
-            Ok(()) => self.state = State::Note(self.barrier.submit(cx)),
-            Err(error) => self.medium_failed(error),
-        }
+        self.make_durable(cx, stored, State::Note);
     }
 }
 
