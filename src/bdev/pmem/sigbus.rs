@@ -140,7 +140,7 @@ struct Marks {
     all: AtomicBool,
     /// A bit for each unit. Zeroed pages of their own: those that are never touched cost nothing.
     bits: MmapRaw,
-    /// Units that a check has logged.
+    /// How many were lost when a check logged it last.
     told: AtomicU64,
 }
 
@@ -287,9 +287,12 @@ impl Guarded {
             at: at as u64,
             len: len as u64,
         };
-        // A reader of lost pages may come again and again: only news is worth a line.
+        // Each page of a large loss is met by itself: a line whenever it has become twice as much.
         let lost = self.marks.lost.load(Ordering::Relaxed);
-        if self.marks.told.swap(lost, Ordering::Relaxed) < lost {
+        let told = self.marks.told.load(Ordering::Relaxed);
+        if lost >= 2 * told && lost > told {
+            // Two threads may both tell.
+            self.marks.told.store(lost, Ordering::Relaxed);
             tracing::error!(lost_bytes = self.lost_bytes(), %error, "the medium has lost data");
         }
         Err(error)

@@ -48,7 +48,7 @@ fn what_a_shorter_file_lacks_is_an_error_each_time_and_the_rest_is_served() {
     let mut page = [0; 4096];
     for _ in 0..3 {
         mapping.load(2 * PAGE, &mut page).unwrap();
-        assert_eq!(page, [0x11; 4096]);
+        assert!(page == [0x11; 4096]);
         let lost = mapping.load(3 * PAGE - 100, &mut page[..200]);
         assert_eq!(lost, Err(poison(3 * PAGE, 100)));
     }
@@ -60,7 +60,7 @@ fn what_a_shorter_file_lacks_is_an_error_each_time_and_the_rest_is_served() {
         Err(poison(3 * PAGE, PAGE))
     );
     mapping.load(5 * PAGE, &mut page).unwrap();
-    assert_eq!(page, [0; 4096]);
+    assert!(page == [0; 4096]);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn threads_that_race_with_a_fault_never_believe_the_replacement() {
                             pages - 1 - step
                         };
                         match mapping.load(at as u64 * PAGE, &mut page) {
-                            Ok(()) => assert_eq!(page, [0x11; 4096]),
+                            Ok(()) => assert!(page == [0x11; 4096]),
                             Err(error) => {
                                 assert_eq!(error, poison(at as u64 * PAGE, PAGE));
                                 lost += 1;
