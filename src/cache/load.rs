@@ -6,16 +6,16 @@
 use super::CacheError;
 use super::bad::PostBatch;
 use super::cache::{Cache, CacheParts};
-use super::control_io::PairState;
 use super::fault::{self, Fault};
-use super::gc::{GcSeed, next_salt, salt_seed};
-use super::geometry::{SegIx, SegmentItem, log_reserve};
+use super::gc::GcSeed;
+use super::geometry::{SegIx, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_start::{next_salt, salt_seed, store_start};
 use super::options::CacheOptions;
 use super::pool::Pool;
 use super::replay::{Control, Replayed, load_generations, open_view, replay};
@@ -116,13 +116,13 @@ fn begin_run(
     control
         .incarnation
         .1
-        .store(pmem, SlotKind::Incarnation, &body);
+        .store(pmem, SlotKind::Incarnation, &body)?;
     control.incarnation.0 = body;
     let boot = Boot {
         boot_id: runtime.boot_id,
         spare: [0; 32],
     };
-    control.boot.1.store(pmem, SlotKind::Boot, &boot);
+    control.boot.1.store(pmem, SlotKind::Boot, &boot)?;
     let clean = CleanStop {
         clean: U32::ZERO,
         spare_before: U32::ZERO,
@@ -132,7 +132,7 @@ fn begin_run(
     control
         .clean_stop
         .1
-        .store(pmem, SlotKind::CleanStop, &clean);
+        .store(pmem, SlotKind::CleanStop, &clean)?;
     pmem.barrier_wait()?;
     Ok(incarnation)
 }
@@ -170,12 +170,7 @@ fn prepare_reserve(
             salt: U64::new(salt),
             spare: [0; 8],
         };
-        let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
-        let pmem = &*view.pmem;
-        let mut pair =
-            super::control_io::load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
-                .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
-        pair.store(pmem, SlotKind::LogStart, &body);
+        store_start(&*view.pmem, view.geometry.segment_start(id), &body)?;
         ready.push_back(ReadySegment {
             segment,
             pool_segment: id.0,
@@ -437,6 +432,7 @@ impl Pool {
         }
         let cache = loaded.and_then(|(loaded, staging)| {
             self.start_cache(&entry, options, backing, runtime, loaded, staging)
+                .inspect(|cache| cache.shared.check_segments())
         });
         if cache.is_err() {
             self.note_unloaded(entry.uuid);

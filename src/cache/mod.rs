@@ -35,6 +35,7 @@ mod load;
 mod log;
 mod log_probe;
 mod log_reader;
+mod log_start;
 mod options;
 mod pool;
 mod read;

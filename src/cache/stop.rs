@@ -175,7 +175,7 @@ impl Cache {
         };
         shutdown
             .clean_stop_pair
-            .store(pmem, SlotKind::CleanStop, &clean);
+            .store(pmem, SlotKind::CleanStop, &clean)?;
         pmem.barrier_wait()?;
         Ok(())
     }

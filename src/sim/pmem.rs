@@ -264,6 +264,15 @@ impl Media {
         self.visible.get(at, len)
     }
 
+    /// Fails if some of these bytes can't be read.
+    fn check(&self, at: u64, len: u64) -> Result<(), PmemError> {
+        let range = ByteRange::between(at, at + len);
+        if self.poison.iter().any(|bad| bad.overlaps(range)) {
+            return Err(PmemError::Poison { at, len });
+        }
+        Ok(())
+    }
+
     /// Loads that touch `range` fail from now on.
     pub(super) fn poison(&mut self, range: ByteRange) {
         self.poison.push(range);
@@ -303,30 +312,32 @@ impl Pmem for SimPmem {
         }
     }
 
-    fn store(&self, at: u64, src: &[u8]) {
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
         let mut state = self.universe.write();
         state.point();
         let actor = state.actor;
         state.media.store(actor, at, src);
+        Ok(())
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
         let state = self.universe.read();
-        let len = dst.len() as u64;
-        let range = ByteRange::between(at, at + len);
-        if state.media.poison.iter().any(|bad| bad.overlaps(range)) {
-            return Err(PmemError::Poison { at, len });
-        }
+        state.media.check(at, dst.len() as u64)?;
         state.media.visible.read(at, dst);
         Ok(())
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         let mut buf = IoBuf::zeroed(len);
         let mut state = self.universe.write();
+        state.media.check(at, len as u64)?;
         state.media.visible.read(at, &mut buf);
         state.views.insert(buf.as_ptr().addr(), at);
-        MemView::from_buf(buf)
+        Ok(MemView::from_buf(buf))
+    }
+
+    fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+        self.universe.read().media.check(at, len as u64)
     }
 
     fn write_back(&self, at: u64, len: u64) {
