@@ -303,7 +303,8 @@ impl Mapping {
         let start = unsafe { NonNull::new_unchecked(start) };
         let owner = Arc::clone(self);
         // SAFETY: the bytes stay mapped as long as `owner` lives, and the caller of `Pmem::view`
-        // sees to it that nobody stores there meanwhile.
+        // sees to it that nobody stores there meanwhile. A page that is lost meanwhile becomes zero
+        // when somebody reads it, which `check` tells: until then its bytes had no value to anybody.
         Ok(unsafe { MemView::new(start, len, owner) })
     }
 }

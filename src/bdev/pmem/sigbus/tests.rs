@@ -89,8 +89,16 @@ fn a_view_of_what_was_lost_is_refused_or_fails_its_check() {
     let view = mapping.view(PAGE, 4096).unwrap();
     mapping.check(PAGE, 4096).unwrap();
     file.set_len(0).unwrap();
-    // Not known yet; the view's reader finds out, and gets anything.
+    // Not known yet. The kernel refuses, as for any device that reads from a view.
+    let disk = tempfile::tempfile().unwrap();
+    assert_eq!(
+        rustix::io::pwrite(&disk, &view, 0),
+        Err(rustix::io::Errno::FAULT)
+    );
+    mapping.check(PAGE, 4096).unwrap();
+    // We find out, and get anything; from then on the kernel gets it too.
     assert_eq!(view.iter().map(|b| u32::from(*b)).sum::<u32>(), 0);
+    assert_eq!(rustix::io::pwrite(&disk, &view, 0), Ok(4096));
     assert_eq!(mapping.check(PAGE, 4096), Err(poison(PAGE, PAGE)));
     assert_eq!(mapping.view(PAGE + 8, 8).unwrap_err(), poison(PAGE + 8, 8));
     mapping.check(0, 4096).unwrap();
