@@ -369,3 +369,56 @@ fn a_flush_is_started_followed_and_required() {
     }
     assert_eq!(service.call("bdev_pmcache_unload", unload), true);
 }
+
+#[test]
+fn a_backing_that_was_changed_meanwhile_is_refused_unless_forced() {
+    let service = with_cache();
+    let name = json!({"name": "c0"});
+    let load = json!({"pool": "p0", "name": "c0"});
+    service.call("bdev_pmcache_unload", name.clone());
+    let loaded = service.call("bdev_pmcache_load", load.clone());
+    assert_eq!(loaded["replay"]["clean_dropped"], false);
+    service.call("bdev_pmcache_unload", name);
+    let disk = std::fs::File::options();
+    let disk = disk.clone().write(true).open(service.dir().join("d0.img"));
+    let disk = disk.unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &[1; 4096], 8192).unwrap();
+    disk.sync_all().unwrap();
+    let (code, message) = service.refused("bdev_pmcache_load", load);
+    assert_eq!(code, -116);
+    assert!(message.contains("the first MiB"), "{message}");
+    let forced = json!({"pool": "p0", "name": "c0", "force": true});
+    let loaded = service.call("bdev_pmcache_load", forced);
+    assert_eq!(loaded["replay"]["clean_dropped"], true);
+}
+
+#[test]
+fn a_cache_that_is_loaded_for_salvage_is_only_looked_at() {
+    let service = with_cache();
+    let name = json!({"name": "c0"});
+    let (load, salvage) = (
+        json!({"pool": "p0", "name": "c0"}),
+        json!({"pool": "p0", "name": "c0", "salvage": true}),
+    );
+    assert_eq!(service.refused("bdev_pmcache_load", salvage.clone()).0, -16);
+    service.call("bdev_pmcache_unload", name.clone());
+    let pool = || std::fs::read(service.dir().join("pm0.pmem")).unwrap();
+    let before = pool();
+    let loaded = service.call("bdev_pmcache_load", salvage);
+    assert_eq!(loaded["replay"]["missing"], Value::Null);
+    assert_eq!(loaded["replay"]["lost_clean"], Value::Null);
+    let shown = &service.call("bdev_pmcache_get", name.clone())[0];
+    assert_eq!(shown["state"], "read_only");
+    let salvage = json!({"missing": null, "lost_clean": null});
+    assert_eq!(shown["salvage"], salvage);
+    let depth = json!({"name": "c0", "writeback_depth": 3});
+    assert_eq!(service.refused("bdev_pmcache_set_options", depth).0, -30);
+    let flush = service.refused("bdev_pmcache_flush_start", name.clone());
+    assert_eq!(flush.0, -30);
+    assert_eq!(service.refused("bdev_pmcache_load", load.clone()).0, -16);
+    service.call("bdev_pmcache_unload", name.clone());
+    assert!(pool() == before, "nothing has changed");
+    service.call("bdev_pmcache_load", load);
+    let shown = &service.call("bdev_pmcache_get", name)[0];
+    assert_eq!(shown["salvage"], Value::Null);
+}

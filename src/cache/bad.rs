@@ -388,13 +388,13 @@ impl Shared {
     }
 
     /// With fewer good segments than a cache needs to go on, requests would wait for space for ever:
-    /// that is the end of the pool.
+    /// that is the end of it.
     pub(crate) fn check_segments(&self) {
         let bad = self.suspect_count.load(Ordering::SeqCst);
         let good = self.segment_count().saturating_sub(bad);
         let wanted = segments_needed(self.lanes, self.log_reserve);
         if good < wanted {
-            self.fail(&CacheError::NoSegments { wanted, free: good });
+            self.fail_alone(&CacheError::NoSegments { wanted, free: good });
         }
     }
 

@@ -1,6 +1,7 @@
 //! Creating and destroying caches in a pool.
 
 use super::CacheError;
+use super::backing_sample::SAMPLE_ITEMS;
 use super::control_io::{PairState, load_pair, wipe_pair};
 use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
 use super::log_start::salt_seed;
@@ -119,7 +120,7 @@ impl Pool {
         };
         let generation = self.prepare_segments(ids, create)?;
         self.prepare_control(ids[0], generation, create)?;
-        self.pmem.barrier_wait()?;
+        self.barrier_wait()?;
         self.update(|caches| {
             let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
                 return Err(CacheError::Busy(
@@ -192,7 +193,9 @@ impl Pool {
             incarnation: U32::ZERO,
             spare_before: U32::ZERO,
             first_sequence: U64::new(1),
-            spare: [0; 32],
+            clean_until: U64::ZERO,
+            written_back_until: U64::ZERO,
+            spare: [0; 16],
         };
         fresh(CacheItem::Incarnation)?.store(pmem, SlotKind::Incarnation, &incarnation)?;
         let window = WindowEnd {
@@ -202,7 +205,7 @@ impl Pool {
         fresh(CacheItem::WindowEnd)?.store(pmem, SlotKind::WindowEnd, &window)?;
         let clean = CleanStop {
             clean: U32::new(1),
-            spare_before: U32::ZERO,
+            sampled: U32::ZERO,
             final_sequence: U64::ZERO,
             spare: [0; 32],
         };
@@ -217,6 +220,9 @@ impl Pool {
             spare: [0; 32],
         };
         fresh(CacheItem::Boot)?.store(pmem, SlotKind::Boot, &boot)?;
+        for (item, ..) in SAMPLE_ITEMS {
+            fresh(item)?;
+        }
         let salt = salt_seed(create.seed, &create.uuid, 0, generation);
         let start = LogStart {
             cache: create.uuid,

@@ -118,6 +118,40 @@ pub enum CacheError {
         /// What was recorded.
         recorded: String,
     },
+    /// The backing holds something else than it did at the last clean stop.
+    #[error(
+        "backing {name:?} was changed since the cache was stopped: {part} had CRC {recorded:#010x}, \
+         now it has {found:#010x}; `force` takes it as it is, and keeps only what it lacks"
+    )]
+    BackingAltered {
+        /// Name of the bdev.
+        name: String,
+        /// Which of the samples differs.
+        part: &'static str,
+        /// The CRC when the cache was stopped.
+        recorded: u32,
+        /// What its bytes give now.
+        found: u32,
+    },
+    /// The backing could not be compared with its sample.
+    #[error(
+        "backing {name:?} can't be compared with what it was when the cache was stopped: {why}; \
+         `force` takes it as it is, and keeps only what it lacks"
+    )]
+    BackingUnread {
+        /// Name of the bdev.
+        name: String,
+        /// What was in the way.
+        why: &'static str,
+    },
+    /// A barrier of the pool's medium has failed in this process.
+    #[error(
+        "a barrier of the pool's medium has failed: the pool is read-only until it is loaded anew"
+    )]
+    PoolFailed,
+    /// A salvaged cache is only looked at.
+    #[error("the cache is loaded for salvage, and is read-only")]
+    Salvaged,
     /// Something uses it.
     #[error("{0}")]
     Busy(String),

@@ -186,6 +186,16 @@ impl LogReader {
         })
     }
 
+    /// Stands at `pos`, whose segment has lost its START: nothing continues the log there.
+    pub(crate) fn without_start(pos: LogPos) -> Self {
+        Self {
+            pos,
+            // No log segment has it.
+            salt: 0,
+            buf: Box::new([0; KSET_BYTES_MAX]),
+        }
+    }
+
     pub(crate) fn salt(&self) -> u64 {
         self.salt
     }

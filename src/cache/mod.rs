@@ -6,6 +6,8 @@
 //! `docs/format.md` the media.
 
 mod audit;
+mod backing_read;
+mod backing_sample;
 mod bad;
 #[expect(
     clippy::module_inception,
@@ -32,10 +34,14 @@ mod lane;
 mod latency;
 mod live_options;
 mod load;
+mod load_report;
+mod loading;
 mod log;
+mod log_damage;
 mod log_probe;
 mod log_reader;
 mod log_start;
+mod look_only;
 mod options;
 mod pool;
 mod read;
@@ -49,6 +55,7 @@ mod staged;
 mod staging;
 mod stats;
 mod stop;
+mod survey;
 mod try_lock;
 mod window;
 mod write;
@@ -70,8 +77,11 @@ pub use geometry::{
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
 pub use latency::LatencyFigures;
+pub use load_report::{BadPlace, LostClean, Missing};
+pub use loading::{LoadWish, Loading};
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;
 pub use shared::Runtime;
 pub use stats::{GcFigures, LaneFigures, WritebackFigures};
+pub(crate) use survey::{SurveyedData, SurveyedKset};

@@ -10,6 +10,8 @@ use super::geometry::{
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
 use crate::units::SegmentId;
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use zerocopy::little_endian::{U32, U64};
 
@@ -35,9 +37,32 @@ struct Table {
     loaded: Vec<[u8; 16]>,
 }
 
+/// Whether a barrier of a pool's medium has failed, as all its caches see it. Final.
+#[derive(Debug, Default)]
+pub(crate) struct PoolFailure {
+    /// On a line of its own: every write looks at it.
+    failed: CachePadded<AtomicBool>,
+}
+
+impl PoolFailure {
+    /// Notes a failed barrier; whether this is the first that is heard of it.
+    pub(crate) fn note(&self, error: &dyn std::error::Error) -> bool {
+        let first = !self.failed.swap(true, Ordering::SeqCst);
+        if first {
+            tracing::error!(%error, "the pool and all its caches are read-only from now on");
+        }
+        first
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+}
+
 /// An open pool.
 #[derive(Debug)]
 pub struct Pool {
+    pub(crate) failure: Arc<PoolFailure>,
     pub(crate) pmem: Arc<dyn Pmem>,
     pub(crate) geometry: PoolGeometry,
     uuid: [u8; 16],
@@ -228,6 +253,7 @@ impl Pool {
             loaded: Vec::new(),
         });
         Ok(Arc::new(Self {
+            failure: Arc::default(),
             pmem,
             geometry,
             uuid,
@@ -306,16 +332,46 @@ impl Pool {
         &self,
         change: impl FnOnce(&mut [CacheEntry]) -> Result<(), CacheError>,
     ) -> Result<(), CacheError> {
+        self.refuse_failed()?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let mut changed = table.superblock.clone();
         change(&mut changed.caches)?;
         changed.seq = changed.seq.wrapping_add(1);
         let second = !table.newest_is_second;
         store_superblock(&*self.pmem, &changed, second)?;
-        self.pmem.barrier_wait()?;
+        self.barrier_wait()?;
         table.superblock = changed;
         table.newest_is_second = second;
         Ok(())
+    }
+
+    /// Whether a barrier of its medium has failed: it is read-only then, with all its caches.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failure.has_failed()
+    }
+
+    /// # Errors
+    /// [`CacheError::PoolFailed`] after a barrier that failed.
+    pub(crate) fn refuse_failed(&self) -> Result<(), CacheError> {
+        if self.has_failed() {
+            return Err(CacheError::PoolFailed);
+        }
+        Ok(())
+    }
+
+    /// Waits for a barrier; one that fails is final for the whole pool.
+    pub(crate) fn barrier_wait(&self) -> Result<(), CacheError> {
+        let result = self.pmem.barrier_wait().map_err(CacheError::from);
+        self.note_failure(&result);
+        result
+    }
+
+    /// Makes a failed barrier known to all caches of the pool.
+    pub(crate) fn note_failure<T>(&self, result: &Result<T, CacheError>) {
+        if let Err(CacheError::Medium(error @ PmemError::BarrierFailed(_))) = result {
+            self.failure.note(error);
+        }
     }
 
     /// Notes that a cache runs; it can do so only once.

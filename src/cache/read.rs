@@ -436,7 +436,7 @@ impl Lane {
             }
         });
         self.index.remove_placeholders(subtree, start, end, miss.id);
-        if env.stopping {
+        if env.stopping || shared.read_only {
             return;
         }
         let tree_start = miss.range.start() - miss.range.start() % SUBTREE_BYTES;

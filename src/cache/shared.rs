@@ -6,11 +6,13 @@ use super::key_index::SUBTREE_BYTES;
 use super::latency::LatencyStats;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place};
+use super::log_reader::LogView;
+use super::pool::PoolFailure;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::stats::LaneStats;
 use super::try_lock::TryLock;
-use crate::bdev::Pmem;
+use crate::bdev::{Pmem, PmemError};
 use crate::units::SegmentId;
 use crossbeam_utils::CachePadded;
 use reactors::{Clock, Quiescence, ReactorHandle};
@@ -166,8 +168,13 @@ pub(crate) struct Shared {
     pub(crate) placed_all: Box<[CachePadded<AtomicU64>]>,
     /// Somebody waits for the durable sequence.
     pub(crate) durable_waiters: CachePadded<AtomicU32>,
-    /// The medium's barrier has failed: nothing is acknowledged any more.
-    pub(crate) failed: AtomicBool,
+    /// The medium's barrier has failed: nothing is acknowledged any more, in all caches of the pool …
+    pub(crate) failure: Arc<PoolFailure>,
+    /// … or the medium does not take what this cache must store. On a line of its own: every write
+    /// looks at it.
+    pub(crate) failed: CachePadded<AtomicBool>,
+    /// Only looked at (salvage): nothing is ever stored.
+    pub(crate) read_only: bool,
     /// Bit per lane that has keys without a sequence; a word pair per data reactor, written by it
     /// alone.
     pub(crate) unplaced: Box<[CachePadded<[AtomicU64; 2]>]>,
@@ -265,17 +272,29 @@ impl Shared {
         }
     }
 
-    /// The medium has failed for good: stops all acknowledgements.
-    pub(crate) fn fail(&self, error: &dyn std::error::Error) {
+    /// The medium has failed for good: stops all acknowledgements. Of all caches of the pool if it was
+    /// a barrier; a place that takes no stores concerns this one.
+    pub(crate) fn fail(&self, error: &PmemError) {
+        if !matches!(error, PmemError::BarrierFailed(_)) {
+            self.fail_alone(error);
+        } else if self.failure.note(error) {
+            // The reactors are those of all caches: the others of the pool stop now, too.
+            self.ring_lanes();
+            self.ring_maintenance();
+        }
+    }
+
+    /// This cache can't go on: stops its acknowledgements.
+    pub(crate) fn fail_alone(&self, error: &dyn std::error::Error) {
         if !self.failed.swap(true, Ordering::SeqCst) {
-            tracing::error!(cache = %self.name, %error, "the pool is read-only from now on");
+            tracing::error!(cache = %self.name, %error, "the cache is read-only from now on");
             self.ring_lanes();
             self.ring_maintenance();
         }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.failed.load(Ordering::Acquire) || self.failure.has_failed()
     }
 
     /// Logical bytes that the backing lacks.
@@ -330,6 +349,18 @@ impl Shared {
         self.maintenance
             .key_sequence
             .store(pos.sequence, Ordering::Release);
+    }
+
+    /// The published dirty tail, once nobody moves it any more.
+    pub(crate) fn dirty_tail(&self, view: &LogView) -> Option<LogPos> {
+        let position = self.maintenance.dirty_position.load(Ordering::SeqCst);
+        let half = |word: u64| u32::try_from(word & 0xffff_ffff).ok();
+        Some(LogPos {
+            segment: view.segments.find(half(position >> 32)?)?,
+            offset: half(position)?,
+            sequence: self.maintenance.dirty_sequence.load(Ordering::SeqCst),
+            epoch: self.maintenance.dirty_epoch.load(Ordering::SeqCst),
+        })
     }
 
     /// Pool segment and offset in one word, for status.

@@ -7,11 +7,11 @@ use super::geometry::largest_ksets;
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::pool::Pool;
-use super::replay::{Control, Replayed, open_view};
+use super::replay::{Control, ReplayWish, Replayed, open_view};
 use super::shared::Runtime;
 use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
 use crate::media::{
-    self, CacheEntry, KSET_BYTES_MAX, KsetHeader, encode_kset, encode_last, kset_bytes,
+    self, CacheEntry, KSET_BYTES_MAX, KeyFlags, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
 use std::path::Path;
 
@@ -29,8 +29,13 @@ pub(crate) fn open_staging(
     entry: &CacheEntry,
     control: &Control,
     runtime: &Runtime,
+    wish: ReplayWish,
 ) -> Result<Staged, CacheError> {
-    let file = StagingFile::open(&runtime.run_dir, pool.uuid())?;
+    let file = if wish.salvage {
+        StagingFile::copy_of(&runtime.run_dir, pool.uuid())?
+    } else {
+        StagingFile::open(&runtime.run_dir, pool.uuid())?
+    };
     let section = file.header(place)?;
     let count = entry.lanes.get() as usize;
     let mut lanes = Vec::with_capacity(count);
@@ -49,7 +54,16 @@ pub(crate) fn open_staging(
     let ignored = fault::injected(Fault::StagingIgnored);
     let usable = ours && same_boot && !stopped_clean && !ignored;
     let left_over = if usable {
-        lanes.iter().map(LaneStaging::left_over).collect()
+        let mut left_over: Vec<Vec<StagedKset>> =
+            lanes.iter().map(LaneStaging::left_over).collect();
+        let body = &control.incarnation.0;
+        // Also of a load that dropped them and was cut off before it had emptied the slots.
+        if wish.drop_clean || body.clean_until.get() == body.first_sequence.get() {
+            for kset in left_over.iter_mut().flatten() {
+                kset.keys.retain(|key| !key.flags().has(KeyFlags::CLEAN));
+            }
+        }
+        left_over
     } else {
         lanes.iter_mut().for_each(LaneStaging::clear);
         vec![Vec::new(); count]
@@ -88,6 +102,29 @@ impl Staged {
             }
         }
         references
+    }
+}
+
+/// Salvage: shows what an earlier process acknowledged and could not log, as far as it fits. Behind a
+/// bad place it does not: of what was written between, these keys know nothing.
+pub(crate) fn take_staged(
+    view: &LogView,
+    staged: &Staged,
+    replayed: &mut Replayed,
+    generations: &[u64],
+) {
+    let first = replayed.end.sequence;
+    let keys = staged.unlogged(first).flat_map(|kset| &kset.keys);
+    let keys = keys.filter(|key| view.check_key(key).is_ok());
+    if let Some(missing) = &mut replayed.report.missing {
+        missing.add_staged(keys);
+        return;
+    }
+    for key in keys {
+        if replayed.apply(view, generations, key) {
+            replayed.count_dirty(key);
+            replayed.report.staged_keys += 1;
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Campaign {
 }
 
 /// What all seeds did together.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Seeds that were run.
     pub seeds: u64,
@@ -52,7 +52,7 @@ pub struct Totals {
 }
 
 /// A seed that failed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// The seed.
     pub seed: u64,

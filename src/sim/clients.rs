@@ -7,6 +7,7 @@ use super::universe::CONTROL;
 use super::world::{Checked, Violation, World};
 use crate::bdev::{Bdev, Channel, Completion, Data, IoBuf, IoStatus, Op, Request};
 use crate::units::ByteRange;
+use std::collections::BTreeSet;
 
 /// A client on a reactor.
 #[derive(Debug)]
@@ -198,7 +199,10 @@ impl World {
             let line = line();
             self.trace.about(volume, flight.range, || line);
         }
-        if !status.is_ok() && status != IoStatus::Aborted && !flight.excused && self.is_well() {
+        let model = &self.volumes[volume].model;
+        let is_lost = flight.op == Op::Read && model.may_fail(flight.range, flight.since);
+        let is_excused = flight.excused || is_lost || status == IoStatus::Aborted;
+        if !status.is_ok() && !is_excused && self.is_well() {
             let (op, range) = (flight.op, flight.range);
             return Err(Violation::new(format!(
                 "{op:?} of {range} ended with {status:?}, and nothing was wrong"
@@ -237,7 +241,7 @@ impl World {
             Op::Read => {
                 model.end_read(flight.since);
                 if ok && let Data::Buf(buf) = &completion.data {
-                    let checked = model.check(start, buf, flight.since);
+                    let checked = model.check(start, buf, flight.since, &BTreeSet::new());
                     return checked.map_err(|wrong| Violation::at(volume, wrong));
                 }
             }

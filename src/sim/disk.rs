@@ -79,10 +79,6 @@ impl DiskState {
         }
     }
 
-    pub(super) fn has_cache(&self) -> bool {
-        self.has_cache
-    }
-
     fn write(&mut self, at: u64, bytes: Vec<u8>) {
         self.visible.write(at, &bytes);
         if self.has_cache {
@@ -147,12 +143,6 @@ impl DiskState {
     /// Bytes as a reader sees them now.
     pub(super) fn peek(&self, range: ByteRange) -> Vec<u8> {
         self.visible.get(range.start(), range.len())
-    }
-
-    /// Somebody else writes to the disk while no cache looks.
-    pub(super) fn change(&mut self, at: u64, bytes: &[u8]) {
-        self.visible.write(at, bytes);
-        self.durable.write(at, bytes);
     }
 }
 

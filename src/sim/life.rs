@@ -7,6 +7,7 @@ use super::rng::Rng;
 use super::trace::Trace;
 use super::universe::Snapshot;
 use super::world::{Checked, Counts, Violation, World};
+use crate::bdev::Op;
 use crate::cache::WritebackOrder;
 use crate::units::ByteRange;
 
@@ -95,11 +96,17 @@ impl World {
 
     fn something_happens(&mut self) -> Checked<()> {
         match self.plan.profile {
+            Profile::Damage => return self.decay(),
             Profile::Short => {
                 if self.rng.permille(150) {
                     self.empty_the_log()?;
                 }
-                return self.crash();
+                self.crash()?;
+                return if self.rng.permille(600) {
+                    self.stand_before_leftovers()
+                } else {
+                    Ok(())
+                };
             }
             Profile::Hops if self.rng.permille(800) => return self.crash(),
             Profile::Faults => self.make_trouble()?,
@@ -199,6 +206,50 @@ impl World {
         };
         self.end_life(end, moment)?;
         self.load_with_ends(end)
+    }
+
+    /// The life ends, the medium decays, and the next one makes the best of it.
+    fn decay(&mut self) -> Checked<()> {
+        let end = self.random_end();
+        if self.rng.permille(300) {
+            self.drain()?;
+            self.stop(20_000)?;
+        }
+        self.end_life(end, None)?;
+        let damage = self.damage()?;
+        self.load_damaged(damage)?;
+        self.settle(end)?;
+        match self.rng.below(4) {
+            0 => self.flush_and_compare(),
+            1 => self.rest(2_500_000_000),
+            2 => self.crash(),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a crash cut off may still stand behind the log's new end. A few ksets more end the log
+    /// somewhere, perhaps just there; then loads that log nothing, so that the leftover's incarnation
+    /// and sequence lie in the past.
+    fn stand_before_leftovers(&mut self) -> Checked<()> {
+        self.drain()?;
+        let block = u64::from(self.plan.block_bytes);
+        let used = self.plan.used();
+        for _ in 0..self.rng.below(4) {
+            let client = self.rng.index(self.clients.len());
+            let at = used.start() + self.rng.below(used.len() / block) * block;
+            let range = ByteRange::between(at, at + block);
+            self.submit(client, Op::Write { fua: true }, range)?;
+            self.drain()?;
+        }
+        if self.rng.permille(500) {
+            self.empty_the_log()?;
+        }
+        for _ in 0..2 {
+            let end = self.random_end();
+            self.end_life(end, None)?;
+            self.load()?;
+        }
+        self.settle(End::Power)
     }
 
     /// GC passes everything, so that the key tail stands at the log's end.
@@ -431,6 +482,10 @@ impl World {
 
     /// What the engine counts in memory is what its log says; nothing is under way.
     fn audit(&mut self) -> Checked<()> {
+        if self.plan.profile == Profile::Damage {
+            // Damaged clean keys leave the index before they leave the log.
+            return Ok(());
+        }
         self.counts.checks += 1;
         for number in 0..self.volumes.len() {
             let cache = self.cache(number)?;

@@ -1,12 +1,15 @@
 //! What happens to a machine as a whole: loads, stops, deaths, power cuts, and looks at all of it.
 
 use super::disk::Faults;
+use super::plan::Profile;
 use super::rng::index;
+use super::sectors::SECTOR;
 use super::universe::{CONTROL, Snapshot, State};
 use super::world::{Checked, Violation, World, machine};
-use crate::bdev::{Bdev, Data, IoBuf, Op, Request};
+use crate::bdev::{Bdev, Channel, Data, IoBuf, Op, Request};
 use crate::cache::check_pmem;
 use crate::units::ByteRange;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How a life ends.
@@ -84,6 +87,11 @@ impl World {
             self.restore(moment)?;
         }
         self.counts.cuts += 1;
+        if self.universe.read().media.has_failed() {
+            for volume in &mut self.volumes {
+                volume.model.lose_volatile();
+            }
+        }
         if end == End::Power {
             for entry in std::fs::read_dir(self.run_dir.path())? {
                 std::fs::remove_file(entry?.path())?;
@@ -108,7 +116,7 @@ impl World {
             }
         }
         self.mended = self.turns;
-        if self.plan.profile != super::Profile::Exhaustive {
+        if self.plan.profile != Profile::Exhaustive {
             self.plan.reactors = self.rng.pick(&[1, 2, 2, 3]);
         }
         self.restart()?;
@@ -143,10 +151,10 @@ impl World {
     pub(super) fn settle(&mut self, end: End) -> Checked<()> {
         for number in 0..self.volumes.len() {
             let cache = self.cache(number)?;
-            let bytes = self.read_all(&*cache)?;
+            let (bytes, unreadable) = self.read_all(number, &*cache)?;
             let start = self.plan.used().start();
             let model = &mut self.volumes[number].model;
-            let settled = model.settle(start, &bytes, end == End::Power);
+            let settled = model.settle(start, &bytes, end == End::Power, &unreadable);
             settled.map_err(|mut wrong| {
                 wrong.what = format!("after {end:?}: {}", wrong.what);
                 Violation::at(number, wrong)
@@ -156,16 +164,49 @@ impl World {
     }
 
     /// Reads the whole of what is used of a device, on the first reactor.
-    pub(super) fn read_all(&mut self, bdev: &dyn Bdev) -> Checked<Vec<u8>> {
+    fn read_all(&mut self, number: usize, bdev: &dyn Bdev) -> Checked<(Vec<u8>, BTreeSet<u64>)> {
         self.counts.checks += 1;
         let used = self.plan.used();
         let mut bytes = vec![0; index(used.len())];
         let opened = bdev.open(self.data[0].cx());
         let mut channel = opened.map_err(|e| Violation::new(format!("open a channel: {e}")))?;
-        let pieces = used.len().div_ceil(PIECE);
-        for tag in 0..pieces {
-            let start = used.start() + tag * PIECE;
-            let range = ByteRange::between(start, used.end().min(start + PIECE));
+        let mut pieces: Vec<ByteRange> = (used.start()..used.end())
+            .step_by(index(PIECE))
+            .map(|start| ByteRange::between(start, used.end().min(start + PIECE)))
+            .collect();
+        let mut unreadable = BTreeSet::new();
+        while !pieces.is_empty() {
+            let failed = self.read_pieces(&mut *channel, &pieces, &mut bytes)?;
+            pieces.clear();
+            for range in failed {
+                let model = &mut self.volumes[number].model;
+                let now = model.now();
+                if !model.may_fail(range, now) {
+                    return Err(Violation::new(format!(
+                        "{range} of volume {number} can't be read, and nothing was lost there"
+                    )));
+                }
+                let block = u64::from(self.plan.block_bytes);
+                if range.len() == block {
+                    unreadable.extend(range.start() / SECTOR..range.end() / SECTOR);
+                } else {
+                    let blocks = (range.start()..range.end()).step_by(index(block));
+                    pieces.extend(blocks.map(|at| ByteRange::between(at, at + block)));
+                }
+            }
+        }
+        Ok((bytes, unreadable))
+    }
+
+    /// Reads pieces of what is used into their places of `bytes`; gives those that failed.
+    fn read_pieces(
+        &mut self,
+        channel: &mut dyn Channel,
+        pieces: &[ByteRange],
+        bytes: &mut [u8],
+    ) -> Checked<Vec<ByteRange>> {
+        let first = self.plan.used().start();
+        for (tag, &range) in (0..).zip(pieces) {
             let data = Data::Buf(IoBuf::zeroed(index(range.len())));
             let request = Request {
                 tag,
@@ -177,36 +218,35 @@ impl World {
             channel.submit(self.data[0].cx(), request);
             self.universe.act_as(CONTROL);
         }
-        let mut left = pieces;
+        let mut left = pieces.len();
+        let mut failed = Vec::new();
         let mut done = Vec::new();
         self.until("a read of everything", |world| {
             world.universe.act_as(1);
             channel.poll(world.data[0].cx(), &mut done);
             world.universe.act_as(CONTROL);
             for completion in done.drain(..) {
+                let range = pieces[index(completion.tag)];
                 if !completion.status.is_ok() {
-                    return Err(Violation::new(format!(
-                        "the read of everything ended with {:?} in piece {}",
-                        completion.status, completion.tag
-                    )));
-                }
-                if let Data::Buf(buf) = completion.data {
-                    let at = index(completion.tag * PIECE);
+                    failed.push(range);
+                } else if let Data::Buf(buf) = completion.data {
+                    let at = index(range.start() - first);
                     bytes[at..at + buf.len()].copy_from_slice(&buf);
                 }
                 left -= 1;
             }
             Ok(left == 0)
         })?;
-        Ok(bytes)
+        failed.sort_by_key(|range| range.start());
+        Ok(failed)
     }
 
     /// Every byte of every volume is what the model says; nothing is under way.
     pub(super) fn check_volumes(&mut self) -> Checked<()> {
         for number in 0..self.volumes.len() {
             let cache = self.cache(number)?;
-            let bytes = self.read_all(&*cache)?;
-            self.check_bytes(number, &bytes, "volume")?;
+            let (bytes, unreadable) = self.read_all(number, &*cache)?;
+            self.check_bytes(number, &bytes, &unreadable, "volume")?;
         }
         Ok(())
     }
@@ -215,17 +255,29 @@ impl World {
     pub(super) fn check_backing(&mut self, number: usize) -> Checked<()> {
         let image = self.universe.read().disks[number].peek(self.plan.used());
         self.counts.checks += 1;
-        self.check_bytes(number, &image, "backing")
+        // What is lost was never written back.
+        let model = &mut self.volumes[number].model;
+        let now = model.now();
+        let lost = model.lost_sectors(self.plan.used(), now);
+        self.check_bytes(number, &image, &lost, "backing")
     }
 
-    fn check_bytes(&mut self, number: usize, bytes: &[u8], what: &str) -> Checked<()> {
+    fn check_bytes(
+        &mut self,
+        number: usize,
+        bytes: &[u8],
+        unreadable: &BTreeSet<u64>,
+        what: &str,
+    ) -> Checked<()> {
         let start = self.plan.used().start();
         let model = &mut self.volumes[number].model;
         let since = model.now();
-        model.check(start, bytes, since).map_err(|mut wrong| {
-            wrong.what = format!("{what} {number}: {}", wrong.what);
-            Violation::at(number, wrong)
-        })
+        model
+            .check(start, bytes, since, unreadable)
+            .map_err(|mut wrong| {
+                wrong.what = format!("{what} {number}: {}", wrong.what);
+                Violation::at(number, wrong)
+            })
     }
 
     /// If the pmem were lost now, the backing would be at a flush boundary.
@@ -260,6 +312,10 @@ impl World {
 
     /// `check` finds the pool clean; nothing is loaded.
     pub(super) fn check_pool(&mut self) -> Checked<()> {
+        if self.plan.profile == Profile::Damage {
+            // It finds what was damaged, and must.
+            return Ok(());
+        }
         self.counts.checks += 1;
         let pmem: Arc<dyn crate::bdev::Pmem> = self.pmem.clone();
         match check_pmem(&pmem) {

@@ -5,6 +5,7 @@
 
 mod campaign;
 mod clients;
+mod damage;
 mod disk;
 mod life;
 mod lives;

@@ -28,13 +28,15 @@ pub enum Profile {
     Order,
     /// Barriers and flushes that fail, media and disks that lose what they were given.
     Faults,
+    /// Media that decay: flipped bits and unreadable lines in data and log.
+    Damage,
     /// Small runs that are cut at every persist point.
     Exhaustive,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Mixed,
         Self::Lives,
         Self::Short,
@@ -43,6 +45,7 @@ impl Profile {
         Self::Hops,
         Self::Order,
         Self::Faults,
+        Self::Damage,
         Self::Exhaustive,
     ];
 
@@ -58,6 +61,7 @@ impl Profile {
             Self::Hops => "hops",
             Self::Order => "order",
             Self::Faults => "faults",
+            Self::Damage => "damage",
             Self::Exhaustive => "exhaustive",
         }
     }
@@ -155,6 +159,7 @@ impl Plan {
                 Profile::Hops,
                 Profile::Order,
                 Profile::Faults,
+                Profile::Damage,
             ]),
             other => other,
         };
@@ -167,6 +172,11 @@ impl Plan {
             Profile::Hops => plan.hop(&mut rng),
             Profile::Order => plan.order(&mut rng),
             Profile::Faults => plan.caches = 1,
+            Profile::Damage => {
+                plan.caches = 1;
+                plan.options.data_crc = true;
+                plan.options.verify_reads = true;
+            }
             Profile::Exhaustive => plan.make_small(&mut rng),
         }
         (plan, rng)
@@ -315,6 +325,7 @@ impl Plan {
             data_crc: self.options.data_crc,
             writeback_order: self.options.writeback_order,
             durability: self.options.durability,
+            verify_reads: self.options.verify_reads,
             ..random_options(rng)
         }
     }

@@ -7,11 +7,12 @@ use super::universe::{Actor, Universe};
 use crate::bdev::{
     Barrier, BarrierTicket, BdevError, IoBuf, MemView, Persistence, Pmem, PmemError,
 };
-use crate::units::ByteRange;
 use reactors::{Cx, Wake};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// Bytes of a cache line.
+const LINE: u64 = 64;
 /// Stores of a dead process: no barrier of another one covers them.
 const DEAD: Actor = usize::MAX;
 /// The key of what everybody touched, where a barrier covers the stores of all.
@@ -74,8 +75,8 @@ pub(super) struct Media {
     failed: bool,
     /// Longest time that a barrier takes, ns.
     pub(super) barrier_ns: u64,
-    /// Ranges that can't be read.
-    poison: Vec<ByteRange>,
+    /// Lines that can't be read until they are stored as a whole.
+    poison: BTreeSet<u64>,
 }
 
 impl Media {
@@ -91,12 +92,8 @@ impl Media {
             fails_at: None,
             failed: false,
             barrier_ns: 0,
-            poison: Vec::new(),
+            poison: BTreeSet::new(),
         }
-    }
-
-    pub(super) fn kind(&self) -> MediumKind {
-        self.kind
     }
 
     fn key(&self, actor: Actor) -> Actor {
@@ -134,6 +131,10 @@ impl Media {
     }
 
     fn store(&mut self, actor: Actor, at: u64, src: &[u8]) {
+        if !self.poison.is_empty() {
+            let whole = at.div_ceil(LINE)..(at + src.len() as u64) / LINE;
+            self.poison.retain(|line| !whole.contains(line));
+        }
         self.visible.write(at, src);
         self.note(actor, at, src.into());
     }
@@ -264,18 +265,18 @@ impl Media {
         self.visible.get(at, len)
     }
 
-    /// Fails if some of these bytes can't be read.
-    fn check(&self, at: u64, len: u64) -> Result<(), PmemError> {
-        let range = ByteRange::between(at, at + len);
-        if self.poison.iter().any(|bad| bad.overlaps(range)) {
-            return Err(PmemError::Poison { at, len });
-        }
-        Ok(())
+    /// Loads that touch the line of byte `at` fail from now on.
+    pub(super) fn poison(&mut self, at: u64) {
+        self.poison.insert(at / LINE);
     }
 
-    /// Loads that touch `range` fail from now on.
-    pub(super) fn poison(&mut self, range: ByteRange) {
-        self.poison.push(range);
+    /// Fails if some of these bytes can't be read.
+    fn check(&self, at: u64, len: u64) -> Result<(), PmemError> {
+        let lines = at / LINE..(at + len).div_ceil(LINE);
+        match self.poison.range(lines).next() {
+            Some(_) => Err(PmemError::Poison { at, len }),
+            None => Ok(()),
+        }
     }
 }
 

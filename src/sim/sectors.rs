@@ -6,7 +6,8 @@
 //! after a power cut "was durable before the cut" stands in place of "was acknowledged".
 
 use super::rng::index;
-use std::collections::VecDeque;
+use crate::units::ByteRange;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes of a sector.
 pub(super) const SECTOR: u64 = 512;
@@ -45,6 +46,9 @@ pub(super) struct Sectors {
     reads: VecDeque<u64>,
     /// Acknowledged and not known to be durable.
     volatile: Vec<Version>,
+    /// For each sector when its data may have been lost, so that reads fail until it is overwritten; 0
+    /// for never.
+    lost: Vec<u64>,
     /// When the last flushes were submitted and completed, newest last.
     pub(super) flushes: Vec<(u64, u64)>,
 }
@@ -69,6 +73,7 @@ impl Sectors {
             volume,
             history: vec![vec![0]; index(count)],
             all: vec![vec![0]; index(count)],
+            lost: vec![0; index(count)],
             modifications: vec![Modification {
                 submitted: 0,
                 ended: 0,
@@ -221,10 +226,19 @@ impl Sectors {
             .map(move |version| (history.as_slice(), version))
     }
 
-    /// Checks what a read that began at `since` brought from `start` on.
-    pub(super) fn check(&self, start: u64, bytes: &[u8], since: u64) -> Result<(), Wrong> {
-        for (place, sector) in bytes.chunks_exact(index(SECTOR)).enumerate() {
-            let number = start / SECTOR + place as u64;
+    /// Checks what a read that began at `since` brought from `start` on, apart from the sectors that
+    /// could not be read.
+    pub(super) fn check(
+        &self,
+        start: u64,
+        bytes: &[u8],
+        since: u64,
+        unreadable: &BTreeSet<u64>,
+    ) -> Result<(), Wrong> {
+        for (sector, number) in bytes.chunks_exact(index(SECTOR)).zip(start / SECTOR..) {
+            if unreadable.contains(&number) {
+                continue;
+            }
             let right = self
                 .candidates(number, sector)
                 .any(|(history, version)| !self.superseded(history, version, since));
@@ -267,14 +281,67 @@ impl Sectors {
             entry.ended = entry.ended.min(now);
         }
         self.reads.clear();
+        for lost in self.lost.iter_mut().filter(|lost| **lost > 0) {
+            *lost = now;
+        }
+    }
+
+    /// The medium has lost what it held for `range`, or may have.
+    pub(super) fn lose(&mut self, range: ByteRange) {
+        let now = self.now();
+        self.lost[Self::range(range.start(), range.len())].fill(now);
+    }
+
+    /// The medium may have lost whatever is not known to be durable.
+    pub(super) fn lose_volatile(&mut self) {
+        let now = self.now();
+        let modifications = &self.modifications;
+        for (lost, history) in self.lost.iter_mut().zip(&self.history) {
+            let durable = |&v: &Version| modifications[v as usize].durable != NEVER;
+            if !history.iter().all(durable) {
+                *lost = now;
+            }
+        }
+    }
+
+    /// Whether a read from `since` on may fail because some of the range is lost.
+    pub(super) fn may_fail(&self, range: ByteRange, since: u64) -> bool {
+        Self::range(range.start(), range.len()).any(|number| self.is_lost(number, since))
+    }
+
+    /// The sectors of a range that a read from `since` on may not give.
+    pub(super) fn lost_sectors(&self, range: ByteRange, since: u64) -> BTreeSet<u64> {
+        Self::range(range.start(), range.len())
+            .filter(|&number| self.is_lost(number, since))
+            .map(|number| number as u64)
+            .collect()
+    }
+
+    fn is_lost(&self, number: usize, since: u64) -> bool {
+        let lost = self.lost[number];
+        let rewritten = |&v: &Version| {
+            let version = self.of(v);
+            version.submitted > lost && version.acknowledged < since
+        };
+        lost > 0 && !self.history[number].iter().any(rewritten)
     }
 
     /// Takes what was read from `start` on after a death for the truth from now on, after checking it against what
     /// may be there: every acknowledged version, or after a power cut every durable one.
-    pub(super) fn settle(&mut self, start: u64, bytes: &[u8], power: bool) -> Result<(), Wrong> {
+    pub(super) fn settle(
+        &mut self,
+        start: u64,
+        bytes: &[u8],
+        power: bool,
+        unreadable: &BTreeSet<u64>,
+    ) -> Result<(), Wrong> {
         let now = self.now();
         let mut found = Vec::with_capacity(self.history.len());
         for (sector, number) in bytes.chunks_exact(index(SECTOR)).zip(start / SECTOR..) {
+            if unreadable.contains(&number) {
+                found.push(None);
+                continue;
+            }
             let right = self.candidates(number, sector).find(|(history, version)| {
                 !if power {
                     self.superseded_durably(history, *version)
@@ -283,11 +350,18 @@ impl Sectors {
                 }
             });
             match right {
-                Some((_, version)) => found.push(version),
+                Some((_, version)) => found.push(Some(version)),
                 None => return Err(self.explain(number, sector, now)),
             }
         }
         for (number, version) in (index(start / SECTOR)..).zip(found) {
+            let Some(version) = version else {
+                // Nothing that was there may ever be seen again.
+                self.history[number].clear();
+                self.lost[number] = now;
+                continue;
+            };
+            self.lost[number] = 0;
             // What came behind it is lost: as if it had never been written.
             let ended = self.of(version).ended;
             let modifications = &self.modifications;

@@ -141,11 +141,6 @@ impl Universe {
         self.read().points
     }
 
-    /// The state now.
-    pub(super) fn snapshot(&self) -> Snapshot {
-        self.read().snapshot()
-    }
-
     /// Keeps the state before the `count`-th persist point from now on, and with `every` above 0
     /// again so many points later, and so on.
     pub(super) fn keep_after(&self, count: u64, every: u64) {

@@ -12,7 +12,9 @@ pub(crate) mod world;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, Channel, Completion, Data, IoBuf, IoStatus, Op, Pmem, Request};
-use pmcache::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime};
+use pmcache::cache::{
+    Cache, CacheError, CacheOptions, CreateCache, LoadWish, Loading, Pool, PoolFormat, Runtime,
+};
 use pmcache::units::ByteRange;
 use reactors::{IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::path::Path;
@@ -101,6 +103,20 @@ pub(crate) fn runtime(
     }
 }
 
+/// Takes a load to its end; `step` lets the reactors run.
+pub(crate) fn load_by_steps(
+    mut loading: Loading,
+    mut step: impl FnMut(),
+) -> Result<Arc<Cache>, CacheError> {
+    for _ in 0..10_000 {
+        if let Some(cache) = loading.step(false)? {
+            return Ok(cache);
+        }
+        step();
+    }
+    panic!("the backing does not answer");
+}
+
 /// Makes the engine on this thread faulty, if `PMCACHE_FAULT` names a fault: the test should fail then.
 #[cfg(feature = "fault-injection")]
 pub(crate) fn inject_fault() {
@@ -172,10 +188,16 @@ impl Rig {
 
     /// Loads the cache and waits until its parts run.
     pub(crate) fn load(&mut self) {
-        let cache = self
+        self.try_load(LoadWish::default()).unwrap();
+    }
+
+    /// As [`Rig::load`], for a load that may be refused.
+    pub(crate) fn try_load(&mut self, wish: LoadWish) -> Result<Arc<Cache>, CacheError> {
+        let backing = self.backing.clone();
+        let loading = self
             .pool
-            .load_cache(&self.name, self.backing.clone(), &self.runtime, false)
-            .unwrap();
+            .load_start(&self.name, backing, &self.runtime, wish)?;
+        let cache = load_by_steps(loading, || self.step())?;
         for _ in 0..100 {
             if cache.is_installed().unwrap() {
                 break;
@@ -183,7 +205,8 @@ impl Rig {
             self.step();
         }
         assert!(cache.is_installed().unwrap(), "the parts have started");
-        self.cache = Some(cache);
+        self.cache = Some(cache.clone());
+        Ok(cache)
     }
 
     /// One round of every reactor; 10 µs pass.

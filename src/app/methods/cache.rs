@@ -1,12 +1,12 @@
 //! Methods about caches.
 
+use super::cache_load::show_salvage;
 use super::{Name, uuid_or_new};
 use crate::app::caches::{self, cache_error, cache_object};
 use crate::app::service::Service;
 use crate::bdev::Bdev;
 use crate::cache::{
-    Cache, CacheError, CacheOptions, CreateCache, Durability, Mode, ReplayReport, WritebackOrder,
-    segments_min,
+    Cache, CacheError, CacheOptions, CreateCache, Durability, Mode, WritebackOrder, segments_min,
 };
 use rpc::{Error, Registry};
 use rustix::io::Errno;
@@ -17,7 +17,6 @@ use uuid::Uuid;
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_create", create);
-    registry.method("bdev_pmcache_load", load);
     registry.method("bdev_pmcache_unload", unload);
     registry.method("bdev_pmcache_destroy", destroy);
     registry.method("bdev_pmcache_get", get);
@@ -209,55 +208,6 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
     Ok(create.name)
 }
 
-/// `bdev_pmcache_load`: the cache `name` or `uuid` of `pool`, in front of `backing_bdev` or of the
-/// bdev that was recorded. What is loaded already is answered as loaded.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Load {
-    pool: String,
-    name: Option<String>,
-    uuid: Option<Uuid>,
-    backing_bdev: Option<String>,
-    #[serde(default)]
-    force: bool,
-}
-
-fn show_replay(report: &ReplayReport) -> Value {
-    json!({
-        "ksets": report.ksets,
-        "keys": report.keys,
-        "stale_keys": report.stale_keys,
-        "staged_keys": report.staged_keys,
-        "dirty_bytes": report.dirty_bytes,
-        "bad_bytes": report.bad_bytes,
-        "elapsed_us": report.elapsed_us,
-        "staging_missing": report.staging_missing,
-    })
-}
-
-fn load(service: &Service, params: Load) -> Result<Value, Error> {
-    let name = match (&params.name, params.uuid) {
-        (_, Some(uuid)) => uuid.to_string(),
-        (Some(name), None) => name.clone(),
-        (None, None) => {
-            let text = "Invalid parameters: one of name and uuid is needed";
-            return Err(Error::invalid_params(text));
-        }
-    };
-    let backing = params.backing_bdev.as_deref();
-    let cache = caches::load_cache(service, &params.pool, &name, backing, params.force)?;
-    if cache.replay_report().staging_missing {
-        let reason = "its staging file is gone: what was acknowledged in the last kset_flush_ms \
-                      before the process died may be lost";
-        service.degrade(&cache_object(cache.name()), reason.to_owned());
-    }
-    Ok(json!({
-        "name": cache.name(),
-        "uuid": cache.uuid(),
-        "replay": show_replay(&cache.replay_report()),
-    }))
-}
-
 /// `bdev_pmcache_unload`: closes ksets and stops; dirty data stay in pmem, unless `flush` asks that
 /// there be none.
 #[derive(Debug, Deserialize)]
@@ -384,6 +334,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "epochs_pending": status.epochs_pending,
         "writeback_lag_ms": lag_ms,
         "waiting_lanes": status.waiting_lanes,
+        "salvage": show_salvage(cache),
     });
     if let (Some(shown), Value::Object(options)) =
         (shown.as_object_mut(), show_options(&cache.options()))
@@ -420,6 +371,10 @@ fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
 
 fn flush_start(service: &Service, params: Name) -> Result<bool, Error> {
     let cache = caches::find(service, &params.name)?;
+    if cache.is_salvaged() {
+        let object = cache_object(&params.name);
+        return Err(cache_error(&object, &CacheError::Salvaged));
+    }
     if cache.is_flushing() {
         return Err(Error::errno(Errno::ALREADY.raw_os_error()));
     }

@@ -342,7 +342,12 @@ impl<'a> Walk<'a> {
                 beyond.ksets, beyond.last, beyond.keys, beyond.dirty_bytes
             ));
         }
-        lost.push_str("; the cache can't be loaded");
+        lost.push_str(match &self.control.dirty_tail {
+            Some(dirty) if expected < dirty.sequence => {
+                "; a load begins at the dirty tail, if the log is good from there on"
+            }
+            _ => "; the cache can only be loaded for salvage",
+        });
         lost
     }
 
