@@ -166,7 +166,9 @@ impl Cache {
         if lanes.len() != shared.lanes as usize {
             return Err(AuditError::Missing);
         }
-        if !gc.is_at_rest() || !lanes.iter().all(|lane| lane.is_quiet()) {
+        let is_quiet = groups.iter().all(|group| group.has_no_posts())
+            && lanes.iter().all(|lane| lane.is_quiet());
+        if !gc.is_at_rest() || !is_quiet {
             return Ok(false);
         }
         let view = gc.view();

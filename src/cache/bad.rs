@@ -158,6 +158,11 @@ impl Inbox {
             current: None,
         }
     }
+
+    /// Whether nothing waits in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.current.is_none() && self.ring.is_empty()
+    }
 }
 
 impl Lane {

@@ -267,6 +267,11 @@ impl Group {
         &self.lanes
     }
 
+    /// Whether it has nothing to do for GC and writeback, for an audit.
+    pub(crate) fn has_no_posts(&self) -> bool {
+        self.inboxes.iter().all(Inbox::is_empty)
+    }
+
     pub(crate) fn attach(&mut self, client: Client) -> usize {
         self.env.clients.insert(client)
     }

@@ -258,6 +258,15 @@ impl Media {
             let byte = pages.get(at, 1)[0] ^ mask;
             pages.write(at, &[byte]);
         }
+        // What lines hold that are being written back is what the medium will have.
+        let granule = at >> self.kind.granule_shift();
+        for store in self.pending.get_mut(&granule).into_iter().flatten() {
+            if (store.at..store.at + store.len as u64).contains(&at) {
+                let mut source = store.source.to_vec();
+                source[store.from + super::rng::index(at - store.at)] ^= mask;
+                store.source = source.into();
+            }
+        }
     }
 
     /// Bytes as they are visible now.
