@@ -6,10 +6,9 @@
 use super::CacheError;
 use super::bad::PostBatch;
 use super::cache::{Cache, CacheParts, CacheStart};
-use super::control_io::{PairState, load_pair};
 use super::fault::{self, Fault};
-use super::gc::{GcSeed, next_salt, salt_seed};
-use super::geometry::{SegIx, SegmentItem, log_reserve};
+use super::gc::GcSeed;
+use super::geometry::{SegIx, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
@@ -17,6 +16,7 @@ use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_damage::{leave_damage, unreferenced};
 use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
 use super::pool::{Pool, PoolFailure};
@@ -109,13 +109,13 @@ fn begin_run(
     control
         .incarnation
         .1
-        .store(pmem, SlotKind::Incarnation, &body);
+        .store(pmem, SlotKind::Incarnation, &body)?;
     control.incarnation.0 = body;
     let boot = Boot {
         boot_id: runtime.boot_id,
         spare: [0; 32],
     };
-    control.boot.1.store(pmem, SlotKind::Boot, &boot);
+    control.boot.1.store(pmem, SlotKind::Boot, &boot)?;
     // With it the sample of the backing is void, before anything is written there.
     let clean = CleanStop {
         clean: U32::ZERO,
@@ -126,7 +126,7 @@ fn begin_run(
     control
         .clean_stop
         .1
-        .store(pmem, SlotKind::CleanStop, &clean);
+        .store(pmem, SlotKind::CleanStop, &clean)?;
     pmem.barrier_wait()?;
     Ok(incarnation)
 }
@@ -156,11 +156,7 @@ fn prepare_reserve(
             salt: U64::new(salt),
             spare: [0; 8],
         };
-        let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
-        let pmem = &*view.pmem;
-        let mut pair = load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
-            .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
-        pair.store(pmem, SlotKind::LogStart, &body);
+        store_start(&*view.pmem, view.geometry.segment_start(id), &body)?;
         ready.push_back(ReadySegment {
             segment,
             pool_segment: id.0,
@@ -305,6 +301,7 @@ impl Loaded {
                 .collect(),
             durable_waiters: CachePadded::default(),
             failure,
+            failed: CachePadded::default(),
             read_only: self.read_only,
             unplaced: runtime
                 .data
@@ -523,6 +520,7 @@ pub(super) fn load_and_start(
     loaded.replayed.report.bad_bytes = bad.sum::<u64>() * BLOCK;
     loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
     pool.start_cache(entry, options, backing, runtime, loaded, staging)
+        .inspect(|cache| cache.shared.check_segments())
 }
 
 impl Pool {

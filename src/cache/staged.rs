@@ -214,7 +214,7 @@ pub(crate) fn close_staged(
         }
         if let Some((place, last)) = placed.last {
             let at = view.data_at(place.segment, place.offset);
-            view.pmem.store(at, &encode_last(&header(&place), last));
+            view.pmem.store(at, &encode_last(&header(&place), last))?;
             replayed.log_segments.push(placed.kset.segment);
         }
         let mut bytes = [0; KSET_BYTES_MAX];
@@ -222,7 +222,7 @@ pub(crate) fn close_staged(
         view.pmem.store(
             view.data_at(placed.kset.segment, placed.kset.offset),
             &bytes[..len],
-        );
+        )?;
     }
     view.pmem.barrier_wait()?;
     staged.lanes.iter_mut().for_each(LaneStaging::clear);
