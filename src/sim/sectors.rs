@@ -356,8 +356,12 @@ impl Sectors {
         }
         for (number, version) in (index(start / SECTOR)..).zip(found) {
             let Some(version) = version else {
-                // Nothing that was there may ever be seen again.
-                self.history[number].clear();
+                // Nothing older than the newest may ever be seen again: that the backing may have.
+                let modifications = &self.modifications;
+                let history = &mut self.history[number];
+                let begun = history.iter().map(|&v| modifications[v as usize].submitted);
+                let newest = begun.max().unwrap_or(0);
+                history.retain(|&v| modifications[v as usize].ended >= newest);
                 self.lost[number] = now;
                 continue;
             };
