@@ -41,22 +41,37 @@ impl Framer {
     /// Takes the next value off.
     pub(crate) fn next(&mut self) -> Frame {
         let pending = self.buf.get(self.start..).unwrap_or_default();
-        let mut values = serde_json::Deserializer::from_slice(pending).into_iter();
+        let deserializer = serde_json::Deserializer::from_slice(pending);
+        let mut values = deserializer.into_iter::<Box<RawValue>>();
+        let may_go_on = |cut_off: bool| match cut_off && pending.len() < self.bytes_max {
+            true => Frame::Incomplete,
+            false => Frame::Bad,
+        };
         match values.next() {
             None => {
                 self.start = self.buf.len();
                 Frame::Incomplete
             }
             Some(Ok(value)) => {
-                self.start += values.byte_offset();
+                let end = values.byte_offset();
+                // A number or a word may go on with what arrives next.
+                if end == pending.len() && !value.get().starts_with(['{', '[', '"']) {
+                    return may_go_on(true);
+                }
+                self.start += end;
                 Frame::Value(value)
             }
-            Some(Err(error)) if error.is_eof() && pending.len() < self.bytes_max => {
-                Frame::Incomplete
-            }
-            Some(Err(_)) => Frame::Bad,
+            Some(Err(error)) => may_go_on(error.is_eof() || is_number_so_far(pending)),
         }
     }
+}
+
+/// Whether there are only the parts of a number: the parser does not say that one was cut off.
+fn is_number_so_far(pending: &[u8]) -> bool {
+    let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
+    let token = pending.trim_ascii_start();
+    let begins = |byte: &u8| byte.is_ascii_digit() || *byte == b'-';
+    token.first().is_some_and(begins) && token.iter().all(is_part)
 }
 
 #[cfg(test)]
@@ -88,6 +103,23 @@ mod tests {
             let expected = ["{\"a\": \"}\\\"é\"}", "[1, {\"b\": []}]", "{\"c\":2}"];
             assert_eq!(found, expected, "cut at {cut}");
         }
+    }
+
+    /// Found by fuzzing: a number that was cut in two became two of them, or one and an error.
+    #[test]
+    fn a_number_goes_on_until_something_else_comes() {
+        let mut framer = Framer::new(1000);
+        for part in ["1", "2e", "1", "\nnull", "\n"] {
+            framer.push(part.as_bytes());
+            match part {
+                "\nnull" => assert_eq!(values(&mut framer), ["12e1"]),
+                "\n" => assert_eq!(values(&mut framer), ["null"]),
+                _ => assert!(matches!(framer.next(), Frame::Incomplete), "{part}"),
+            }
+        }
+        let mut framer = Framer::new(1000);
+        framer.push(&[b'1'; 1000]);
+        assert!(matches!(framer.next(), Frame::Bad));
     }
 
     #[test]
