@@ -15,6 +15,7 @@ use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_reader::{Incarnations, LogReader, LogView};
 use super::options::CacheOptions;
+use super::plausible::check_shape;
 use super::pool::Pool;
 use super::replay::{Control, Replayed, load_generations, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
@@ -311,6 +312,7 @@ fn load_media(
              acknowledged and not flushed may be lost"
         );
     }
+    staged.check_generations(&view, &generations, replayed.end.sequence)?;
     let incarnation = begin_run(&view, &mut control, &replayed, &mut staged, runtime)?;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);
@@ -391,6 +393,7 @@ impl Pool {
         force: bool,
     ) -> Result<Arc<Cache>, CacheError> {
         let (place, entry) = self.find(name)?;
+        check_shape(&entry, self.geometry.segment_bytes)?;
         check_backing(&entry, &*backing, force)?;
         let options = CacheOptions::load(&entry)?;
         self.note_loaded(entry.uuid)?;

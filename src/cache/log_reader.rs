@@ -6,6 +6,7 @@ use super::error::LogDamage;
 use super::geometry::{PoolGeometry, SegIx, SegmentItem};
 use super::key::KeyIdent;
 use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
+use super::plausible::COUNT_END;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
@@ -78,6 +79,9 @@ impl LogView {
         if range.is_empty() || (range.end() - 1) / SUBTREE_BYTES != offset / SUBTREE_BYTES {
             return Err(("len", len));
         }
+        if key.generation.get() >= COUNT_END {
+            return Err(("generation", key.generation.get()));
+        }
         if !flags.has_data() {
             return Ok(());
         }
@@ -94,6 +98,15 @@ impl LogView {
             return Err(("segment_offset", at));
         }
         Ok(())
+    }
+
+    /// Whether a good key is of a later life of its segment than `generations` say. A generation is
+    /// durable before keys carry it, so this one has gone back: its newer slot is lost, and with the
+    /// older one keys of earlier lives would be believed, and those of this one not.
+    pub(crate) fn is_ahead(&self, generations: &[u64], key: &media::Key) -> bool {
+        let ident = self.ident(key);
+        let now = generations.get(ident.segment.index());
+        ident.has_data && now.is_none_or(|now| ident.generation > *now)
     }
 
     /// Names the key for the index.
@@ -222,6 +235,13 @@ impl LogReader {
         let found = header.sequence;
         if found != expected || header.salt != self.salt || !incarnations.fit(&header) {
             return Err(Stop::NotThere(LogDamage::Sequence { expected, found }));
+        }
+        if header.epoch >= COUNT_END {
+            let damage = LogDamage::Epoch {
+                sequence: expected,
+                epoch: header.epoch,
+            };
+            return Err(Stop::Error(view.damaged(&pos, damage)));
         }
         self.pos.sequence = expected + 1;
         self.pos.epoch = header.epoch;

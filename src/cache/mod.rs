@@ -32,6 +32,7 @@ mod log;
 mod log_probe;
 mod log_reader;
 mod options;
+mod plausible;
 mod pool;
 mod read;
 mod replay;

@@ -7,6 +7,7 @@ use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::plausible::{COUNT_END, check_count, check_incarnation};
 use super::pool::Pool;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
@@ -17,9 +18,6 @@ use crate::media::{
 };
 use crate::units::SegmentId;
 use std::sync::Arc;
-
-/// No log gets here: it leaves room to count on from any sequence below.
-const SEQUENCE_END: u64 = 1 << 63;
 
 /// What a load found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -72,7 +70,8 @@ pub(crate) fn tail_pos(
     let offset = tail.offset.get();
     let fits = u64::from(offset) <= view.geometry.segment_data_bytes()
         && (offset as usize).is_multiple_of(media::KSET_ALIGN)
-        && (1..SEQUENCE_END).contains(&tail.sequence.get());
+        && (1..COUNT_END).contains(&tail.sequence.get())
+        && tail.epoch.get() < COUNT_END;
     let at = view.geometry.segment_start(view.segments.id(SegIx(0)));
     match segment.filter(|_| fits) {
         Some(segment) => Ok(LogPos {
@@ -116,16 +115,15 @@ impl Control {
             SlotKind::DurableMark,
             "durable mark",
         )?;
+        let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
+        let incarnation = item::<Incarnation>(view, place, slot, "incarnation")?;
+        let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
+        check_incarnation(at, incarnation.0.incarnation.get())?;
         let (boot, boot_pair) = item::<Boot>(view, CacheItem::Boot, SlotKind::Boot, "boot id")?;
         Ok(Self {
             key_tail: (tail_pos(view, &key, "key tail")?, key_pair),
             dirty_tail: (tail_pos(view, &dirty, "dirty tail")?, dirty_pair),
-            incarnation: item(
-                view,
-                CacheItem::Incarnation,
-                SlotKind::Incarnation,
-                "incarnation",
-            )?,
+            incarnation,
             window_end: (window.sequence.get(), window_pair),
             clean_stop: item(
                 view,
@@ -219,6 +217,7 @@ pub(crate) fn load_generations(view: &LogView) -> Result<Vec<u64>, CacheError> {
                 expected,
             });
         }
+        check_count("generation", at, body.generation.get())?;
         generations.push(body.generation.get());
     }
     Ok(generations)
@@ -327,9 +326,19 @@ pub(crate) fn replay(
                     .write_back(view.data_at(before.segment, before.offset), bytes);
                 replayed.report.ksets += 1;
                 replayed.report.keys += kset.keys.len() as u64;
-                for key in kset.keys {
+                let sequence = kset.header.sequence;
+                for (index, key) in kset.keys.iter().enumerate() {
+                    if view.is_ahead(generations, key) {
+                        let damage = LogDamage::Key {
+                            sequence,
+                            index: u32::try_from(index).unwrap_or(u32::MAX),
+                            field: "generation",
+                            value: key.generation.get(),
+                        };
+                        return Err(view.damaged(&before, damage));
+                    }
                     replayed.apply(view, generations, key);
-                    if kset.header.sequence >= dirty_from {
+                    if sequence >= dirty_from {
                         replayed.count_dirty(key);
                     }
                 }
