@@ -61,17 +61,21 @@ impl Framer {
                 self.start += end;
                 Frame::Value(value)
             }
-            Some(Err(error)) => may_go_on(error.is_eof() || is_number_so_far(pending)),
+            Some(Err(error)) => may_go_on(error.is_eof() || ends_in_a_number(pending)),
         }
     }
 }
 
-/// Whether there are only the parts of a number: the parser does not say that one was cut off.
-fn is_number_so_far(pending: &[u8]) -> bool {
-    let is_part = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
-    let token = pending.trim_ascii_start();
-    let begins = |byte: &u8| byte.is_ascii_digit() || *byte == b'-';
-    token.first().is_some_and(begins) && token.iter().all(is_part)
+/// Whether `pending` ends in the middle of a number and is good so far: of `-`, `1.` and `1e` the parser
+/// does not say that they were cut off.
+fn ends_in_a_number(pending: &[u8]) -> bool {
+    if !pending.last().is_some_and(|byte| b"-+.eE".contains(byte)) {
+        return false;
+    }
+    let with_digit = [pending, b"0"].concat();
+    let mut values = serde_json::Deserializer::from_slice(&with_digit).into_iter();
+    let next: Option<Result<Box<RawValue>, _>> = values.next();
+    next.is_some_and(|next| next.map_or_else(|error| error.is_eof(), |_| true))
 }
 
 #[cfg(test)]
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_split_anywhere_makes_no_difference() {
-        let text = " {\"a\": \"}\\\"é\"}\n[1, {\"b\": []}] {\"c\":2}";
+        let text = " {\"a\": \"}\\\"é\"}\n[1, {\"b\": []}] {\"c\":-2.5e+10}";
         let bytes = text.as_bytes();
         for cut in 0..=bytes.len() {
             let mut framer = Framer::new(1000);
@@ -100,7 +104,11 @@ mod tests {
             let mut found = values(&mut framer);
             framer.push(rest);
             found.extend(values(&mut framer));
-            let expected = ["{\"a\": \"}\\\"é\"}", "[1, {\"b\": []}]", "{\"c\":2}"];
+            let expected = [
+                "{\"a\": \"}\\\"é\"}",
+                "[1, {\"b\": []}]",
+                "{\"c\":-2.5e+10}",
+            ];
             assert_eq!(found, expected, "cut at {cut}");
         }
     }
@@ -124,7 +132,16 @@ mod tests {
 
     #[test]
     fn what_cannot_become_json_is_bad_at_once() {
-        for garbage in ["hello", "{]", "{\"a\" 1", "\u{1}", "{\"a\":1,}"] {
+        for garbage in [
+            "hello",
+            "{]",
+            "hell-",
+            "1..",
+            "{\"a\":1ee",
+            "{\"a\" 1",
+            "\u{1}",
+            "{\"a\":1,}",
+        ] {
             let mut framer = Framer::new(1000);
             framer.push(garbage.as_bytes());
             assert!(matches!(framer.next(), Frame::Bad), "{garbage:?}");
