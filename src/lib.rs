@@ -8,6 +8,7 @@ pub mod bdev;
 pub mod bench;
 pub mod cache;
 pub mod media;
+pub mod sim;
 pub mod target;
 pub mod units;
 pub mod wire;

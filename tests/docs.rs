@@ -68,6 +68,7 @@ fn every_option_of_a_cache_is_documented_with_the_method_that_sets_it() {
     for method in [
         "bdev_pmcache_create",
         "bdev_pmcache_set_options",
+        "bdev_pmcache_load",
         "bdev_pmem_create",
         "pool_create",
     ] {

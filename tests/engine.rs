@@ -137,7 +137,7 @@ fn what_a_destroyed_cache_left_is_not_taken_for_the_log_of_the_next() {
     rig.stop();
     let entry = rig.pool.caches().pop().unwrap();
     let dirty = 40 * 512;
-    rig.pool.destroy_cache("c0", dirty, Some(dirty)).unwrap();
+    rig.pool.destroy_cache("c0", dirty, 0, Some(dirty)).unwrap();
     let create = CreateCache {
         name: "c0".into(),
         uuid: entry.uuid,

@@ -9,7 +9,8 @@
 
 mod rig;
 
-use pmcache::bdev::{IoStatus, Op};
+use pmcache::bdev::{Bdev, IoStatus, Op};
+use pmcache::cache::CacheError;
 use pmcache::units::ByteRange;
 use rig::disks::VolatileDisk;
 use rig::rng::{Rng, SaySeed, seed};
@@ -69,6 +70,50 @@ fn fail_at(count: u64, rng: &mut Rng) {
     world.drain();
     world.flush_all();
     world.check_backings();
+}
+
+/// The medium is that of all caches: the others learn of it at once, and not at their own next barrier.
+#[test]
+fn a_failed_barrier_stops_every_cache_of_the_pool() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = WorldConfig {
+        caches: 2,
+        clients: 2,
+        ..WorldConfig::new(seed())
+    };
+    let pmem = SlowPmem::new(pool_bytes(&config), 0, 1);
+    let disks: Vec<Arc<dyn Bdev>> = (0..2)
+        .map(|n| Arc::new(VolatileDisk::new(config.volume_bytes, n)) as Arc<dyn Bdev>)
+        .collect();
+    let run_dir = dir.path().to_path_buf();
+    let mut world = World::over(config, Arc::new(pmem.clone()), disks, run_dir);
+    world.jumps = false;
+    let range = ByteRange::between(0, 4096);
+    // The second has acknowledged, and waits for nothing.
+    world.submit(1, Op::Write { fua: true }, range);
+    world.drain();
+    world.errors_allowed = true;
+    pmem.fail_barrier(1);
+    world.submit(0, Op::Write { fua: true }, range);
+    world.until("the first has noticed", |world| {
+        world.cache(0).status().state == "read_only"
+    });
+    assert_eq!(world.cache(1).status().state, "read_only");
+    world.drain();
+    world.submit(1, Op::Write { fua: false }, range);
+    world.drain();
+    assert_eq!(world.error_statuses.last(), Some(&IoStatus::ReadOnly));
+    // Neither the table changes any more, nor is another cache of it loaded.
+    assert!(world.pool.has_failed());
+    let options = world.cache(1).options();
+    let refused = world.cache(1).set_options(options);
+    assert!(matches!(refused, Err(CacheError::PoolFailed)));
+    world.stop(1000);
+    assert!(
+        world
+            .try_load(0)
+            .is_err_and(|e| matches!(e, CacheError::PoolFailed))
+    );
 }
 
 #[test]

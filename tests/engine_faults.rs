@@ -90,6 +90,51 @@ fn with_a_dead_backing_writes_wait_and_cached_data_are_read() {
     }
 }
 
+/// A flush that fails loses writes that had completed, and the next good one says nothing of them: all
+/// since the last good flush are issued again, also by the next process, and by one in a hurry.
+#[test]
+fn what_a_failed_flush_lost_is_written_again() {
+    let seed = seed();
+    let _say = SaySeed(seed);
+    let mut rng = Rng::new(seed);
+    let mut f = faulty(WorldConfig::new(seed));
+    for round in 0..if is_full_run() { 60 } else { 12 } {
+        f.disk
+            .fail_flushes(u32::try_from(1 + rng.below(4)).unwrap());
+        let failed = f.disk.flushes_failed();
+        f.world.until("flushes fail", |world| {
+            if world.under_way() < world.config.depth {
+                world.submit_random(&Mix::ALL);
+            }
+            f.disk.flushes_failed() > failed
+        });
+        // Reads that miss meanwhile must not take what the disk lost for what it has.
+        for _ in 0..rng.below(3000) {
+            if f.world.under_way() < f.world.config.depth {
+                f.world.submit_random(&Mix::ALL);
+            }
+            f.world.turn();
+        }
+        f.world.drain();
+        f.world.check_volumes();
+        if rng.permille(400) {
+            f.world.stop(rng.below(2000));
+            f.world.restart();
+            f.world.load();
+            f.world.check_volumes();
+        }
+        if round % 3 == 2 {
+            f.disk.fail_flushes(0);
+            f.world.flush_all();
+            f.world.check_backings();
+            // A power cut of the disk alone shows what was durable.
+            let durable = f.disk.image_after_cut(&mut rng);
+            f.world.check_image(0, &durable);
+        }
+    }
+    assert_eq!(f.world.errors, 0);
+}
+
 #[test]
 fn a_client_that_gives_up_waiting_harms_nobody() {
     let seed = seed();

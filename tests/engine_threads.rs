@@ -227,6 +227,20 @@ fn slow_backing() -> Arc<dyn Bdev> {
     Arc::new(DelayBdev::new("slow0".into(), Arc::new(disk.unwrap()), latencies, None).unwrap())
 }
 
+/// Damages what clients wrote, wherever it stands; the log stays whole.
+fn lose_data(pool: &Pool) {
+    let pmem = pool.pmem();
+    let mut bytes = vec![0; usize::try_from(pmem.bytes()).unwrap()];
+    pmem.load(0, &mut bytes).unwrap();
+    for place in (0..bytes.len() - 4095).step_by(512) {
+        let (tag, rest) = bytes[place..place + 4096].split_at(8);
+        let fill = filler(u64::from_le_bytes(tag.try_into().unwrap()));
+        if fill != 0 && rest.iter().all(|byte| *byte == fill) {
+            pmem.store(place as u64 + 64, &[!fill; 8]);
+        }
+    }
+}
+
 fn run(idle: IdlePolicy, cores: usize, operations: u64, seed: u64) {
     let dir = tempfile::tempdir().unwrap();
     let clock = MonotonicClock;
@@ -292,8 +306,14 @@ fn run(idle: IdlePolicy, cores: usize, operations: u64, seed: u64) {
         figures.space_wait_ns / figures.space_waits < 500_000_000,
         "{figures:?}"
     );
+    // Lanes are asked for BAD keys, and answer.
+    let dirty = cache.dirty_bytes();
+    lose_data(&pool);
     cache.flush_start();
     wait_for("a flush", &clock, || !cache.is_flushing());
+    assert_eq!(cache.dirty_bytes(), 0);
+    let bad = cache.bad_bytes();
+    println!("of {dirty} dirty bytes {bad} became BAD");
     reactors.stop();
 }
 

@@ -7,10 +7,10 @@
 )]
 
 use pmcache::media::{
-    Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, KSET_BYTES_MAX,
-    Key, KeyFlags, KsetHeader, Last, LogStart, Parsed, SegmentInfo, SlotBody, SlotKind, Superblock,
-    Tail, WindowEnd, decode_superblock, encode_kset, encode_last, encode_superblock, open_slot,
-    parse_kset, seal_slot,
+    BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
+    KSET_BYTES_MAX, Key, KeyFlags, KsetHeader, Last, LogStart, Parsed, SegmentInfo, SlotBody,
+    SlotKind, Superblock, Tail, WindowEnd, decode_superblock, encode_kset, encode_last,
+    encode_superblock, open_slot, parse_kset, seal_slot,
 };
 use std::fmt::Debug;
 use std::fs;
@@ -165,7 +165,9 @@ fn slots_of_caches_keep_their_bytes() {
         incarnation: U32::new(0x8182_8384),
         spare_before: U32::ZERO,
         first_sequence: U64::new(0xa1a2_a3a4_a5a6_a7a8),
-        spare: [0; 32],
+        clean_until: U64::new(0xb1b2_b3b4_b5b6_b7b8),
+        written_back_until: U64::new(0xc1c2_c3c4_c5c6_c7c8),
+        spare: [0; 16],
     };
     golden_slot("incarnation", SlotKind::Incarnation, 8, body);
     let sequence = U64::new(0xa1a2_a3a4_a5a6_a7a8);
@@ -176,11 +178,20 @@ fn slots_of_caches_keep_their_bytes() {
     golden_slot("durable_mark", SlotKind::DurableMark, 10, body);
     let body = CleanStop {
         clean: U32::new(1),
-        spare_before: U32::ZERO,
+        sampled: U32::new(1),
         final_sequence: sequence,
         spare: [0; 32],
     };
     golden_slot("clean_stop", SlotKind::CleanStop, 11, body);
+    let body = BackingSample {
+        counted: std::array::from_fn(|i| 0x60 + u8::try_from(i).unwrap()),
+        crc: U32::new(0x7172_7374),
+        spare: U32::ZERO,
+        final_sequence: sequence,
+    };
+    golden_slot("sample_first", SlotKind::SampleFirst, 13, body);
+    golden_slot("sample_last", SlotKind::SampleLast, 14, body);
+    golden_slot("sample_blocks", SlotKind::SampleBlocks, 15, body);
     let body = Boot {
         boot_id: id(0x40),
         spare: [0; 32],
@@ -262,9 +273,11 @@ fn the_documented_tables_are_those_of_the_structs() {
         layout!(Generation: segment spare_before generation spare),
         layout!(LogStart: cache segment incarnation sequence salt spare),
         layout!(Tail: segment offset sequence epoch spare),
-        layout!(Incarnation: incarnation spare_before first_sequence spare),
+        layout!(Incarnation: incarnation spare_before first_sequence clean_until written_back_until
+            spare),
         layout!(WindowEnd: sequence spare),
-        layout!(CleanStop: clean spare_before final_sequence spare),
+        layout!(CleanStop: clean sampled final_sequence spare),
+        layout!(BackingSample: counted crc spare final_sequence),
         layout!(DurableMark: sequence spare),
         layout!(Boot: boot_id spare),
     ];

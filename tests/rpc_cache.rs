@@ -159,6 +159,13 @@ fn a_cache_is_made_told_and_destroyed() {
     );
     assert_eq!(stats["requests"]["total"]["count"], 0);
     assert_eq!(stats["lanes"].as_array().unwrap().len(), 2);
+    for name in ["data_crc", "data_unreadable", "bad_keys", "bad_bytes"] {
+        assert_eq!(stats["errors"][name], 0, "{name}");
+    }
+    assert_eq!(
+        (&found["bad_bytes"], &found["segments"]["bad"]),
+        (&json!(0), &json!(0))
+    );
     assert_eq!(
         service
             .refused("bdev_pmcache_get_stats", json!({"name": "d0"}))
@@ -193,7 +200,7 @@ fn a_cache_in_use_and_what_it_uses_stay() {
     service.call("nbd_export_remove", json!({"name": "c0"}));
 
     let gone = service.call("bdev_pmcache_destroy", json!({"name": "c0"}));
-    assert_eq!(gone, json!({"discarded_bytes": 0}));
+    assert_eq!(gone, json!({"discarded_bytes": 0, "bad_bytes": 0}));
     assert_eq!(
         service
             .refused("bdev_pmcache_destroy", json!({"name": "c0"}))
@@ -276,8 +283,8 @@ fn options_change_all_or_nothing_and_are_kept() {
     assert_eq!(service.call("bdev_pmcache_set_options", good), true);
     let bad = json!({"name": "c0", "kset_flush_ms": 5, "gc_percent": 99});
     assert_eq!(service.refused("bdev_pmcache_set_options", bad).0, -22);
-    let later = json!({"name": "c0", "kset_flush_ms": 5, "verify_reads": true});
-    assert_eq!(service.refused("bdev_pmcache_set_options", later).0, -95);
+    let later = json!({"name": "c0", "verify_reads": true});
+    assert_eq!(service.call("bdev_pmcache_set_options", later), true);
     assert_eq!(
         service
             .refused("bdev_pmcache_set_options", json!({"name": "d0"}))
@@ -291,6 +298,7 @@ fn options_change_all_or_nothing_and_are_kept() {
     let found = options(&service);
     assert_eq!(found["gc_percent"], 50);
     assert_eq!(found["writeback_order"], "strict");
+    assert_eq!(found["verify_reads"], true);
     assert_eq!(found["kset_flush_ms"], 1000);
 }
 
@@ -360,4 +368,57 @@ fn a_flush_is_started_followed_and_required() {
         assert_eq!(service.refused(&method, json!({"name": "d0"})).0, -19);
     }
     assert_eq!(service.call("bdev_pmcache_unload", unload), true);
+}
+
+#[test]
+fn a_backing_that_was_changed_meanwhile_is_refused_unless_forced() {
+    let service = with_cache();
+    let name = json!({"name": "c0"});
+    let load = json!({"pool": "p0", "name": "c0"});
+    service.call("bdev_pmcache_unload", name.clone());
+    let loaded = service.call("bdev_pmcache_load", load.clone());
+    assert_eq!(loaded["replay"]["clean_dropped"], false);
+    service.call("bdev_pmcache_unload", name);
+    let disk = std::fs::File::options();
+    let disk = disk.clone().write(true).open(service.dir().join("d0.img"));
+    let disk = disk.unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, &[1; 4096], 8192).unwrap();
+    disk.sync_all().unwrap();
+    let (code, message) = service.refused("bdev_pmcache_load", load);
+    assert_eq!(code, -116);
+    assert!(message.contains("the first MiB"), "{message}");
+    let forced = json!({"pool": "p0", "name": "c0", "force": true});
+    let loaded = service.call("bdev_pmcache_load", forced);
+    assert_eq!(loaded["replay"]["clean_dropped"], true);
+}
+
+#[test]
+fn a_cache_that_is_loaded_for_salvage_is_only_looked_at() {
+    let service = with_cache();
+    let name = json!({"name": "c0"});
+    let (load, salvage) = (
+        json!({"pool": "p0", "name": "c0"}),
+        json!({"pool": "p0", "name": "c0", "salvage": true}),
+    );
+    assert_eq!(service.refused("bdev_pmcache_load", salvage.clone()).0, -16);
+    service.call("bdev_pmcache_unload", name.clone());
+    let pool = || std::fs::read(service.dir().join("pm0.pmem")).unwrap();
+    let before = pool();
+    let loaded = service.call("bdev_pmcache_load", salvage);
+    assert_eq!(loaded["replay"]["missing"], Value::Null);
+    assert_eq!(loaded["replay"]["lost_clean"], Value::Null);
+    let shown = &service.call("bdev_pmcache_get", name.clone())[0];
+    assert_eq!(shown["state"], "read_only");
+    let salvage = json!({"missing": null, "lost_clean": null});
+    assert_eq!(shown["salvage"], salvage);
+    let depth = json!({"name": "c0", "writeback_depth": 3});
+    assert_eq!(service.refused("bdev_pmcache_set_options", depth).0, -30);
+    let flush = service.refused("bdev_pmcache_flush_start", name.clone());
+    assert_eq!(flush.0, -30);
+    assert_eq!(service.refused("bdev_pmcache_load", load.clone()).0, -16);
+    service.call("bdev_pmcache_unload", name.clone());
+    assert!(pool() == before, "nothing has changed");
+    service.call("bdev_pmcache_load", load);
+    let shown = &service.call("bdev_pmcache_get", name)[0];
+    assert_eq!(shown["salvage"], Value::Null);
 }

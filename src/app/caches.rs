@@ -3,8 +3,10 @@
 use super::bdevs::{Kind, no_such_device};
 use super::service::Service;
 use super::shared::{Shared, poll_until};
-use crate::bdev::{Bdev, Persistence};
-use crate::cache::{Cache, CacheError, CreateCache, Durability, Pool, PoolFormat, Runtime};
+use crate::bdev::{Bdev, Persistence, PmemError};
+use crate::cache::{
+    Cache, CacheError, CreateCache, Durability, LoadWish, Pool, PoolFormat, Runtime,
+};
 use rpc::Error;
 use rustix::io::Errno;
 use serde_json::json;
@@ -16,6 +18,8 @@ use uuid::Uuid;
 
 /// How long the parts of a cache may take to start.
 const START_WAIT: Duration = Duration::from_secs(10);
+/// How long a load waits for the backing, which it compares with what it was.
+const SAMPLE_WAIT: Duration = Duration::from_secs(5);
 /// How long a stop waits for what a dead backing may hold up, before it goes on without.
 const CALM_STOP: Duration = Duration::from_millis(1500);
 /// How long a stop may take in all.
@@ -42,6 +46,7 @@ pub(super) struct Caches {
 /// What the engine said, as RPC clients see it: the object first, then strerror, then the detail.
 pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
     let errno = match error {
+        CacheError::Medium(PmemError::Unsettled { .. }) => Errno::BUSY,
         CacheError::Medium(_) => Errno::IO,
         CacheError::Bdev(inner) => {
             let inner = super::bdevs::bdev_error(inner);
@@ -59,7 +64,10 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         CacheError::DataDamaged { .. } => Errno::BADMSG,
         CacheError::NoSuchCache(_) => Errno::NODEV,
         CacheError::NoSegments { .. } => Errno::NOSPC,
-        CacheError::BackingChanged { .. } => Errno::STALE,
+        CacheError::BackingChanged { .. }
+        | CacheError::BackingAltered { .. }
+        | CacheError::BackingUnread { .. } => Errno::STALE,
+        CacheError::PoolFailed | CacheError::Salvaged => Errno::ROFS,
         CacheError::NotSupported(_) => Errno::OPNOTSUPP,
         CacheError::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         CacheError::TimedOut { .. } => Errno::TIMEDOUT,
@@ -271,9 +279,16 @@ pub(super) fn create_cache(
     service.bdevs.release(backing);
     created.map_err(|error| cache_error(&object, &error))?;
     drop(place);
-    load_cache(service, pool, &create.name, Some(backing), false).inspect_err(|_| {
+    load_cache(
+        service,
+        pool,
+        &create.name,
+        Some(backing),
+        LoadWish::default(),
+    )
+    .inspect_err(|_| {
         // What never ran holds nothing: the pool is as before.
-        if let Err(error) = entry.pool.destroy_cache(&create.name, 0, None) {
+        if let Err(error) = entry.pool.destroy_cache(&create.name, 0, 0, None) {
             tracing::error!(%error, "{object} did not start, and stays in its pool");
         }
     })
@@ -300,7 +315,7 @@ pub(super) fn load_cache(
     pool: &str,
     name: &str,
     backing: Option<&str>,
-    force: bool,
+    wish: LoadWish,
 ) -> Result<Arc<Cache>, Error> {
     let pool = service.caches.pool(pool)?.pool;
     let found = pool.caches().into_iter().find(|entry| {
@@ -314,18 +329,24 @@ pub(super) fn load_cache(
     if let Ok(loaded) = find(service, &name)
         && loaded.uuid().as_bytes() == &found.uuid
     {
+        if loaded.is_salvaged() != wish.salvage {
+            let how = if wish.salvage {
+                "it is loaded, not for salvage; unload it first"
+            } else {
+                "it is loaded for salvage; unload it first"
+            };
+            return Err(busy(&object, how));
+        }
         return Ok(loaded);
     }
     let backing = backing.map_or_else(|| found.backing_name(), ToOwned::to_owned);
     let place = service.bdevs.reserve(&name)?;
     let below = service.bdevs.claim(&backing, object.clone())?;
     let runtime = service.caches.runtime(service);
-    let loaded = pool
-        .load_cache(&name, below.bdev, &runtime, force)
-        .and_then(|cache| {
-            start_parts(&cache)?;
-            Ok(cache)
-        });
+    let loaded = load_by_steps(&pool, &name, below.bdev, &runtime, wish).and_then(|cache| {
+        start_parts(&cache)?;
+        Ok(cache)
+    });
     match loaded {
         Ok(cache) => {
             let specific = json!({"pmcache": {"pool": pool.name(), "backing_bdev": backing}});
@@ -342,6 +363,30 @@ pub(super) fn load_cache(
             service.bdevs.release(&backing);
             Err(cache_error(&object, &error))
         }
+    }
+}
+
+/// Loads a cache, and waits for its backing's answer no longer than it may take.
+fn load_by_steps(
+    pool: &Arc<Pool>,
+    name: &str,
+    backing: Arc<dyn Bdev>,
+    runtime: &Runtime,
+    wish: LoadWish,
+) -> Result<Arc<Cache>, CacheError> {
+    let mut loading = pool.load_start(name, backing, runtime, wish)?;
+    let mut loaded = None;
+    poll_until(SAMPLE_WAIT, || {
+        loaded = loading.step(false).transpose();
+        loaded.is_some()
+    });
+    let unanswered = || CacheError::TimedOut {
+        what: "the comparison of the backing",
+        seconds: SAMPLE_WAIT.as_secs(),
+    };
+    match loaded {
+        Some(loaded) => loaded,
+        None => loading.step(true)?.ok_or_else(unanswered),
     }
 }
 
@@ -434,21 +479,24 @@ pub(super) fn destroy_cache(
     service: &Service,
     name: &str,
     discard_dirty: Option<u64>,
-) -> Result<u64, Error> {
+) -> Result<(u64, u64), Error> {
     let object = cache_object(name);
     let cache = find(service, name)?;
-    let (pool, dirty) = (cache.pool(), cache.dirty_bytes());
-    if dirty > 0 && discard_dirty != Some(dirty) {
-        return Err(cache_error(
-            &object,
-            &CacheError::Dirty { dirty_bytes: dirty },
-        ));
+    let (pool, dirty, bad) = (cache.pool(), cache.dirty_bytes(), cache.bad_bytes());
+    // What a damaged one lacks can't be counted: it wants to be told, also of no dirty bytes.
+    let lacks = cache.replay_report().missing.is_some();
+    if (dirty + bad > 0 || lacks) && discard_dirty != Some(dirty) {
+        let error = CacheError::Dirty {
+            dirty_bytes: dirty,
+            bad_bytes: bad,
+        };
+        return Err(cache_error(&object, &error));
     }
     drop(cache);
     unload_cache(service, name, false)?;
-    pool.destroy_cache(name, dirty, discard_dirty)
+    pool.destroy_cache(name, dirty, bad, discard_dirty)
         .map_err(|error| cache_error(&object, &error))?;
-    Ok(dirty)
+    Ok((dirty, bad))
 }
 
 /// Takes everything down: caches, then pools. Nothing uses them any more.

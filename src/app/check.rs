@@ -209,6 +209,9 @@ fn write_log(f: &mut Formatter<'_>, cache: &CacheCheck) -> fmt::Result {
         log.keys, log.dirty_keys, log.clean_keys, log.zero_keys, log.stale_keys
     )?;
     writeln!(f, "  dirty bytes: {}", log.dirty_bytes)?;
+    if log.bad_bytes > 0 {
+        writeln!(f, "  BAD bytes: {}", log.bad_bytes)?;
+    }
     writeln!(
         f,
         "  live data: {} keys, {} bytes; {} keys verified, {} damaged",

@@ -1,6 +1,6 @@
 //! The command line.
 
-use super::{bench, check, rpc_client, serve};
+use super::{bench, check, rpc_client, serve, simulate};
 use clap::{Parser, Subcommand};
 use serde_json::json;
 use std::process::ExitCode;
@@ -26,6 +26,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Verify a pool that no service uses, without changing it.
     Check(check::CheckArgs),
+    /// Prove the engine on a simulated machine whose power fails.
+    Simulate(simulate::SimulateArgs),
 }
 
 /// Exit code for input that can't be used.
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Rpc(args) => rpc_client::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
+        Command::Simulate(args) => simulate::run(&args, cli.json),
     }
 }
 

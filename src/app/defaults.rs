@@ -6,7 +6,7 @@ use super::caches;
 use super::service::Service;
 use crate::bdev::pmem::{PmemBdev, PmemConfig};
 use crate::bdev::{UringBdev, UringConfig, UringKind, derived_uuid};
-use crate::cache::{CacheOptions, CreateCache, PoolFormat};
+use crate::cache::{CacheOptions, CreateCache, LoadWish, PoolFormat};
 use crate::target::nbd::{ExportConfig, PAYLOAD_BYTES_MAX};
 use rpc::Error;
 use rustix::fs::{Mode, OFlags};
@@ -51,7 +51,7 @@ pub(super) fn start(service: &Service) -> Result<(), Box<dyn StdError>> {
     open_disk(service, &dir.join("disk.img"), disk_uuid)?;
     let name = pool.pool.name().to_owned();
     if pool.pool.caches().iter().any(|entry| entry.name() == CACHE) {
-        caches::load_cache(service, &name, CACHE, Some(DISK), false)?;
+        caches::load_cache(service, &name, CACHE, Some(DISK), LoadWish::default())?;
     } else {
         let geometry = pool.pool.geometry();
         let (seed, _) = Uuid::new_v4().as_u64_pair();

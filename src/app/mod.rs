@@ -18,5 +18,6 @@ mod rpc_client;
 mod serve;
 mod service;
 mod shared;
+mod simulate;
 
 pub use cli::main;

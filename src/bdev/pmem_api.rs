@@ -22,6 +22,12 @@ pub enum PmemError {
     /// The barrier failed; what was stored since the last good one may be lost. Final.
     #[error("the medium's barrier failed (errno {0}); stores since the last one may be lost")]
     BarrierFailed(i32),
+    /// The operating system keeps pages of the medium in memory, which can't be told from the truth.
+    #[error("{pages} pages of the medium's file stay in memory, so its content can't be believed")]
+    Unsettled {
+        /// How many.
+        pages: u64,
+    },
     /// These bytes can't be read.
     #[error("{len} bytes at {at:#x} of the medium can't be read")]
     Poison {
@@ -103,7 +109,8 @@ pub trait Pmem: Send + Sync + Debug {
     /// holds a view meanwhile.
     ///
     /// # Errors
-    /// [`PmemError::BarrierFailed`], for good.
+    /// [`PmemError::BarrierFailed`], for good. [`PmemError::Unsettled`] if pages stay in memory, since
+    /// somebody else holds them.
     fn settle(&self) -> Result<(), PmemError> {
         self.barrier_wait()
     }

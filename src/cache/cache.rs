@@ -2,8 +2,7 @@
 
 use super::CacheError;
 use super::channel::CacheChannel;
-use super::control_io::PairState;
-use super::gc::{Gc, GcSeed};
+use super::gc::{Gc, GcCell, GcDriver, GcSeed};
 use super::group::{Group, GroupSeed};
 use super::latency::LatencyFigures;
 use super::options::{CacheOptions, Durability};
@@ -11,7 +10,7 @@ use super::pool::Pool;
 use super::replay::ReplayReport;
 use super::shared::{DRAIN_RESTED, Shared};
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
-use super::stop::{Shutdown, Stop};
+use super::stop::{CleanEnd, Shutdown, Stop};
 use super::writeback::{Writeback, WritebackPoller, WritebackSeed};
 use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Supports};
 use reactors::{Cx, PollerId, ReactorHandle};
@@ -23,8 +22,8 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(crate) struct CacheParts {
     pub(crate) groups: Vec<GroupSeed>,
-    pub(crate) writeback: WritebackSeed,
-    pub(crate) gc: GcSeed,
+    /// Writeback and GC; none of a cache that is only looked at.
+    pub(crate) maintenance: Option<(WritebackSeed, GcSeed)>,
 }
 
 /// What [`Cache::start`] takes.
@@ -37,7 +36,7 @@ pub(crate) struct CacheStart {
     /// Bytes of the volume: what the backing had when the cache was made.
     pub(crate) logical_bytes: u64,
     pub(crate) report: ReplayReport,
-    pub(crate) clean_stop_pair: PairState,
+    pub(crate) end: CleanEnd,
     pub(crate) writeback_stats: Arc<WritebackStats>,
     pub(crate) gc_stats: Arc<GcStats>,
     pub(crate) parts: CacheParts,
@@ -56,6 +55,10 @@ pub struct CacheStatus {
     pub segments_log: u32,
     /// Ready for the log.
     pub segments_reserve: u32,
+    /// Those that gave media errors: marked, and never allocated again …
+    pub segments_bad: u32,
+    /// … of which these still hold data or log.
+    pub segments_bad_draining: u32,
     /// Released, and not free before every reader has passed a quiescent point.
     pub segments_retiring: u32,
     /// Bytes that the backing lacks.
@@ -93,7 +96,10 @@ pub struct Cache {
     gc_stats: Arc<GcStats>,
     pub(super) shutdown: RwLock<Shutdown>,
     pub(super) started: Arc<Started>,
+    /// Parts that run …
     pub(super) expected: u32,
+    /// … and groups of lanes among them.
+    pub(super) groups: u32,
 }
 
 /// How many parts run, and why one could not start.
@@ -135,7 +141,7 @@ fn describe(start: &CacheStart) -> BdevInfo {
         block_size: shared.block_bytes,
         blocks: start.logical_bytes / block,
         volatile_cache: start.options.durability == Durability::Flush,
-        read_only: false,
+        read_only: shared.read_only,
         supports: Supports {
             discard: true,
             discard_zeroes: true,
@@ -170,9 +176,45 @@ fn start_writeback(seed: WritebackSeed, backing: &dyn Bdev, cx: &Cx) -> Result<(
 fn start_gc(seed: GcSeed, cx: &Cx) -> Result<(), BdevError> {
     let key = seed.shared.instance;
     let barrier = seed.shared.pmem.open_barrier(cx)?;
-    let id = cx.add_poller("pmcache_gc", Box::new(Gc::new(seed, barrier, cx.now())));
+    let gc = std::rc::Rc::new(GcCell(Gc::new(seed, barrier, cx.now()).into()));
+    cx.set_local(key, gc.clone());
+    let id = cx.add_poller("pmcache_gc", Box::new(GcDriver(gc)));
     cx.set_local(key, std::rc::Rc::new(GcPoller(id)));
     Ok(())
+}
+
+/// Sends writeback and GC to their reactors.
+fn start_maintenance(
+    writeback: WritebackSeed,
+    gc: GcSeed,
+    backing: &Arc<dyn Bdev>,
+    started: &Arc<Started>,
+) {
+    let shared = Arc::clone(&writeback.shared);
+    let maintenance = &shared.runtime.maintenance;
+    let (Some(first), Some(last)) = (maintenance.first(), maintenance.last()) else {
+        return;
+    };
+    // What never ran has nothing under way.
+    let never_ran = |shared: &Shared| {
+        let drain = &shared.maintenance.drain;
+        drain.store(DRAIN_RESTED, Ordering::SeqCst);
+    };
+    let (note, device) = (Arc::clone(started), Arc::clone(backing));
+    let parts_shared = Arc::clone(&shared);
+    let sent = send(first, move |cx| {
+        let result = start_writeback(writeback, &*device, cx);
+        if result.is_err() {
+            never_ran(&parts_shared);
+        }
+        note.note(result);
+    });
+    if sent.is_err() {
+        never_ran(&shared);
+    }
+    started.note_unsent(sent);
+    let note = Arc::clone(started);
+    started.note_unsent(send(last, move |cx| note.note(start_gc(gc, cx))));
 }
 
 impl Cache {
@@ -188,14 +230,14 @@ impl Cache {
             parts,
             ..
         } = start;
-        let started = Arc::new(Started::default());
-        let expected = u32::try_from(parts.groups.len() + 2).unwrap_or(u32::MAX);
-        let maintenance = &shared.runtime.maintenance;
-        let (Some(first), Some(last)) = (maintenance.first(), maintenance.last()) else {
+        if parts.maintenance.is_some() && shared.runtime.maintenance.is_empty() {
             return Err(CacheError::Invalid(
                 "a cache needs a maintenance reactor".into(),
             ));
-        };
+        }
+        let started = Arc::new(Started::default());
+        let groups = u32::try_from(parts.groups.len()).unwrap_or(u32::MAX);
+        let expected = groups + if parts.maintenance.is_some() { 2 } else { 0 };
         // A part that can't be sent is one that can't start: `is_installed` tells, and whoever loads
         // the cache then stops those that could.
         for seed in parts.groups {
@@ -204,28 +246,9 @@ impl Cache {
             let sent = send(handle, move |cx| note.note(Group::install(seed, cx)));
             started.note_unsent(sent);
         }
-        let (note, device) = (Arc::clone(&started), Arc::clone(&backing));
-        let parts_shared = Arc::clone(&shared);
-        let sent = send(first, move |cx| {
-            let result = start_writeback(parts.writeback, &*device, cx);
-            if result.is_err() {
-                // What never ran has nothing under way.
-                parts_shared
-                    .maintenance
-                    .drain
-                    .store(DRAIN_RESTED, Ordering::SeqCst);
-            }
-            note.note(result);
-        });
-        if sent.is_err() {
-            shared
-                .maintenance
-                .drain
-                .store(DRAIN_RESTED, Ordering::SeqCst);
+        if let Some((writeback, gc)) = parts.maintenance {
+            start_maintenance(writeback, gc, &backing, &started);
         }
-        started.note_unsent(sent);
-        let note = Arc::clone(&started);
-        started.note_unsent(send(last, move |cx| note.note(start_gc(parts.gc, cx))));
         Ok(Arc::new(Self {
             pool,
             options: RwLock::new(options),
@@ -234,13 +257,10 @@ impl Cache {
             report,
             writeback_stats: start.writeback_stats,
             gc_stats: start.gc_stats,
-            shutdown: RwLock::new(Shutdown {
-                step: Stop::Running,
-                clean_stop_pair: start.clean_stop_pair,
-                leave_sent: 0,
-            }),
+            shutdown: RwLock::new(Shutdown::new(start.end)),
             started,
             expected,
+            groups,
             shared,
         }))
     }
@@ -303,6 +323,12 @@ impl Cache {
         self.report.clone()
     }
 
+    /// Whether it was loaded for salvage, and is only looked at.
+    #[must_use]
+    pub fn is_salvaged(&self) -> bool {
+        self.shared.read_only
+    }
+
     /// Its options now.
     #[must_use]
     pub fn options(&self) -> CacheOptions {
@@ -318,18 +344,25 @@ impl Cache {
     /// Values out of bounds, an attempt to change `data_crc`, a medium that fails.
     pub fn set_options(&self, options: CacheOptions) -> Result<(), CacheError> {
         options.check()?;
+        if self.shared.read_only {
+            return Err(CacheError::Salvaged);
+        }
         if options.data_crc != self.shared.data_crc {
             return Err(CacheError::NotSupported(
                 "data_crc is fixed when a cache is created".into(),
             ));
         }
         let (place, _) = self.pool.find(&self.uuid().to_string())?;
-        self.pool.update(|caches| {
+        let updated = self.pool.update(|caches| {
             if let Some(entry) = caches.get_mut(place) {
                 options.store(entry);
             }
             Ok(())
-        })?;
+        });
+        if self.shared.has_failed() {
+            self.shared.ring_lanes();
+        }
+        updated?;
         self.shared.options.set(&options);
         let mut info = self.info.write().unwrap_or_else(PoisonError::into_inner);
         let volatile_cache = options.durability == Durability::Flush;
@@ -341,8 +374,12 @@ impl Cache {
         Ok(())
     }
 
-    /// Starts to write all dirty data back; [`Cache::is_flushing`] tells when it is done.
+    /// Starts to write all dirty data back; [`Cache::is_flushing`] tells when it is done. One that is
+    /// salvaged writes nothing.
     pub fn flush_start(&self) {
+        if self.shared.read_only {
+            return;
+        }
         let close = self.shared.close_all_ksets();
         let maintenance = &self.shared.maintenance;
         maintenance.flush_close.fetch_max(close, Ordering::SeqCst);
@@ -377,6 +414,14 @@ impl Cache {
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
         self.shared.dirty_bytes()
+    }
+
+    /// Bytes whose data are lost: reads of them fail until they are overwritten. Neither clean nor
+    /// dirty.
+    #[must_use]
+    pub fn bad_bytes(&self) -> u64 {
+        let lanes = self.shared.stats.iter();
+        lanes.map(|lane| lane.bad_bytes.get()).sum()
     }
 
     /// The sum of all lanes' counters.
@@ -427,7 +472,7 @@ impl Cache {
             .step;
         if step != Stop::Running {
             "stopped"
-        } else if self.shared.has_failed() {
+        } else if self.shared.has_failed() || self.shared.read_only {
             "read_only"
         } else if m.degraded.load(Ordering::SeqCst) {
             "degraded"
@@ -453,12 +498,15 @@ impl Cache {
         let deficit = shared.log_deficit.load(relaxed);
         let epoch = shared.log.try_lock().map(|log| log.epoch);
         let dirty_epoch = m.dirty_epoch.load(relaxed);
+        let bad = shared.suspect_count.load(relaxed);
         CacheStatus {
             state: self.state(),
             segments_total: shared.segment_count(),
             segments_free: shared.free_segments.load(relaxed),
             segments_log: m.log_segments.load(relaxed),
             segments_retiring: m.retiring.load(relaxed),
+            segments_bad: bad,
+            segments_bad_draining: bad.saturating_sub(m.bad_drained.load(relaxed)),
             segments_reserve: shared.log_reserve.saturating_sub(deficit),
             dirty_bytes: shared.dirty_bytes(),
             key_head_sequence: shared.last_sequence.load(relaxed),

@@ -1,6 +1,7 @@
 //! A cache as a bdev: cuts requests at subtree borders, hands each part to its lane, here or on
 //! another reactor, and carries FLUSH from lane to lane.
 
+use super::fault::{self, Fault};
 use super::group::{Client, GroupCell, LocalDone};
 use super::key_index::SUBTREE_BYTES;
 use super::lane::{LaneDone, LaneOp, LaneRequest};
@@ -271,6 +272,11 @@ impl CacheChannel {
         });
         self.flushes.push(slot);
         self.shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
+        if fault::injected(Fault::EpochRaisedEarly)
+            && let Some(mut log) = self.shared.log.try_lock()
+        {
+            log.raise_epoch();
+        }
         for reactor in 0..self.routes.len() {
             let words = &self.shared.unplaced[reactor];
             if words.iter().all(|word| word.load(Ordering::Acquire) == 0) {
@@ -304,7 +310,9 @@ impl CacheChannel {
                 && let Some(mut log) = self.shared.log.try_lock()
             {
                 pending.flush = Some(FlushStep::Durable(log.last_sequence()));
-                log.raise_epoch();
+                if !fault::injected(Fault::EpochRaisedEarly) {
+                    log.raise_epoch();
+                }
             }
             let ended = match pending.flush {
                 Some(FlushStep::Durable(sequence)) => self.shared.durable.mark() >= sequence,

@@ -4,9 +4,12 @@
 //! for a barrier of its own (d), and counts once every kset before it is done too (e). On media
 //! whose barrier completes at once all of this happens within one call.
 
+use super::fault::{self, Fault};
 use super::group::Env;
 use super::lane::{Lane, LaneDone, Wait};
 use super::log::{Place, Placed};
+use super::shared::Shared;
+use super::write::LogRoom;
 use crate::bdev::{BarrierTicket, IoStatus};
 use crate::media::{
     KEYS_MAX, KSET_BYTES_MAX, Key, KsetHeader, encode_kset, encode_last, kset_bytes,
@@ -65,9 +68,28 @@ pub(crate) struct PlacedKset {
     finished: bool,
 }
 
+fn header_at(shared: &Shared, place: &Place) -> KsetHeader {
+    KsetHeader {
+        incarnation: shared.incarnation,
+        salt: place.salt,
+        sequence: place.sequence,
+        durable: shared.durable.mark(),
+        epoch: place.epoch,
+    }
+}
+
+/// Stores the LAST that leads to a kset, if it needed one.
+fn store_last(shared: &Shared, placed: &Placed) {
+    if let Some((place, to)) = &placed.last {
+        let bytes = encode_last(&header_at(shared, place), *to);
+        let at = shared.data_at(place.segment, place.offset);
+        shared.pmem.store(at, &bytes);
+    }
+}
+
 impl Lane {
     /// Opens a kset: a staging slot and the promise of log room.
-    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+    pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx, room: LogRoom) -> Result<(), Wait> {
         self.free_slots(env);
         let slot = self.staging.find_free();
         let Some(slot) = slot.filter(|_| self.placed.len() < PLACED_MAX) else {
@@ -78,7 +100,11 @@ impl Lane {
             let Some(mut log) = env.shared.log.try_lock() else {
                 return Err(Wait::Moment);
             };
-            if !log.promise() {
+            let promised = match room {
+                LogRoom::Common => log.promise(),
+                LogRoom::Reserved => log.promise_reserved(),
+            };
+            if !promised {
                 return Err(Wait::Space);
             }
             self.promised = true;
@@ -131,7 +157,11 @@ impl Lane {
             Cause::Fua => stats.closed_fua.add(1),
             Cause::Pressure => stats.closed_pressure.add(1),
         }
-        let data_barrier = env.submit_barrier(cx);
+        let data_barrier = if fault::injected(Fault::MissingKsetFence) {
+            BarrierTicket(0)
+        } else {
+            env.submit_barrier(cx)
+        };
         let OpenKset {
             slot,
             count,
@@ -220,7 +250,14 @@ impl Lane {
             env.mark_unplaced(self.number, false);
         }
         self.store_placed(env, slot, count, &placed);
-        let barrier = env.submit_barrier(cx);
+        let barrier = if fault::injected(Fault::MissingFlushFence) {
+            BarrierTicket(0)
+        } else {
+            env.submit_barrier(cx)
+        };
+        if fault::injected(Fault::LastNotDurable) {
+            store_last(&shared, &placed);
+        }
         self.placed.push_back(PlacedKset {
             order,
             sequence: placed.kset.sequence,
@@ -234,18 +271,10 @@ impl Lane {
 
     fn store_placed(&mut self, env: &mut Env, slot: usize, count: usize, placed: &Placed) {
         let shared = env.shared.clone();
-        let header = |place: &Place| KsetHeader {
-            incarnation: shared.incarnation,
-            salt: place.salt,
-            sequence: place.sequence,
-            durable: shared.durable.mark(),
-            epoch: place.epoch,
-        };
-        if let Some((place, to)) = &placed.last {
-            let bytes = encode_last(&header(place), *to);
-            shared
-                .pmem
-                .store(shared.data_at(place.segment, place.offset), &bytes);
+        if !fault::injected(Fault::LastNotDurable) {
+            store_last(&shared, placed);
+        }
+        if let Some((place, _)) = &placed.last {
             shared.stored.finish(place.sequence);
             shared.log_deficit.fetch_add(1, Ordering::SeqCst);
             shared
@@ -256,7 +285,7 @@ impl Lane {
         }
         let mut bytes = [0; KSET_BYTES_MAX];
         let keys = self.staging.keys(slot, count);
-        let len = encode_kset(&header(&placed.kset), keys, &mut bytes);
+        let len = encode_kset(&header_at(&shared, &placed.kset), keys, &mut bytes);
         let at = shared.data_at(placed.kset.segment, placed.kset.offset);
         shared.pmem.store(at, &bytes[..len]);
         shared.stored.finish(placed.kset.sequence);
@@ -312,8 +341,14 @@ impl Lane {
         if self.acks.is_empty() || !env.raise_if_wanted() {
             return;
         }
+        let reached = if fault::injected(Fault::AckBeforeDurableSequence) {
+            let finished = self.placed.iter().take_while(|placed| placed.finished);
+            finished.last().map_or(self.durable_order, |it| it.order)
+        } else {
+            self.durable_order
+        };
         while let Some((order, ..)) = self.acks.front() {
-            if *order > self.durable_order {
+            if *order > reached {
                 return;
             }
             if let Some((_, client, done)) = self.acks.pop_front() {

@@ -1,6 +1,7 @@
 //! Creating and destroying caches in a pool.
 
 use super::CacheError;
+use super::backing_sample::SAMPLE_ITEMS;
 use super::control_io::{PairState, load_pair, wipe_pair};
 use super::gc::salt_seed;
 use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
@@ -108,7 +109,7 @@ impl Pool {
         let infos = self.segment_infos()?;
         let free: Vec<SegmentId> = infos
             .iter()
-            .filter(|info| !owners.contains(&info.cache) && info.flags.get() & 1 == 0)
+            .filter(|info| !owners.contains(&info.cache) && !info.is_bad())
             .map(|info| SegmentId(info.segment.get()))
             .collect();
         let Some(ids) = free.get(..segments as usize) else {
@@ -120,7 +121,7 @@ impl Pool {
         };
         let generation = self.prepare_segments(ids, create)?;
         self.prepare_control(ids[0], generation, create);
-        self.pmem.barrier_wait()?;
+        self.barrier_wait()?;
         self.update(|caches| {
             let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
                 return Err(CacheError::Busy(
@@ -189,7 +190,9 @@ impl Pool {
             incarnation: U32::ZERO,
             spare_before: U32::ZERO,
             first_sequence: U64::new(1),
-            spare: [0; 32],
+            clean_until: U64::ZERO,
+            written_back_until: U64::ZERO,
+            spare: [0; 16],
         };
         fresh(CacheItem::Incarnation).store(pmem, SlotKind::Incarnation, &incarnation);
         let window = WindowEnd {
@@ -199,7 +202,7 @@ impl Pool {
         fresh(CacheItem::WindowEnd).store(pmem, SlotKind::WindowEnd, &window);
         let clean = CleanStop {
             clean: U32::new(1),
-            spare_before: U32::ZERO,
+            sampled: U32::ZERO,
             final_sequence: U64::ZERO,
             spare: [0; 32],
         };
@@ -214,6 +217,9 @@ impl Pool {
             spare: [0; 32],
         };
         fresh(CacheItem::Boot).store(pmem, SlotKind::Boot, &boot);
+        for (item, ..) in SAMPLE_ITEMS {
+            fresh(item);
+        }
         let salt = salt_seed(create.seed, &create.uuid, 0, generation);
         let start = LogStart {
             cache: create.uuid,
@@ -233,16 +239,21 @@ impl Pool {
     /// Takes a cache that does not run out of the table; its segments are free.
     ///
     /// # Errors
-    /// [`CacheError::Dirty`] unless `discard_dirty` repeats the number of dirty bytes.
+    /// [`CacheError::Dirty`] if bytes are dirty or BAD, unless `discard_dirty` repeats the number of
+    /// dirty ones.
     pub fn destroy_cache(
         &self,
         name: &str,
         dirty_bytes: u64,
+        bad_bytes: u64,
         discard_dirty: Option<u64>,
     ) -> Result<(), CacheError> {
         let (place, entry) = self.find(name)?;
-        if dirty_bytes > 0 && discard_dirty != Some(dirty_bytes) {
-            return Err(CacheError::Dirty { dirty_bytes });
+        if dirty_bytes + bad_bytes > 0 && discard_dirty != Some(dirty_bytes) {
+            return Err(CacheError::Dirty {
+                dirty_bytes,
+                bad_bytes,
+            });
         }
         self.note_loaded(entry.uuid)?;
         let result = self.update(|caches| {

@@ -128,6 +128,40 @@ pub enum CacheError {
         /// What was recorded.
         recorded: String,
     },
+    /// The backing holds something else than it did at the last clean stop.
+    #[error(
+        "backing {name:?} was changed since the cache was stopped: {part} had CRC {recorded:#010x}, \
+         now it has {found:#010x}; `force` takes it as it is, and keeps only what it lacks"
+    )]
+    BackingAltered {
+        /// Name of the bdev.
+        name: String,
+        /// Which of the samples differs.
+        part: &'static str,
+        /// The CRC when the cache was stopped.
+        recorded: u32,
+        /// What its bytes give now.
+        found: u32,
+    },
+    /// The backing could not be compared with its sample.
+    #[error(
+        "backing {name:?} can't be compared with what it was when the cache was stopped: {why}; \
+         `force` takes it as it is, and keeps only what it lacks"
+    )]
+    BackingUnread {
+        /// Name of the bdev.
+        name: String,
+        /// What was in the way.
+        why: &'static str,
+    },
+    /// A barrier of the pool's medium has failed in this process.
+    #[error(
+        "a barrier of the pool's medium has failed: the pool is read-only until it is loaded anew"
+    )]
+    PoolFailed,
+    /// A salvaged cache is only looked at.
+    #[error("the cache is loaded for salvage, and is read-only")]
+    Salvaged,
     /// Something uses it.
     #[error("{0}")]
     Busy(String),
@@ -151,12 +185,24 @@ pub enum CacheError {
         /// The limit.
         seconds: u64,
     },
-    /// Dirty data would be lost.
-    #[error("{dirty_bytes} dirty bytes would be lost; repeat that number to discard them")]
+    /// Dirty data would be lost, or the knowledge of which data are lost already.
+    #[error(
+        "{dirty_bytes} dirty bytes would be lost; repeat that number to discard them{}",
+        bad_too(*bad_bytes)
+    )]
     Dirty {
         /// How many.
         dirty_bytes: u64,
+        /// BAD bytes, of which the backing has an older value.
+        bad_bytes: u64,
     },
+}
+
+fn bad_too(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        _ => format!("; {bytes} bytes are BAD: they are lost, and the backing has older ones"),
+    }
 }
 
 impl CacheError {

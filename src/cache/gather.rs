@@ -1,6 +1,7 @@
 //! Collects a writeback window from the log.
 
 use super::CacheError;
+use super::fault::{self, Fault};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::window::Window;
 
@@ -48,7 +49,8 @@ fn collect(
             Err(Stop::NotThere(damage)) => return Err(view.damaged(&before.0, damage)),
             Err(Stop::Error(error)) => return Err(error),
         };
-        if epoch != Some(kset.header.epoch) {
+        let ignored = epoch.is_some() && fault::injected(Fault::EpochsIgnored);
+        if epoch != Some(kset.header.epoch) && !ignored {
             if epoch.is_some() {
                 if !wish.may_span {
                     reader.return_to(before);
@@ -60,7 +62,10 @@ fn collect(
             epoch = Some(kset.header.epoch);
         }
         for key in kset.keys {
-            collected.window.add(view, key);
+            collected.window.add(view, key, kset.header.sequence);
+        }
+        if collected.window.ksets == 0 {
+            collected.window.first_sequence = kset.header.sequence;
         }
         collected.window.ksets += 1;
     }

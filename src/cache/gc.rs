@@ -6,20 +6,24 @@
 //! filled: a segment's START is durable long before the LAST that leads to it.
 
 use super::CacheError;
+use super::bad::{Answers, Outbox, Post, PostBatch};
 use super::control_io::{PairState, load_pair};
+use super::fault::{self, Fault};
 use super::geometry::{SegIx, SegmentItem};
 use super::key::KeyIdent;
 use super::log::ReadySegment;
 use super::log_reader::tail_body;
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::relog::{BAD_KEYS_A_ROUND, Lap};
 use super::shared::{SEALED, Shared};
 use super::stats::GcStats;
 use crate::bdev::{Barrier, BarrierTicket};
-use crate::media::{Generation, LogStart, SlotKind};
+use crate::media::{Generation, KeyFlags, LogStart, SlotKind};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, QuiescentTicket, Wake};
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::{U32, U64};
@@ -29,19 +33,9 @@ const PERIOD_NS: u64 = 1_000_000_000;
 /// Ksets that are passed before the key tail is made durable.
 const KSETS_A_ROUND: u32 = 32;
 
-/// Tells a lane that GC has passed a key.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Post {
-    pub(crate) range: ByteRange,
-    pub(crate) ident: KeyIdent,
-}
-
-/// Posts for the lanes of one reactor.
-pub(crate) type PostBatch = Vec<Post>;
-
 /// Segments used, above which GC works.
 fn threshold(shared: &Shared) -> u32 {
-    let allocatable = shared.segment_count().saturating_sub(shared.log_reserve);
+    let allocatable = shared.usable_segments().saturating_sub(shared.log_reserve);
     let wanted = u64::from(allocatable) * u64::from(shared.options.gc_percent()) / 100;
     // Every lane may sit on a segment that it fills: more than this can't be reached.
     let reachable = allocatable.saturating_sub(shared.lanes + 1).max(1);
@@ -54,13 +48,29 @@ pub(crate) fn above_threshold(shared: &Shared) -> bool {
     let reserve = shared
         .log_reserve
         .saturating_sub(shared.log_deficit.load(Ordering::Relaxed));
-    let used = shared.segment_count().saturating_sub(free + reserve);
+    let used = shared.usable_segments().saturating_sub(free + reserve);
     used > threshold(shared)
 }
 
+/// Whether nothing refers to a segment any more, by its [`Shared::added`] and the keys passed.
+fn is_unreferenced(added: u64, dropped: u64) -> bool {
+    if fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+        return added & SEALED != 0 && dropped >= added & !SEALED;
+    }
+    added == SEALED | dropped
+}
+
+/// Whether a key's reference has been given up before GC passes it: its segment has a new life.
+fn is_given_up(shared: &Shared, ident: &KeyIdent) -> bool {
+    fault::injected(Fault::ReferenceDroppedOnOverwrite)
+        && !shared.is_current(ident.segment, ident.generation)
+}
+
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Idle(Nanos),
+    /// Lanes log BAD keys again; meanwhile STARTs may become durable.
+    Relog(Answers, Option<BarrierTicket>),
     /// The key tail behind what was passed becomes durable.
     Tail(BarrierTicket),
     /// Raised generations and STARTs become durable.
@@ -91,9 +101,9 @@ pub(crate) struct GcSeed {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Gc {
-    seed: GcSeed,
-    barrier: Box<dyn Barrier>,
-    state: State,
+    pub(super) seed: GcSeed,
+    pub(super) barrier: Box<dyn Barrier>,
+    pub(super) state: State,
     /// Keys passed for each segment since it became what it is.
     dropped: Vec<u64>,
     /// Segments with keys passed that are not released yet.
@@ -103,18 +113,66 @@ pub(crate) struct Gc {
     /// Segments on their way to be free …
     retiring: Vec<SegIx>,
     /// … and on their way into the log's reserve.
-    starting: Vec<ReadySegment>,
-    /// Posts that a ring did not take yet.
-    parked: VecDeque<(usize, PostBatch)>,
+    pub(super) starting: Vec<ReadySegment>,
+    pub(super) outbox: Outbox,
     /// A lock was taken by somebody else.
-    retry: bool,
+    pub(super) retry: bool,
+    pub(super) lap: Lap,
+    /// Segments that are marked as bad …
+    pub(super) marked: Vec<bool>,
+    /// … and how many had media errors when it looked last.
+    pub(super) seen_suspects: u32,
+}
+
+/// GC as its reactor's poller and an audit share it.
+#[derive(Debug)]
+pub(crate) struct GcCell(pub(crate) RefCell<Gc>);
+
+/// What the reactor runs.
+pub(crate) struct GcDriver(pub(crate) Rc<GcCell>);
+
+impl Poller for GcDriver {
+    fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
+        self.0.0.borrow_mut().poll(cx, budget)
+    }
+
+    fn wake(&self) -> Wake {
+        self.0.0.borrow().wake()
+    }
+}
+
+/// For an audit.
+impl Gc {
+    /// Whether no segment is on its way anywhere.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        matches!(self.state, State::Idle(_))
+            && self.left.is_empty()
+            && self.starting.is_empty()
+            && self.retiring.is_empty()
+            && self.outbox.is_empty()
+    }
+
+    pub(crate) fn view(&self) -> &LogView {
+        &self.seed.view
+    }
+
+    /// Where it stands in the log.
+    pub(crate) fn place(&self) -> (LogReader, Incarnations) {
+        (self.seed.reader.clone(), self.seed.incarnations)
+    }
+
+    /// Keys passed for each segment.
+    pub(crate) fn dropped(&self) -> &[u64] {
+        &self.dropped
+    }
 }
 
 impl Gc {
-    pub(crate) fn new(seed: GcSeed, barrier: Box<dyn Barrier>, now: Nanos) -> Self {
+    pub(crate) fn new(mut seed: GcSeed, barrier: Box<dyn Barrier>, now: Nanos) -> Self {
         let segments = seed.view.segments.len();
+        let marked = (0..segments).map(|place| seed.view.segments.is_bad(SegIx::of(place)));
         Self {
-            seed,
+            marked: marked.collect(),
             barrier,
             state: State::Idle(now),
             dropped: vec![0; segments],
@@ -122,8 +180,11 @@ impl Gc {
             left: Vec::new(),
             retiring: Vec::new(),
             starting: Vec::new(),
-            parked: VecDeque::new(),
+            outbox: Outbox::new(std::mem::take(&mut seed.posts)),
             retry: false,
+            lap: Lap::default(),
+            seen_suspects: seed.shared.suspect_count.load(Ordering::SeqCst),
+            seed,
         }
     }
 
@@ -131,26 +192,35 @@ impl Gc {
         &self.seed.shared
     }
 
+    /// The first sequence that must not be passed: the one at the durable dirty tail.
+    fn limit(&self) -> u64 {
+        let shared = self.shared();
+        if fault::injected(Fault::KeyTailPastDirtyTail) {
+            return shared.durable.mark() + 1;
+        }
+        shared.maintenance.dirty_sequence.load(Ordering::Acquire)
+    }
+
     /// Whether ksets shall be passed: room is wanted, and there are some behind the key tail.
     fn shall_pass(&self) -> bool {
         let shared = self.shared();
-        let dirty = shared.maintenance.dirty_sequence.load(Ordering::Acquire);
-        if self.seed.reader.pos.sequence >= dirty {
+        if self.seed.reader.pos.sequence >= self.limit() {
             return false;
         }
-        shared.is_space_wanted() || above_threshold(shared)
+        let head = shared.last_sequence.load(Ordering::SeqCst);
+        shared.is_space_wanted() || (above_threshold(shared) && !self.lap.is_in_vain(head))
     }
 
-    /// Passes up to [`KSETS_A_ROUND`] ksets.
-    fn pass_ksets(&mut self) -> Result<u32, CacheError> {
-        let dirty = self
-            .shared()
-            .maintenance
-            .dirty_sequence
-            .load(Ordering::Acquire);
-        let mut batches: Vec<PostBatch> = vec![Vec::new(); self.seed.posts.len()];
+    /// Passes up to [`KSETS_A_ROUND`] ksets; names the BAD keys among their keys.
+    fn pass_ksets(&mut self) -> Result<(u32, Vec<Post>), CacheError> {
+        let limit = self.limit();
+        let mut posts = Vec::new();
+        let mut bad = Vec::new();
         let mut passed = 0;
-        while passed < KSETS_A_ROUND && self.seed.reader.pos.sequence < dirty {
+        while passed < KSETS_A_ROUND
+            && bad.len() < BAD_KEYS_A_ROUND
+            && self.seed.reader.pos.sequence < limit
+        {
             let before = self.seed.reader.pos;
             let view = &self.seed.view;
             match self.seed.reader.next(view, &self.seed.incarnations) {
@@ -159,7 +229,7 @@ impl Gc {
                     self.seed.stats.keys.add(kset.keys.len() as u64);
                     for key in kset.keys {
                         let ident = view.ident(key);
-                        if ident.has_data {
+                        if ident.has_data && !is_given_up(&self.seed.shared, &ident) {
                             let dropped = &mut self.dropped[ident.segment.index()];
                             if *dropped == 0 {
                                 self.candidates.push(ident.segment);
@@ -168,8 +238,10 @@ impl Gc {
                         }
                         let start = key.offset.get();
                         let range = ByteRange::between(start, start + u64::from(key.len.get()));
-                        let lane = self.seed.shared.lane_of(start);
-                        batches[self.seed.shared.reactor_of(lane)].push(Post { range, ident });
+                        let is_bad = key.flags().has(KeyFlags::BAD);
+                        self.lap.note(is_bad);
+                        let to = if is_bad { &mut bad } else { &mut posts };
+                        to.push(Post { range, ident });
                     }
                 }
                 Err(Stop::NotThere(damage)) => return Err(view.damaged(&before, damage)),
@@ -178,32 +250,11 @@ impl Gc {
             passed += 1;
         }
         self.seed.stats.ksets.add(u64::from(passed));
-        let posts = batches
-            .into_iter()
-            .enumerate()
-            .filter(|(_, batch)| !batch.is_empty());
-        self.parked.extend(posts);
-        self.send_posts();
-        Ok(passed)
+        self.outbox.send(&self.seed.shared, posts, None);
+        Ok((passed, bad))
     }
 
-    fn send_posts(&mut self) {
-        while let Some((reactor, batch)) = self.parked.pop_front() {
-            let ring = &mut self.seed.posts[reactor];
-            if ring.is_orphaned() {
-                continue;
-            }
-            match ring.push(batch) {
-                Ok(()) => self.seed.shared.runtime.data[reactor].ring(),
-                Err(batch) => {
-                    self.parked.push_front((reactor, batch));
-                    return;
-                }
-            }
-        }
-    }
-
-    fn halt(&mut self, error: &CacheError) {
+    pub(super) fn halt(&mut self, error: &CacheError) {
         tracing::error!(cache = %self.shared().name, %error, "GC has stopped");
         self.shared()
             .maintenance
@@ -214,24 +265,28 @@ impl Gc {
 
     /// Starts a round: passes ksets if that is wanted, else only looks after segments.
     fn start_round(&mut self, cx: &Cx) {
-        if self.shall_pass() && self.parked.is_empty() {
+        let head = self.shared().last_sequence.load(Ordering::SeqCst);
+        self.lap.begin_round(self.seed.reader.pos.sequence, head);
+        if self.shall_pass() && self.outbox.is_empty() {
             match self.pass_ksets() {
                 Err(error) => {
                     self.halt(&error);
                     return;
                 }
-                Ok(0) => {}
-                Ok(_) => {
-                    let body = tail_body(&self.seed.view, &self.seed.reader.pos);
-                    self.seed
-                        .tail_pair
-                        .store(&*self.seed.shared.pmem, SlotKind::KeyTail, &body);
-                    self.state = State::Tail(self.barrier.submit(cx));
-                    return;
-                }
+                Ok((0, _)) => {}
+                Ok((_, bad)) if bad.is_empty() => return self.store_tail(cx),
+                Ok((_, bad)) => return self.relog(bad),
             }
         }
         self.retire(cx);
+    }
+
+    pub(super) fn store_tail(&mut self, cx: &Cx) {
+        let body = tail_body(&self.seed.view, &self.seed.reader.pos);
+        self.seed
+            .tail_pair
+            .store(&*self.seed.shared.pmem, SlotKind::KeyTail, &body);
+        self.state = State::Tail(self.barrier.submit(cx));
     }
 
     /// Raises the generations of segments without references, and writes the STARTs that the log's
@@ -250,7 +305,7 @@ impl Gc {
         self.candidates.retain(|&segment| {
             let index = segment.index();
             let added = shared.added[index].load(Ordering::SeqCst);
-            let done = added == SEALED | dropped[index];
+            let done = is_unreferenced(added, dropped[index]);
             if done {
                 dropped[index] = 0;
                 shared.added[index].store(0, Ordering::SeqCst);
@@ -262,16 +317,15 @@ impl Gc {
             .stats
             .data_segments
             .add((retiring.len() - logs as usize) as u64);
-        for &segment in &retiring {
-            if let Err(error) = self.raise_generation(segment) {
-                self.halt(&error);
-                return;
-            }
-        }
         self.retiring = retiring;
+        let late = fault::injected(Fault::GenerationNotDurable);
+        if !late && !self.raise_generations() {
+            return;
+        }
         self.note_retiring();
         self.write_starts();
-        if self.retiring.is_empty() && self.starting.is_empty() {
+        let marked = self.mark_suspects();
+        if self.retiring.is_empty() && self.starting.is_empty() && !marked {
             let idle = if self.shall_pass() {
                 cx.now()
             } else {
@@ -288,7 +342,21 @@ impl Gc {
             self.state = State::Idle(idle);
         } else {
             self.state = State::Retire(self.barrier.submit(cx));
+            if late {
+                self.raise_generations();
+            }
         }
+    }
+
+    /// Raises the generations of what is retiring; false if that can't be done, and GC has stopped.
+    fn raise_generations(&mut self) -> bool {
+        for &segment in &self.retiring {
+            if let Err(error) = self.raise_generation(segment) {
+                self.halt(&error);
+                return false;
+            }
+        }
+        true
     }
 
     fn note_retiring(&self) {
@@ -299,7 +367,7 @@ impl Gc {
             .store(count, Ordering::Relaxed);
     }
 
-    fn raise_generation(&mut self, segment: SegIx) -> Result<(), CacheError> {
+    fn raise_generation(&self, segment: SegIx) -> Result<(), CacheError> {
         let shared = &self.seed.shared;
         let id = shared.segments[segment.index()];
         let at = shared.geometry.segment_start(id) + SegmentItem::Generation as u64;
@@ -316,7 +384,7 @@ impl Gc {
     }
 
     /// Takes free segments for the log's reserve and writes their START.
-    fn write_starts(&mut self) {
+    pub(super) fn write_starts(&mut self) {
         let shared = self.seed.shared.clone();
         while shared.log_deficit.load(Ordering::SeqCst) > 0 {
             let Some(mut alloc) = shared.alloc.try_lock() else {
@@ -343,7 +411,7 @@ impl Gc {
     }
 
     /// Hands the segments out; false if a lock was taken.
-    fn hand_out(&mut self) -> bool {
+    pub(super) fn hand_out(&mut self) -> bool {
         let shared = self.seed.shared.clone();
         if !self.starting.is_empty() {
             let Some(mut log) = shared.log.try_lock() else {
@@ -356,7 +424,14 @@ impl Gc {
                 return false;
             };
             for segment in self.retiring.drain(..) {
-                alloc.release(segment);
+                if shared.is_suspect(segment) {
+                    shared
+                        .maintenance
+                        .bad_drained
+                        .fetch_add(1, Ordering::SeqCst);
+                } else {
+                    alloc.release(segment);
+                }
             }
             shared.maintenance.retiring.store(0, Ordering::Relaxed);
             let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
@@ -370,9 +445,10 @@ impl Gc {
         true
     }
 
-    fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
+    pub(super) fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
+            Err(_) if fault::injected(Fault::FailedBarrierRetried) => true,
             Err(error) => {
                 self.shared().fail(&error);
                 self.halt(&error.into());
@@ -386,7 +462,12 @@ impl Gc {
             return true;
         }
         let stop = self.shared().maintenance.stop.load(Ordering::SeqCst);
-        if stop && matches!(self.state, State::Idle(_) | State::Halted) {
+        if stop
+            && matches!(
+                self.state,
+                State::Idle(_) | State::Relog(_, None) | State::Halted
+            )
+        {
             self.state = State::Rested;
             self.shared()
                 .maintenance
@@ -411,6 +492,7 @@ impl Gc {
                 self.start_round(cx);
                 1
             }
+            State::Relog(..) => self.follow_relog(cx),
             State::Tail(ticket) => {
                 let done = self.barrier_done(cx, ticket);
                 if done {
@@ -495,8 +577,8 @@ fn store_pair_over(shared: &Shared, at: u64, kind: SlotKind, body: &LogStart) {
 
 impl Poller for Gc {
     fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
-        if !self.parked.is_empty() {
-            self.send_posts();
+        if !self.outbox.is_empty() {
+            self.outbox.pump(&self.seed.shared);
         }
         if self.rest_if_asked() {
             return 0;
@@ -507,7 +589,7 @@ impl Poller for Gc {
     fn wake(&self) -> Wake {
         let shared = self.shared();
         let stop = shared.maintenance.stop.load(Ordering::SeqCst);
-        let soon = if self.parked.is_empty() {
+        let soon = if self.outbox.is_empty() {
             Wake::OnEvent
         } else {
             Wake::Now
@@ -525,6 +607,9 @@ impl Poller for Gc {
                 }
             }
             State::Tail(_) | State::Retire(_) => self.barrier.wake().sooner(soon),
+            State::Relog(_, Some(_)) => self.barrier.wake(),
+            State::Relog(..) if self.retry || stop => Wake::Now,
+            State::Relog(..) => soon,
             State::Quiesce(_) | State::HandOut => Wake::Now,
         }
     }

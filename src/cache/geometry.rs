@@ -111,8 +111,7 @@ pub(crate) enum SegmentItem {
     LogStart = 128,
 }
 
-/// A slot pair of a cache, by its place in the control area of the cache's first segment. The page
-/// behind it, from 1024 on, is kept for the sample of the backing.
+/// A slot pair of a cache, by its place in the control area of the cache's first segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CacheItem {
     KeyTail = 256,
@@ -122,4 +121,7 @@ pub(crate) enum CacheItem {
     CleanStop = 512,
     DurableMark = 576,
     Boot = 640,
+    SampleFirst = 704,
+    SampleLast = 768,
+    SampleBlocks = 832,
 }

@@ -1,9 +1,9 @@
 //! The lanes of one cache on one reactor, with what they share there: the backing channel, the
 //! barrier, and the clients.
 
+use super::bad::{Inbox, PostBatch};
 use super::close::{Cause, PRESSED_NS};
-use super::gc::PostBatch;
-use super::key_index::BLOCK;
+use super::fault::{self, Fault};
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
 use super::latency::{Stamp, Timed};
 use super::shared::Shared;
@@ -111,6 +111,9 @@ impl Env {
         }
         match self.barrier.poll(cx) {
             Ok(done) => self.barrier_done = done,
+            Err(_) if fault::injected(Fault::FailedBarrierRetried) => {
+                self.barrier_done = self.barrier_submitted;
+            }
             Err(error) => self.shared.fail(&error),
         }
     }
@@ -177,9 +180,12 @@ struct Visit {
 #[derive(Debug)]
 pub(crate) struct Group {
     pub(crate) env: Env,
-    lanes: Vec<Lane>,
+    pub(super) lanes: Vec<Lane>,
     visits: Vec<Visit>,
-    posts: Consumer<PostBatch>,
+    /// From GC and from writeback.
+    pub(super) inboxes: Vec<Inbox>,
+    /// Segments with media errors that the lanes know of.
+    seen_suspects: u32,
     completions: Vec<Completion>,
     /// The remote client to be served first.
     next_client: usize,
@@ -197,7 +203,8 @@ pub(crate) struct GroupSeed {
     pub(crate) reactor: usize,
     pub(crate) lanes: Vec<LaneSeed>,
     pub(crate) backing: Arc<dyn crate::bdev::Bdev>,
-    pub(crate) posts: Consumer<PostBatch>,
+    /// From GC and from writeback.
+    pub(crate) posts: [Consumer<PostBatch>; 2],
 }
 
 /// A group as its reactor's poller and local channels share it.
@@ -231,7 +238,8 @@ impl Group {
             env,
             lanes,
             visits: Vec::new(),
-            posts: seed.posts,
+            inboxes: seed.posts.into_iter().map(Inbox::new).collect(),
+            seen_suspects: 0,
             completions: Vec::new(),
             next_client: 0,
             seen_close_all: 0,
@@ -252,6 +260,16 @@ impl Group {
         }
         cx.remove_local::<reactors::PollerId>(key);
         cx.remove_local::<GroupCell>(key);
+    }
+
+    /// Its lanes, for an audit.
+    pub(crate) fn lanes(&self) -> &[Lane] {
+        &self.lanes
+    }
+
+    /// Whether it has nothing to do for GC and writeback, for an audit.
+    pub(crate) fn has_no_posts(&self) -> bool {
+        self.inboxes.iter().all(Inbox::is_empty)
     }
 
     pub(crate) fn attach(&mut self, client: Client) -> usize {
@@ -286,7 +304,7 @@ impl Group {
         });
     }
 
-    fn lane_index(&self, offset: u64) -> usize {
+    pub(super) fn lane_index(&self, offset: u64) -> usize {
         let lane = self.env.shared.lane_of(offset) as usize;
         lane / self.env.shared.runtime.data.len()
     }
@@ -322,6 +340,9 @@ impl Group {
             let Some(order) = lane.newest_unplaced() else {
                 continue;
             };
+            if fault::injected(Fault::FlushSkipsClosing) && !lane.has_open() {
+                continue;
+            }
             if cause == Cause::Flush {
                 lane.stats(&self.env.shared).flushes.add(1);
             }
@@ -447,23 +468,6 @@ impl Group {
         handled
     }
 
-    fn apply_posts(&mut self) -> u32 {
-        let mut handled = 0;
-        while let Some(batch) = self.posts.pop() {
-            for post in &batch {
-                let lane = self.lane_index(post.range.start());
-                let (subtree, start, end) = Lane::locate(&self.env.shared, post.range);
-                debug_assert!(post.range.is_aligned(BLOCK));
-                if let Some(lane) = self.lanes.get_mut(lane) {
-                    lane.index.remove_exact(subtree, start, end, &post.ident);
-                    lane.stats(&self.env.shared).gc_posts.add(1);
-                }
-            }
-            handled += 1;
-        }
-        handled
-    }
-
     fn poll_backing(&mut self, cx: &Cx) -> u32 {
         if self.env.backing_pending == 0 {
             return 0;
@@ -482,6 +486,19 @@ impl Group {
         }
         self.completions = done;
         handled
+    }
+
+    /// Lanes that fill a segment with media errors go on in another one.
+    fn leave_suspects(&mut self) {
+        let shared = &self.env.shared;
+        let count = shared.suspect_count.load(Ordering::Relaxed);
+        if count == self.seen_suspects {
+            return;
+        }
+        self.seen_suspects = count;
+        for lane in &mut self.lanes {
+            lane.leave_suspect(shared);
+        }
     }
 
     fn leave_queues(&mut self) {
@@ -512,7 +529,8 @@ impl Group {
         self.env.now = cx.now();
         self.env.retry = false;
         self.env.poll_barrier(cx);
-        let mut handled = self.apply_posts();
+        let mut handled = self.apply_posts(cx);
+        self.leave_suspects();
         handled += self.poll_backing(cx);
         handled += self.drain_clients(cx, budget);
         let close_all = self.env.shared.close_all.load(Ordering::Acquire);
@@ -525,8 +543,12 @@ impl Group {
             if !lane.closing.is_empty() || !lane.placed.is_empty() || !lane.acks.is_empty() {
                 lane.pump(&mut self.env, cx);
             }
+            if !lane.spoiled.is_empty() {
+                lane.replace_spoiled(&mut self.env, cx);
+            }
             lane.serve_waiting(&mut self.env, cx);
         }
+        self.answer_posts(cx);
         if self.env.raise_wanted {
             self.env.raise_if_wanted();
         }

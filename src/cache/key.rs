@@ -21,6 +21,11 @@ impl Kind {
         KeyFlags(self.0)
     }
 
+    /// Whether its data are lost.
+    pub(crate) fn is_bad(self) -> bool {
+        self.flags().has(KeyFlags::BAD)
+    }
+
     /// Whether it stands for a miss in flight.
     pub(crate) fn is_placeholder(self) -> bool {
         self == Self::PLACEHOLDER
@@ -74,6 +79,16 @@ impl Key {
         self.len -= cut;
         self.trim += cut;
         self
+    }
+
+    /// Names the original that it is a part of.
+    pub(crate) fn ident(&self) -> KeyIdent {
+        KeyIdent {
+            segment: self.segment,
+            segment_offset: self.segment_offset,
+            generation: self.generation,
+            has_data: self.kind.flags().has_data(),
+        }
     }
 
     /// Whether both are parts of one and the same original.

@@ -103,6 +103,8 @@ pub(crate) struct Piece {
 #[derive(Debug, Default)]
 pub(crate) struct KeyIndex {
     subtrees: Vec<Option<Subtree>>,
+    /// Blocks that are BAD.
+    bad_blocks: u64,
 }
 
 /// Blocks that a subtree has.
@@ -128,6 +130,12 @@ impl KeyIndex {
     /// one is split. Placeholders are treated alike.
     pub(crate) fn insert(&mut self, subtree: usize, key: Key) {
         debug_assert!(key.len > 0 && key.end() <= SUBTREE_BLOCKS, "{key:?}");
+        if self.bad_blocks > 0 {
+            self.bad_blocks -= self.bad_within(subtree, key.start, key.end());
+        }
+        if key.kind.is_bad() {
+            self.bad_blocks += u64::from(key.len);
+        }
         let tree = self.subtree(subtree);
         let (first, last) = (leaf_of(key.start), leaf_of(key.end() - 1));
         if first == last {
@@ -141,6 +149,21 @@ impl KeyIndex {
             rest = rest.from(border);
         }
         tree.leaves[last].insert(rest);
+    }
+
+    /// How many blocks are BAD.
+    pub(crate) fn bad_blocks(&self) -> u64 {
+        self.bad_blocks
+    }
+
+    fn bad_within(&self, subtree: usize, start: u16, end: u16) -> u64 {
+        let mut blocks = 0;
+        self.walk(subtree, start, end, |piece| {
+            if piece.key.is_some_and(|key| key.kind.is_bad()) {
+                blocks += u64::from(piece.end - piece.start);
+            }
+        });
+        blocks
     }
 
     /// Calls `visit` for the pieces that make up blocks `start..end`, in order.
@@ -203,7 +226,13 @@ impl KeyIndex {
         };
         for leaf in leaf_of(start)..=leaf_of(end.max(start + 1) - 1) {
             let keys = &mut tree.leaves[leaf].keys;
-            keys.retain(|k| k.end() <= start || k.start >= end || !wanted(k));
+            keys.retain(|k| {
+                let stays = k.end() <= start || k.start >= end || !wanted(k);
+                if !stays && k.kind.is_bad() {
+                    self.bad_blocks -= u64::from(k.len);
+                }
+                stays
+            });
             if keys.is_empty() {
                 *keys = Vec::new();
             }

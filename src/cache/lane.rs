@@ -1,7 +1,9 @@
 //! A lane: owns, alone and without locks, its subtrees' keys, its open kset, its data head and its
 //! misses in flight. It lives on one reactor, in a [`super::group::Group`].
 
+use super::bad::Post;
 use super::close::{Closing, OpenKset, PlacedKset};
+use super::fault::Held;
 use super::geometry::SegIx;
 use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
@@ -67,6 +69,7 @@ pub(crate) struct Job {
     pub(crate) waits_since: Option<Nanos>,
     /// Progress with which it asked for space last.
     pub(crate) asked_at: Option<u64>,
+    pub(crate) held: Held,
 }
 
 impl Job {
@@ -147,6 +150,10 @@ pub(crate) struct Lane {
     pub(crate) next_miss: u64,
     /// Last serial given to a key without data.
     pub(crate) serial: u64,
+    /// Keys that reads found damaged and that are not BAD yet.
+    pub(crate) spoiled: Vec<Post>,
+    /// BAD bytes as its statistics show them.
+    pub(crate) shown_bad: u64,
 }
 
 /// What a lane starts from: fresh, or as replay left it.
@@ -160,6 +167,7 @@ pub(crate) struct LaneSeed {
 
 impl Lane {
     pub(crate) fn new(seed: LaneSeed) -> Self {
+        let shown_bad = seed.index.bad_blocks() * BLOCK;
         Self {
             number: seed.number,
             index: seed.index,
@@ -179,6 +187,8 @@ impl Lane {
             misses: Slab::new(),
             next_miss: 1,
             serial: seed.serial,
+            spoiled: Vec::new(),
+            shown_bad,
         }
     }
 
@@ -206,6 +216,7 @@ impl Lane {
             progress: 0,
             waits_since: None,
             asked_at: None,
+            held: Held::default(),
         };
         match job.request.op {
             LaneOp::Read => self.read(env, cx, job),
@@ -330,6 +341,26 @@ impl Lane {
         open.or_else(|| self.closing.back().map(|closing| closing.order))
     }
 
+    /// Whether nothing is under way in it; keys may be open.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.closing.is_empty()
+            && self.placed.is_empty()
+            && self.waiting.is_empty()
+            && self.misses.is_empty()
+    }
+
+    /// The keys of the open kset, oldest first.
+    pub(crate) fn open_keys(&self) -> &[crate::media::Key] {
+        self.open
+            .as_ref()
+            .map_or(&[], |open| self.staging.keys(open.slot, open.count))
+    }
+
+    /// Whether its open kset has keys.
+    pub(crate) fn has_open(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.count > 0)
+    }
+
     /// Whether it holds keys that have no sequence yet.
     pub(crate) fn has_unplaced(&self) -> bool {
         self.newest_unplaced().is_some()
@@ -339,6 +370,14 @@ impl Lane {
     pub(crate) fn seal_head(&mut self, shared: &Shared) {
         if let Some(head) = self.head.take() {
             shared.added[head.segment.index()].store(SEALED | head.added, Ordering::SeqCst);
+        }
+    }
+
+    /// Goes on in another segment if the one that it fills has given a media error.
+    pub(crate) fn leave_suspect(&mut self, shared: &Shared) {
+        let head = self.head.as_ref();
+        if head.is_some_and(|head| shared.is_suspect(head.segment)) {
+            self.seal_head(shared);
         }
     }
 

@@ -17,6 +17,7 @@ pub(crate) struct LiveOptions {
     dirty_low_percent: AtomicU32,
     dirty_high_percent: AtomicU32,
     no_space_timeout_ns: AtomicU64,
+    verify_reads: AtomicBool,
 }
 
 const RELAXED: Ordering = Ordering::Relaxed;
@@ -31,6 +32,7 @@ impl LiveOptions {
     pub(crate) fn set(&self, options: &CacheOptions) {
         self.durable_writes
             .store(options.durability == Durability::Write, RELAXED);
+        self.verify_reads.store(options.verify_reads, RELAXED);
         self.order.store(
             match options.writeback_order {
                 WritebackOrder::Adaptive => 0,
@@ -61,6 +63,10 @@ impl LiveOptions {
 
     pub(crate) fn durable_writes(&self) -> bool {
         self.durable_writes.load(RELAXED)
+    }
+
+    pub(crate) fn verify_reads(&self) -> bool {
+        self.verify_reads.load(RELAXED)
     }
 
     pub(crate) fn order(&self) -> WritebackOrder {

@@ -4,65 +4,55 @@
 //! does. Until the first of them media are untouched.
 
 use super::CacheError;
-use super::cache::{Cache, CacheParts};
-use super::control_io::PairState;
-use super::gc::{GcSeed, PostBatch, next_salt, salt_seed};
+use super::bad::PostBatch;
+use super::cache::{Cache, CacheParts, CacheStart};
+use super::control_io::{PairState, load_pair};
+use super::fault::{self, Fault};
+use super::gc::{GcSeed, next_salt, salt_seed};
 use super::geometry::{SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
-use super::key_index::KeyIndex;
+use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
+use super::log_damage::{leave_damage, unreferenced};
 use super::log_reader::{Incarnations, LogReader, LogView};
+use super::look_only::LookOnly;
 use super::options::CacheOptions;
-use super::plausible::check_shape;
-use super::pool::Pool;
-use super::replay::{Control, Replayed, load_generations, open_view, replay};
+use super::pool::{Pool, PoolFailure};
+use super::replay::{Control, ReplayWish, Replayed, load_generations, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
-use super::shared::{Maintenance, Runtime, SEALED, Shared, next_instance};
-use super::staged::{Staged, close_staged, open_staging};
+use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
+use super::staged::{Staged, close_staged, open_staging, take_staged};
 use super::staging::{LaneStaging, SectionHeader};
 use super::stats::{GcStats, LaneStats, WritebackStats};
+use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::writeback::WritebackSeed;
 use crate::bdev::Bdev;
 use crate::media::{Boot, CacheEntry, CleanStop, Incarnation, LogStart, SlotKind};
 use crossbeam_utils::CachePadded;
-use reactors::ring::{Consumer, spsc};
+use reactors::ring::{Consumer, Producer, spsc};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use uuid::Uuid;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use zerocopy::little_endian::{U32, U64};
 
 /// Batches of posts that GC may have under way to a reactor.
 const POST_RING: usize = 64;
 
-fn check_backing(entry: &CacheEntry, backing: &dyn Bdev, force: bool) -> Result<(), CacheError> {
-    let info = backing.info();
-    let changed = |what, found: String, recorded: String| {
-        Err(CacheError::BackingChanged {
-            name: info.name.clone(),
-            what,
-            found,
-            recorded,
-        })
-    };
-    let recorded = Uuid::from_bytes(entry.backing_uuid);
-    if info.uuid != recorded && !force {
-        return changed("identity", info.uuid.to_string(), recorded.to_string());
+/// Which copies of the backing count no more, also for later loads.
+fn copies_until(control: &Control, replayed: &Replayed) -> Incarnation {
+    let old = control.incarnation.0;
+    if !replayed.report.clean_dropped {
+        return old;
     }
-    let bytes = entry.backing_bytes.get();
-    // A larger one is taken by an explicit resize only, a smaller one never.
-    if info.bytes() != bytes {
-        return changed("size", info.bytes().to_string(), bytes.to_string());
+    Incarnation {
+        clean_until: U64::new(replayed.end.sequence),
+        written_back_until: U64::new(control.dirty_tail.0.sequence),
+        ..old
     }
-    let block = entry.block_bytes.get();
-    if info.block_size > block {
-        return changed("block size", info.block_size.to_string(), block.to_string());
-    }
-    Ok(())
 }
 
 /// Makes what was read durable and says that a new run begins.
@@ -70,6 +60,7 @@ fn begin_run(
     view: &LogView,
     control: &mut Control,
     replayed: &Replayed,
+    generations: &mut [u64],
     staged: &mut Staged,
     runtime: &Runtime,
 ) -> Result<u32, CacheError> {
@@ -86,11 +77,16 @@ fn begin_run(
     }
     // (1) Process death can leave stores that are visible but not durable; to read them now and lose
     // them at the next power cut would show two values.
-    pmem.barrier_wait()?;
+    if !fault::injected(Fault::LoadWithoutBarrier) {
+        pmem.barrier_wait()?;
+    }
+    if replayed.begins_at_dirty_tail {
+        let references = staged.references(view, first);
+        leave_damage(view, control, replayed, &references, generations)?;
+    }
     // Slots that are in the log are done with; the rest have no place any more. This must come before
     // the first kset of this run, which takes such a place: if this load is cut off behind it, the
     // next one could not tell the two apart.
-    let first = replayed.end.sequence;
     staged
         .lanes
         .iter_mut()
@@ -108,7 +104,7 @@ fn begin_run(
         incarnation: U32::new(incarnation),
         spare_before: U32::ZERO,
         first_sequence: U64::new(first),
-        spare: [0; 32],
+        ..copies_until(control, replayed)
     };
     control
         .incarnation
@@ -120,9 +116,10 @@ fn begin_run(
         spare: [0; 32],
     };
     control.boot.1.store(pmem, SlotKind::Boot, &boot);
+    // With it the sample of the backing is void, before anything is written there.
     let clean = CleanStop {
         clean: U32::ZERO,
-        spare_before: U32::ZERO,
+        sampled: U32::ZERO,
         final_sequence: U64::ZERO,
         spare: [0; 32],
     };
@@ -143,14 +140,7 @@ fn prepare_reserve(
     incarnation: u32,
     salt: &mut u64,
 ) -> Result<(VecDeque<SegIx>, VecDeque<ReadySegment>), CacheError> {
-    let mut free: VecDeque<SegIx> = (0..view.segments.len())
-        .map(SegIx::of)
-        .filter(|segment| {
-            replayed.references[segment.index()] == 0
-                && staged_references[segment.index()] == 0
-                && !replayed.log_segments.contains(segment)
-        })
-        .collect();
+    let mut free = VecDeque::from(unreferenced(view, replayed, staged_references));
     let mut ready = VecDeque::new();
     while ready.len() < wanted as usize {
         let Some(segment) = free.pop_front() else {
@@ -168,9 +158,8 @@ fn prepare_reserve(
         };
         let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
         let pmem = &*view.pmem;
-        let mut pair =
-            super::control_io::load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
-                .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
+        let mut pair = load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
+            .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
         pair.store(pmem, SlotKind::LogStart, &body);
         ready.push_back(ReadySegment {
             segment,
@@ -180,6 +169,14 @@ fn prepare_reserve(
     }
     view.pmem.barrier_wait()?;
     Ok((free, ready))
+}
+
+fn bad_segments(view: &LogView) -> impl Iterator<Item = bool> {
+    (0..view.segments.len()).map(|place| view.segments.is_bad(SegIx::of(place)))
+}
+
+fn count_bad(view: &LogView) -> u32 {
+    u32::try_from(bad_segments(view).filter(|&bad| bad).count()).unwrap_or(u32::MAX)
 }
 
 /// Everything that the running cache shares, from what replay found.
@@ -194,6 +191,8 @@ struct Loaded {
     reserve: u32,
     /// Where the salts of further log segments come from.
     salt: u64,
+    /// Only looked at.
+    read_only: bool,
 }
 
 impl Loaded {
@@ -210,17 +209,50 @@ impl Loaded {
         std::mem::replace(&mut self.log, LogHead::new(at, VecDeque::new(), data_bytes))
     }
 
+    /// Bad segments that nothing refers to any more.
+    fn bad_drained(&self) -> u32 {
+        let references = &self.replayed.references;
+        let drained = bad_segments(&self.view)
+            .enumerate()
+            .filter(|&(place, bad)| {
+                bad && references[place] == 0
+                    && !self.replayed.log_segments.contains(&SegIx::of(place))
+            });
+        u32::try_from(drained.count()).unwrap_or(u32::MAX)
+    }
+
+    fn lane_stats(&self) -> Box<[CachePadded<LaneStats>]> {
+        let lanes = self.replayed.indexes.iter().zip(&self.replayed.dirty);
+        let stats = lanes.map(|(index, &dirty)| {
+            let stats = LaneStats::default();
+            stats.dirty_added.add(dirty);
+            stats.bad_bytes.set(index.bad_blocks() * BLOCK);
+            CachePadded::new(stats)
+        });
+        stats.collect()
+    }
+
     fn maintenance(&self) -> Maintenance {
         let log_segments = u32::try_from(self.replayed.log_segments.len()).unwrap_or(u32::MAX);
         let window_end = self.control.window_end.0;
+        // Without a writeback nothing of it is under way.
+        let drain = if self.read_only { DRAIN_RESTED } else { 0 };
         Maintenance {
+            drain: AtomicU8::new(drain),
             log_segments: AtomicU32::new(log_segments),
             between_boundaries: AtomicBool::new(window_end > self.control.dirty_tail.0.sequence),
+            bad_drained: AtomicU32::new(self.bad_drained()),
             ..Maintenance::default()
         }
     }
 
-    fn share(&mut self, entry: &CacheEntry, options: &CacheOptions, runtime: &Runtime) -> Shared {
+    fn share(
+        &mut self,
+        entry: &CacheEntry,
+        options: &CacheOptions,
+        runtime: &Runtime,
+        failure: Arc<PoolFailure>,
+    ) -> Shared {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
         let ready = u32::try_from(self.log.ready.len()).unwrap_or(0);
@@ -235,11 +267,6 @@ impl Loaded {
                 0 => AtomicU64::new(0),
                 count => AtomicU64::new(SEALED | count),
             });
-        let stats: Box<[CachePadded<LaneStats>]> =
-            (0..lanes).map(|_| CachePadded::default()).collect();
-        for (stats, &dirty) in stats.iter().zip(&self.replayed.dirty) {
-            stats.dirty_added.add(dirty);
-        }
         let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
@@ -262,6 +289,8 @@ impl Loaded {
                 .collect(),
             added: added.collect(),
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
+            suspect_count: AtomicU32::new(count_bad(&self.view)),
+            suspects: bad_segments(&self.view).map(AtomicBool::new).collect(),
             alloc: TryLock::new(SegmentAlloc::new(std::mem::take(&mut self.free))),
             log: TryLock::new(log),
             log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),
@@ -275,13 +304,14 @@ impl Loaded {
                 .map(|_| CachePadded::default())
                 .collect(),
             durable_waiters: CachePadded::default(),
-            failed: AtomicBool::new(false),
+            failure,
+            read_only: self.read_only,
             unplaced: runtime
                 .data
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
-            stats,
+            stats: self.lane_stats(),
             latency: runtime
                 .data
                 .iter()
@@ -292,18 +322,7 @@ impl Loaded {
     }
 }
 
-fn load_media(
-    pool: &Pool,
-    place: usize,
-    entry: &CacheEntry,
-    runtime: &Runtime,
-) -> Result<(Loaded, Vec<LaneStaging>), CacheError> {
-    let view = open_view(pool, entry)?;
-    let mut control = Control::load(&view)?;
-    let generations = load_generations(&view)?;
-    let lanes = entry.lanes.get();
-    let mut replayed = replay(&view, &control, &generations, lanes as usize)?;
-    let mut staged = open_staging(pool, place, entry, &control, runtime)?;
+fn note_missing(entry: &CacheEntry, replayed: &mut Replayed, staged: &Staged, runtime: &Runtime) {
     replayed.report.staging_missing = staged.missing;
     if staged.missing {
         tracing::error!(
@@ -312,8 +331,82 @@ fn load_media(
              acknowledged and not flushed may be lost"
         );
     }
+}
+
+/// What was found, to be looked at only: nothing is stored, here or later.
+fn salvaged(
+    view: LogView,
+    control: Control,
+    mut replayed: Replayed,
+    generations: Vec<u64>,
+    mut staged: Staged,
+    entry: &CacheEntry,
+) -> (Loaded, Vec<LaneStaging>) {
+    let first = replayed.end.sequence;
+    take_staged(&view, &staged, &mut replayed, &generations);
+    let references = staged.references(&view, first);
+    let free = VecDeque::from(unreferenced(&view, &replayed, &references));
+    let at = Place {
+        segment: replayed.end.segment,
+        offset: replayed.end.offset,
+        salt: replayed.end_salt,
+        sequence: first,
+        epoch: replayed.end.epoch,
+    };
+    let log = LogHead::new(at, VecDeque::new(), view.geometry.segment_data_bytes());
+    // Copies, which only these lanes see.
+    staged.lanes.iter_mut().for_each(LaneStaging::clear);
+    let loaded = Loaded {
+        incarnation: control.incarnation.0.incarnation.get(),
+        reserve: log_reserve(entry.lanes.get(), view.geometry.segment_bytes),
+        view,
+        control,
+        replayed,
+        generations,
+        log,
+        free,
+        salt: 0,
+        read_only: true,
+    };
+    (loaded, staged.lanes)
+}
+
+fn load_media(
+    pool: &Pool,
+    place: usize,
+    entry: &CacheEntry,
+    runtime: &Runtime,
+    wish: ReplayWish,
+) -> Result<(Loaded, Vec<LaneStaging>), CacheError> {
+    let mut view = open_view(pool, entry)?;
+    if wish.salvage {
+        view.pmem = Arc::new(LookOnly::new(Arc::clone(&view.pmem)));
+    }
+    let mut control = Control::load(&view)?;
+    let mut generations = load_generations(&view)?;
+    let lanes = entry.lanes.get();
+    let mut replayed = replay(&view, &control, &generations, lanes as usize, wish)?;
+    let mut staged = open_staging(pool, place, entry, &control, runtime, wish)?;
+    note_missing(entry, &mut replayed, &staged, runtime);
+    if wish.salvage {
+        return Ok(salvaged(
+            view,
+            control,
+            replayed,
+            generations,
+            staged,
+            entry,
+        ));
+    }
     staged.check_generations(&view, &generations, replayed.end.sequence)?;
-    let incarnation = begin_run(&view, &mut control, &replayed, &mut staged, runtime)?;
+    let incarnation = begin_run(
+        &view,
+        &mut control,
+        &replayed,
+        &mut generations,
+        &mut staged,
+        runtime,
+    )?;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);
     let mut salt = salt_seed(runtime.seed, &view.cache, incarnation, generation);
@@ -351,6 +444,7 @@ fn load_media(
         incarnation,
         reserve,
         salt,
+        read_only: false,
     };
     Ok((loaded, staged.lanes))
 }
@@ -377,40 +471,48 @@ fn lanes_by_reactor(
     by_reactor
 }
 
-impl Pool {
-    /// Loads the cache `name` (or UUID) in front of `backing` and starts its parts on the reactors.
-    /// On control threads only; waits for barriers. The parts have started once
-    /// [`Cache::is_installed`].
-    ///
-    /// # Errors
-    /// A backing that is not the recorded one (unless `force`), damage with its position, a medium
-    /// or system that fails. Dirty data are safe in any case.
-    pub fn load_cache(
-        self: &Arc<Self>,
-        name: &str,
-        backing: Arc<dyn Bdev>,
-        runtime: &Runtime,
-        force: bool,
-    ) -> Result<Arc<Cache>, CacheError> {
-        let (place, entry) = self.find(name)?;
-        check_shape(&entry, self.geometry.segment_bytes)?;
-        check_backing(&entry, &*backing, force)?;
-        let options = CacheOptions::load(&entry)?;
-        self.note_loaded(entry.uuid)?;
-        let begun = runtime.clock.now();
-        let mut loaded = load_media(self, place, &entry, runtime);
-        if let Ok((loaded, _)) = &mut loaded {
-            loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
-        }
-        let cache = loaded.and_then(|(loaded, staging)| {
-            self.start_cache(&entry, options, backing, runtime, loaded, staging)
-        });
-        if cache.is_err() {
-            self.note_unloaded(entry.uuid);
-        }
-        cache
-    }
+/// The groups, and the ways to post to them: GC's and writeback's.
+fn group_seeds(
+    shared: &Arc<Shared>,
+    backing: &Arc<dyn Bdev>,
+    by_reactor: Vec<Vec<LaneSeed>>,
+) -> (Vec<GroupSeed>, [Vec<Producer<PostBatch>>; 2]) {
+    let reactors = by_reactor.len();
+    let rings = || (0..reactors).map(|_| spsc::<PostBatch>(POST_RING)).unzip();
+    let (gc_posts, from_gc): (Vec<_>, Vec<Consumer<PostBatch>>) = rings();
+    let (writeback_posts, from_writeback): (Vec<_>, Vec<Consumer<PostBatch>>) = rings();
+    let posts = from_gc.into_iter().zip(from_writeback);
+    let groups = by_reactor.into_iter().zip(posts).enumerate();
+    let groups = groups.map(|(reactor, (lanes, posts))| GroupSeed {
+        shared: Arc::clone(shared),
+        reactor,
+        lanes,
+        backing: Arc::clone(backing),
+        posts: posts.into(),
+    });
+    (groups.collect(), [gc_posts, writeback_posts])
+}
 
+/// Loads what is on the media of the cache at `place` of the pool's table, and starts its parts in
+/// front of `backing`.
+pub(super) fn load_and_start(
+    pool: &Arc<Pool>,
+    place: usize,
+    entry: &CacheEntry,
+    backing: Arc<dyn Bdev>,
+    runtime: &Runtime,
+    wish: ReplayWish,
+) -> Result<Arc<Cache>, CacheError> {
+    let options = CacheOptions::load(entry)?;
+    let begun = runtime.clock.now();
+    let (mut loaded, staging) = load_media(pool, place, entry, runtime, wish)?;
+    let bad = loaded.replayed.indexes.iter().map(KeyIndex::bad_blocks);
+    loaded.replayed.report.bad_bytes = bad.sum::<u64>() * BLOCK;
+    loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
+    pool.start_cache(entry, options, backing, runtime, loaded, staging)
+}
+
+impl Pool {
     fn start_cache(
         self: &Arc<Self>,
         entry: &CacheEntry,
@@ -420,38 +522,30 @@ impl Pool {
         mut loaded: Loaded,
         staging: Vec<LaneStaging>,
     ) -> Result<Arc<Cache>, CacheError> {
-        let shared = Arc::new(loaded.share(entry, &options, runtime));
+        let shared = Arc::new(loaded.share(entry, &options, runtime, Arc::clone(&self.failure)));
         let Loaded {
             view,
             control,
             replayed,
             incarnation,
             salt,
+            read_only,
             ..
         } = loaded;
         shared.publish_dirty_tail(&control.dirty_tail.0);
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
-        let reactors = by_reactor.len();
-        let rings = (0..reactors).map(|_| spsc::<PostBatch>(POST_RING));
-        let (posts, their_posts): (Vec<_>, Vec<Consumer<PostBatch>>) = rings.unzip();
-        let groups = by_reactor.into_iter().zip(their_posts).enumerate();
-        let groups = groups.map(|(reactor, (lanes, posts))| GroupSeed {
-            shared: Arc::clone(&shared),
-            reactor,
-            lanes,
-            backing: Arc::clone(&backing),
-            posts,
-        });
+        let (groups, [gc_posts, writeback_posts]) = group_seeds(&shared, &backing, by_reactor);
         let incarnations = Incarnations {
             current: incarnation,
             first_sequence: control.incarnation.0.first_sequence.get(),
         };
         let (writeback_stats, gc_stats) =
             (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
-        let parts = CacheParts {
-            groups: groups.collect(),
-            writeback: WritebackSeed {
+        let maintenance = if read_only {
+            None
+        } else {
+            let writeback = WritebackSeed {
                 shared: Arc::clone(&shared),
                 pool: Arc::clone(self),
                 view: view.clone(),
@@ -461,31 +555,42 @@ impl Pool {
                 window_pair: control.window_end.1,
                 window_end: control.window_end.0,
                 mark_pair: control.durable_mark.1,
+                posts: writeback_posts,
                 stats: Arc::clone(&writeback_stats),
                 backing_volatile: backing.info().volatile_cache,
-            },
-            gc: GcSeed {
+            };
+            let gc = GcSeed {
                 shared: Arc::clone(&shared),
                 view: view.clone(),
                 incarnations,
                 reader: LogReader::new(&view, control.key_tail.0)?,
                 tail_pair: control.key_tail.1,
-                posts,
+                posts: gc_posts,
                 salt_state: salt,
                 stats: Arc::clone(&gc_stats),
-            },
+            };
+            Some((writeback, gc))
         };
-        Cache::start(super::cache::CacheStart {
+        let end = CleanEnd {
+            view,
+            incarnations,
+            clean_stop: control.clean_stop.1,
+            samples: control.samples,
+        };
+        Cache::start(CacheStart {
             pool: Arc::clone(self),
             shared,
             options,
             backing,
             logical_bytes: entry.backing_bytes.get(),
             report: replayed.report,
-            clean_stop_pair: control.clean_stop.1,
+            end,
             writeback_stats,
             gc_stats,
-            parts,
+            parts: CacheParts {
+                groups,
+                maintenance,
+            },
         })
     }
 }

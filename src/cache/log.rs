@@ -2,7 +2,8 @@
 //!
 //! Room is counted in largest ksets. Invariant: `promised() <= capacity()`, where a lane is promised
 //! one before it opens a kset. So a close always finds room, and writeback and GC can go on when
-//! nothing else can.
+//! nothing else can. One segment is promised for BAD keys only, which maintenance must log before it
+//! can make room.
 
 use super::geometry::{SegIx, largest_ksets};
 use crate::media::{KSET_BYTES_MAX, LAST_BYTES, Last};
@@ -81,9 +82,19 @@ impl LogHead {
         largest_ksets(self.room_in_segment()).saturating_add(ready.saturating_mul(per_segment))
     }
 
-    /// Promises room for one largest kset, if there is any left.
+    /// Promises room for one largest kset, if there is any left beside what is kept for BAD keys.
     pub(crate) fn promise(&mut self) -> bool {
-        let granted = self.promised < self.capacity();
+        let kept = largest_ksets(self.segment_data_bytes);
+        self.promise_above(kept)
+    }
+
+    /// The same out of all that there is: for a kset that maintenance waits for.
+    pub(crate) fn promise_reserved(&mut self) -> bool {
+        self.promise_above(0)
+    }
+
+    fn promise_above(&mut self, kept: u32) -> bool {
+        let granted = self.promised.saturating_add(kept) < self.capacity();
         if granted {
             self.promised += 1;
         }
@@ -216,6 +227,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_segment_is_kept_for_what_maintenance_logs() {
+        let mut log = head(3);
+        let per_segment = largest_ksets(DATA);
+        let common = (0..).take_while(|_| log.promise()).count();
+        assert_eq!(common, 3 * per_segment as usize);
+        let reserved = (0..).take_while(|_| log.promise_reserved()).count();
+        assert_eq!(reserved, per_segment as usize);
+        assert_eq!(log.promised, log.capacity());
     }
 
     #[test]

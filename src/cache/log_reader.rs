@@ -3,6 +3,7 @@
 use super::CacheError;
 use super::control_io::load_pair;
 use super::error::LogDamage;
+use super::fault::{self, Fault};
 use super::geometry::{PoolGeometry, SegIx, SegmentItem};
 use super::key::KeyIdent;
 use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
@@ -100,6 +101,18 @@ impl LogView {
         Ok(())
     }
 
+    /// A key of the kset that is of a later life of its segment than `generations` say.
+    pub(crate) fn life_ahead(&self, generations: &[u64], kset: &SealedKset) -> Option<LogDamage> {
+        let mut keys = kset.keys.iter();
+        let index = keys.position(|key| self.is_ahead(generations, key))?;
+        Some(LogDamage::Key {
+            sequence: kset.header.sequence,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            field: "generation",
+            value: kset.keys.get(index)?.generation.get(),
+        })
+    }
+
     /// Whether a good key is of a later life of its segment than `generations` say. A generation is
     /// durable before keys carry it, so this one has gone back: its newer slot is lost, and with the
     /// older one keys of earlier lives would be believed, and those of this one not.
@@ -169,12 +182,22 @@ pub(crate) struct Incarnations {
 impl Incarnations {
     /// Whether a kset is of the incarnation that its sequence wants.
     pub(crate) fn fit(&self, header: &KsetHeader) -> bool {
-        if header.sequence >= self.first_sequence {
+        if fault::injected(Fault::IncarnationUnchecked) {
+            true
+        } else if header.sequence >= self.first_sequence {
             header.incarnation == self.current
         } else {
             header.incarnation < self.current
         }
     }
+}
+
+fn check_epoch(header: &KsetHeader) -> Result<(), LogDamage> {
+    let (sequence, epoch) = (header.sequence, header.epoch);
+    if epoch < COUNT_END {
+        return Ok(());
+    }
+    Err(LogDamage::Epoch { sequence, epoch })
 }
 
 /// A position that walks along the log.
@@ -196,8 +219,37 @@ impl LogReader {
         })
     }
 
+    /// Stands at `pos`, whose segment has lost its START: nothing continues the log there.
+    pub(crate) fn without_start(pos: LogPos) -> Self {
+        Self {
+            pos,
+            // No log segment has it.
+            salt: 0,
+            buf: Box::new([0; KSET_BYTES_MAX]),
+        }
+    }
+
     pub(crate) fn salt(&self) -> u64 {
         self.salt
+    }
+
+    /// Expects the kset that stands here, if one of this log segment does, whatever its sequence.
+    pub(crate) fn expect_what_stands_here(&mut self, view: &LogView) {
+        let at = view.data_at(self.pos.segment, self.pos.offset);
+        let room = view.geometry.segment_data_bytes() - u64::from(self.pos.offset);
+        let len = usize::try_from(room).unwrap_or(usize::MAX);
+        let bytes = &mut self.buf[..len.min(KSET_BYTES_MAX)];
+        if view.pmem.load(at, bytes).is_err() {
+            return;
+        }
+        let header = match parse_kset(bytes) {
+            Ok(Parsed::Kset(kset)) => kset.header,
+            Ok(Parsed::Last(header, _)) => header,
+            Err(_) => return,
+        };
+        if header.salt == self.salt {
+            self.pos.sequence = header.sequence;
+        }
     }
 
     /// Where it stands, to come back to.
@@ -233,16 +285,11 @@ impl LogReader {
             Parsed::Last(header, _) => *header,
         };
         let found = header.sequence;
-        if found != expected || header.salt != self.salt || !incarnations.fit(&header) {
+        let is_next = found == expected || fault::injected(Fault::SequenceUnchecked);
+        if !is_next || header.salt != self.salt || !incarnations.fit(&header) {
             return Err(Stop::NotThere(LogDamage::Sequence { expected, found }));
         }
-        if header.epoch >= COUNT_END {
-            let damage = LogDamage::Epoch {
-                sequence: expected,
-                epoch: header.epoch,
-            };
-            return Err(Stop::Error(view.damaged(&pos, damage)));
-        }
+        check_epoch(&header).map_err(|damage| Stop::Error(view.damaged(&pos, damage)))?;
         self.pos.sequence = expected + 1;
         self.pos.epoch = header.epoch;
         match parsed {

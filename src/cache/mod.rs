@@ -5,6 +5,10 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod audit;
+mod backing_read;
+mod backing_sample;
+mod bad;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -15,7 +19,9 @@ mod check;
 mod close;
 mod control_io;
 mod create;
+mod damaged;
 mod error;
+mod fault;
 mod flush_all;
 mod gather;
 mod gc;
@@ -28,13 +34,18 @@ mod lane;
 mod latency;
 mod live_options;
 mod load;
+mod load_report;
+mod loading;
 mod log;
+mod log_damage;
 mod log_probe;
 mod log_reader;
+mod look_only;
 mod options;
 mod plausible;
 mod pool;
 mod read;
+mod relog;
 mod replay;
 mod segment_alloc;
 mod segment_map;
@@ -44,6 +55,7 @@ mod staged;
 mod staging;
 mod stats;
 mod stop;
+mod survey;
 mod try_lock;
 mod window;
 mod write;
@@ -53,17 +65,23 @@ pub use crate::media::CacheEntry;
 pub use cache::{Cache, CacheStatus};
 pub use check::{
     CacheCheck, CheckReport, DataFigures, Finding, FindingKind, LogFigures, LostRange,
-    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pool,
+    OptionsCheck, PoolCheck, SegmentFigures, TailCheck, check_pmem, check_pool,
 };
 pub use create::CreateCache;
 pub use error::{CacheError, LogDamage};
+#[cfg(feature = "fault-injection")]
+pub use fault::inject;
+pub use fault::{Fault, UnknownFault};
 pub use geometry::{
     LANES_MAX, PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_CONTROL_BYTES,
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
 pub use latency::LatencyFigures;
+pub use load_report::{BadPlace, LostClean, Missing};
+pub use loading::{LoadWish, Loading};
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;
 pub use shared::Runtime;
 pub use stats::{GcFigures, LaneFigures, WritebackFigures};
+pub(crate) use survey::{SurveyedData, SurveyedKset};

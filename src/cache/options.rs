@@ -53,7 +53,7 @@ pub struct CacheOptions {
     pub writeback_order: WritebackOrder,
     /// Whether keys carry a CRC of their data. Fixed at creation.
     pub data_crc: bool,
-    /// Check the CRC on every hit. Not possible so far.
+    /// Check the CRC on every hit. Wants `data_crc`.
     pub verify_reads: bool,
     /// GC works while more than this share of the allocatable segments is used; 0 to 90.
     pub gc_percent: u32,
@@ -109,10 +109,10 @@ impl CacheOptions {
                 self.mode
             )));
         }
-        if self.verify_reads {
-            return Err(CacheError::NotSupported(
-                "verify_reads is not supported".into(),
-            ));
+        if self.verify_reads && !self.data_crc {
+            return invalid(
+                "verify_reads wants data_crc: without it there is nothing to check".into(),
+            );
         }
         if self.gc_percent > 90 {
             return invalid(format!(

@@ -7,9 +7,11 @@ use super::control_io::{PairState, load_pair, load_superblock, store_superblock,
 use super::geometry::{
     PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_SECOND, SegmentItem, data_start,
 };
-use crate::bdev::Pmem;
+use crate::bdev::{Pmem, PmemError};
 use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
 use crate::units::SegmentId;
+use crossbeam_utils::CachePadded;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use zerocopy::little_endian::{U32, U64};
 
@@ -35,9 +37,32 @@ struct Table {
     loaded: Vec<[u8; 16]>,
 }
 
+/// Whether a barrier of a pool's medium has failed, as all its caches see it. Final.
+#[derive(Debug, Default)]
+pub(crate) struct PoolFailure {
+    /// On a line of its own: every write looks at it.
+    failed: CachePadded<AtomicBool>,
+}
+
+impl PoolFailure {
+    /// Notes a failed barrier; whether this is the first that is heard of it.
+    pub(crate) fn note(&self, error: &dyn std::error::Error) -> bool {
+        let first = !self.failed.swap(true, Ordering::SeqCst);
+        if first {
+            tracing::error!(%error, "the pool and all its caches are read-only from now on");
+        }
+        first
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+}
+
 /// An open pool.
 #[derive(Debug)]
 pub struct Pool {
+    pub(crate) failure: Arc<PoolFailure>,
     pub(crate) pmem: Arc<dyn Pmem>,
     pub(crate) geometry: PoolGeometry,
     uuid: [u8; 16],
@@ -52,17 +77,44 @@ fn write_segment_info(
     cache: [u8; 16],
     place: u32,
 ) {
+    write_info(pmem, geometry, id, cache, place, 0);
+}
+
+/// Writes a segment's info, with what its flags were and `more`.
+fn write_info(
+    pmem: &dyn Pmem,
+    geometry: &PoolGeometry,
+    id: SegmentId,
+    cache: [u8; 16],
+    place: u32,
+    more: u32,
+) {
     let at = geometry.segment_start(id) + SegmentItem::Info as u64;
-    let mut pair = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info")
-        .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
+    let found = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info");
+    // A bad segment stays bad, whoever owns it.
+    let (flags, mut pair) = found.map_or_else(
+        |_| (more, PairState::fresh(at)),
+        |(info, pair)| (info.flags.get() | more, pair),
+    );
     let body = SegmentInfo {
         cache,
         segment: U32::new(id.0),
         place: U32::new(place),
-        flags: U32::ZERO,
+        flags: U32::new(flags),
         spare: [0; 20],
     };
     pair.store(pmem, SlotKind::SegmentInfo, &body);
+}
+
+/// Marks a segment of a cache as bad. Not durable before a barrier.
+pub(crate) fn mark_bad(
+    pmem: &dyn Pmem,
+    geometry: &PoolGeometry,
+    id: SegmentId,
+    cache: [u8; 16],
+    place: u32,
+) {
+    write_info(pmem, geometry, id, cache, place, SegmentInfo::BAD);
 }
 
 fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
@@ -198,6 +250,7 @@ impl Pool {
             loaded: Vec::new(),
         });
         Ok(Arc::new(Self {
+            failure: Arc::default(),
             pmem,
             geometry,
             uuid,
@@ -277,16 +330,46 @@ impl Pool {
         &self,
         change: impl FnOnce(&mut [CacheEntry]) -> Result<(), CacheError>,
     ) -> Result<(), CacheError> {
+        self.refuse_failed()?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let mut changed = table.superblock.clone();
         change(&mut changed.caches)?;
         changed.seq = changed.seq.wrapping_add(1);
         let second = !table.newest_is_second;
         store_superblock(&*self.pmem, &changed, second);
-        self.pmem.barrier_wait()?;
+        self.barrier_wait()?;
         table.superblock = changed;
         table.newest_is_second = second;
         Ok(())
+    }
+
+    /// Whether a barrier of its medium has failed: it is read-only then, with all its caches.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failure.has_failed()
+    }
+
+    /// # Errors
+    /// [`CacheError::PoolFailed`] after a barrier that failed.
+    pub(crate) fn refuse_failed(&self) -> Result<(), CacheError> {
+        if self.has_failed() {
+            return Err(CacheError::PoolFailed);
+        }
+        Ok(())
+    }
+
+    /// Waits for a barrier; one that fails is final for the whole pool.
+    pub(crate) fn barrier_wait(&self) -> Result<(), CacheError> {
+        let result = self.pmem.barrier_wait().map_err(CacheError::from);
+        self.note_failure(&result);
+        result
+    }
+
+    /// Makes a failed barrier known to all caches of the pool.
+    pub(crate) fn note_failure<T>(&self, result: &Result<T, CacheError>) {
+        if let Err(CacheError::Medium(error @ PmemError::BarrierFailed(_))) = result {
+            self.failure.note(error);
+        }
     }
 
     /// Notes that a cache runs; it can do so only once.

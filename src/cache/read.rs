@@ -3,6 +3,8 @@
 //! A gap that is being fetched is marked by a placeholder in the index, which later writes trim like
 //! any key. What is left of it when the data arrive is filled; the rest has a newer value already.
 
+use super::bad::Post;
+use super::fault::{self, Fault};
 use super::geometry::DATA_KEY_BYTES_MAX;
 use super::group::Env;
 use super::key::{Key, Kind};
@@ -10,11 +12,17 @@ use super::key_index::{BLOCK, SUBTREE_BYTES};
 use super::lane::{Job, Lane, LaneDone, LaneOp, Wait};
 use super::latency::Stamp;
 use super::shared::Shared;
+use super::window::DATA_KEY_BYTES;
+use super::write::LogRoom;
 use crate::bdev::{Data, IoBuf, IoStatus, Op, Request};
 use crate::media::KeyFlags;
 use crate::units::ByteRange;
 use reactors::{Cx, Nanos};
 use std::sync::atomic::Ordering;
+
+/// [`BLOCK`] as a size in memory.
+const BLOCK_BYTES: usize = 512;
+const _: () = assert!(BLOCK_BYTES as u64 == BLOCK);
 
 /// A read that waits for misses.
 #[derive(Debug)]
@@ -62,24 +70,85 @@ impl Absent {
     }
 }
 
+/// Whether a key answers for its blocks.
+fn is_hit(shared: &Shared, key: &Key) -> bool {
+    let flags = key.kind.flags();
+    if flags.has_data() {
+        return shared.is_current(key.segment, key.generation);
+    }
+    !flags.has(KeyFlags::INVALID)
+}
+
+/// Whether the backing has what `key` has, for certain. A lane does not follow the dirty tail; but
+/// when nothing is dirty, what was logged as dirty has been written back.
+fn is_in_backing(shared: &Shared, key: &Key) -> bool {
+    key.kind.flags().has(KeyFlags::CLEAN) || shared.dirty_bytes() == 0
+}
+
 fn part_of(buf: &mut IoBuf, offset: u64, part: ByteRange) -> Option<&mut [u8]> {
     let from = usize::try_from(part.start().checked_sub(offset)?).ok()?;
     let len = usize::try_from(part.len()).ok()?;
     buf.get_mut(from..from.checked_add(len)?)
 }
 
-/// Copies what `key` has for `part` out of the medium; true if it was there and could be read.
-fn copy_hit(shared: &Shared, key: &Key, part_block: u16, into: &mut [u8]) -> bool {
+/// Why a hit could not be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HitError {
+    /// The medium can't read it.
+    Unreadable,
+    /// The bytes are not those that were written.
+    Crc,
+}
+
+/// Copies what `key` has for `part` out of the medium; with `verify` only if its checksum fits.
+fn copy_hit(
+    shared: &Shared,
+    key: &Key,
+    part_block: u16,
+    into: &mut [u8],
+    verify: bool,
+) -> Result<(), HitError> {
     if key.kind.flags().has(KeyFlags::ZERO) {
         into.fill(0);
-        return true;
+        return Ok(());
     }
     let skipped = u32::from(key.trim) + u32::from(part_block - key.start);
-    let from = key.segment_offset + skipped * u32::try_from(BLOCK).unwrap_or(512);
-    shared
-        .pmem
-        .load(shared.data_at(key.segment, from), into)
-        .is_ok()
+    let skipped = skipped * u32::try_from(BLOCK).unwrap_or(512);
+    if verify {
+        return copy_verified(shared, key, skipped, into);
+    }
+    let at = shared.data_at(key.segment, key.segment_offset + skipped);
+    shared.pmem.load(at, into).map_err(|_| HitError::Unreadable)
+}
+
+/// Copies what stands `skipped` bytes from the start of the original, if the CRC of all of it fits.
+#[inline(never)]
+fn copy_verified(
+    shared: &Shared,
+    key: &Key,
+    skipped: u32,
+    into: &mut [u8],
+) -> Result<(), HitError> {
+    let mut original = [0; DATA_KEY_BYTES];
+    let (len, skipped) = (usize::from(key.whole) * BLOCK_BYTES, skipped as usize);
+    let wanted = skipped..skipped + into.len();
+    let at = shared.data_at(key.segment, key.segment_offset);
+    let original = original.get_mut(..len).ok_or(HitError::Crc)?;
+    let loaded = shared.pmem.load(at, original);
+    loaded.map_err(|_| HitError::Unreadable)?;
+    let fits = crate::media::crc(original) == key.crc;
+    let bytes = original.get(wanted).filter(|_| fits).ok_or(HitError::Crc)?;
+    into.copy_from_slice(bytes);
+    Ok(())
+}
+
+/// Names the whole original of a key of the subtree that begins at `tree_start`.
+fn post_of(tree_start: u64, key: &Key) -> Post {
+    let start = tree_start + u64::from(key.start - key.trim) * BLOCK;
+    Post {
+        range: ByteRange::between(start, start + u64::from(key.whole) * BLOCK),
+        ident: key.ident(),
+    }
 }
 
 impl Lane {
@@ -91,6 +160,8 @@ impl Lane {
         let shared = &*env.shared;
         let mut status = IoStatus::Ok;
         let mut absent = Absent::default();
+        let mut faults = Vec::new();
+        let verify = shared.options.verify_reads();
         let (subtree, start, end) = Self::locate(shared, range);
         let tree_start = range.start() - range.start() % SUBTREE_BYTES;
         self.index.walk(subtree, start, end, |piece| {
@@ -102,35 +173,33 @@ impl Lane {
                 Some(key) if key.kind.is_placeholder() => {
                     absent.joins.push((key.segment.index(), part));
                 }
-                Some(key)
-                    if !key.kind.flags().has_data()
-                        || shared.is_current(key.segment, key.generation) =>
-                {
+                Some(key) if is_hit(shared, &key) => {
                     let Some(buf) = &mut buf else { return };
-                    let copied = part_of(buf, range.start(), part)
-                        .is_some_and(|into| copy_hit(shared, &key, piece.start, into));
-                    if !copied {
+                    if key.kind.is_bad() {
                         status = IoStatus::IoError;
+                        return;
+                    }
+                    let copied = part_of(buf, range.start(), part).map_or(Ok(()), |into| {
+                        copy_hit(shared, &key, piece.start, into, verify)
+                    });
+                    if let Err(fault) = copied {
+                        let is_lost = !is_in_backing(shared, &key);
+                        faults.push((key, fault, is_lost));
+                        if is_lost {
+                            status = IoStatus::IoError;
+                        } else {
+                            absent.add_gap(part);
+                        }
                     }
                 }
                 _ => absent.add_gap(part),
             }
         });
-        let stats = self.stats(shared);
+        if !faults.is_empty() {
+            self.meet_faults(env, cx, tree_start, &faults);
+        }
         if job.request.op == LaneOp::Read {
-            stats.reads.add(1);
-            stats.read_bytes.add(range.len());
-            let missing: u64 = absent
-                .gaps
-                .iter()
-                .chain(absent.joins.iter().map(|(_, r)| r))
-                .map(|r| r.len())
-                .sum();
-            match missing {
-                0 => stats.hits.add(1),
-                _ if missing == range.len() => stats.misses.add(1),
-                _ => stats.partial_hits.add(1),
-            }
+            self.count_read(&env.shared, range, &absent);
         }
         if absent.gaps.is_empty() && absent.joins.is_empty() {
             let data = buf.map_or(Data::None, Data::Buf);
@@ -155,6 +224,50 @@ impl Lane {
             status,
         });
         self.fetch_absent(env, cx, read, absent);
+    }
+
+    fn count_read(&self, shared: &Shared, range: ByteRange, absent: &Absent) {
+        let stats = self.stats(shared);
+        stats.reads.add(1);
+        stats.read_bytes.add(range.len());
+        let joins = absent.joins.iter().map(|(_, r)| r);
+        match absent.gaps.iter().chain(joins).map(|r| r.len()).sum() {
+            0 => stats.hits.add(1),
+            missing if missing == range.len() => stats.misses.add(1),
+            _ => stats.partial_hits.add(1),
+        }
+    }
+
+    /// Counts what hits found damaged. What only the cache has becomes BAD; the rest is a miss.
+    fn meet_faults(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        tree_start: u64,
+        faults: &[(Key, HitError, bool)],
+    ) {
+        let shared = env.shared.clone();
+        for &(ref key, fault, is_lost) in faults {
+            let post = post_of(tree_start, key);
+            match fault {
+                HitError::Crc => self.stats(&shared).crc_errors.add(1),
+                HitError::Unreadable => {
+                    self.stats(&shared).unreadable.add(1);
+                    shared.suspect(key.segment);
+                    self.leave_suspect(&shared);
+                }
+            }
+            tracing::warn!(
+                cache = %shared.name, range = %post.range, ?fault, is_lost,
+                segment = shared.segments[key.segment.index()].0,
+                segment_offset = key.segment_offset,
+                "a read found damaged data"
+            );
+            if is_lost {
+                self.note_spoiled(post);
+            }
+        }
+        self.replace_spoiled(env, cx);
     }
 
     fn fetch_absent(&mut self, env: &mut Env, cx: &Cx, read: usize, absent: Absent) {
@@ -313,16 +426,17 @@ impl Lane {
         let shared = env.shared.clone();
         let (subtree, start, end) = Self::locate(&shared, miss.range);
         let mut pieces = Vec::new();
+        let is_ours = |key: &Key| {
+            let any = fault::injected(Fault::FillByAnotherMiss);
+            key.kind.is_placeholder() && (key.generation == miss.id || any)
+        };
         self.index.walk(subtree, start, end, |piece| {
-            if piece
-                .key
-                .is_some_and(|k| k.kind.is_placeholder() && k.generation == miss.id)
-            {
+            if piece.key.as_ref().is_some_and(is_ours) || fault::injected(Fault::FillOverWrite) {
                 pieces.push((piece.start, piece.end));
             }
         });
         self.index.remove_placeholders(subtree, start, end, miss.id);
-        if env.stopping {
+        if env.stopping || shared.read_only {
             return;
         }
         let tree_start = miss.range.start() - miss.range.start() % SUBTREE_BYTES;
@@ -353,7 +467,7 @@ impl Lane {
         if !self.waiting.is_empty() || env.shared.has_failed() {
             return Err(Wait::Space);
         }
-        self.reserve_key(env, cx)?;
+        self.reserve_key(env, cx, LogRoom::Common)?;
         let space = match self.reserve_data(env, left.len().min(DATA_KEY_BYTES_MAX)) {
             Ok(space) => space,
             Err(wait) => {

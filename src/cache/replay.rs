@@ -1,11 +1,15 @@
 //! Replay: reads the log of a cache from its key tail and rebuilds what lives in memory.
 
 use super::CacheError;
+use super::backing_sample::SAMPLE_ITEMS;
 use super::control_io::{PairState, load_pair};
 use super::error::LogDamage;
+use super::fault::{self, Fault};
 use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
+use super::load_report::{LostClean, Missing};
+use super::log_damage::{Walked, is_damage, lost_clean, missing};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::plausible::{COUNT_END, check_count, check_incarnation};
 use super::pool::Pool;
@@ -13,8 +17,8 @@ use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
 use crate::media::{
-    self, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, SegmentInfo, SlotBody,
-    SlotKind, Tail, WindowEnd,
+    self, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
+    KeyFlags, SealedKset, SegmentInfo, SlotBody, SlotKind, Tail, WindowEnd,
 };
 use crate::units::SegmentId;
 use std::sync::Arc;
@@ -32,11 +36,20 @@ pub struct ReplayReport {
     pub staged_keys: u64,
     /// Bytes that the backing lacks.
     pub dirty_bytes: u64,
+    /// Bytes whose data are lost: reads of them fail.
+    pub bad_bytes: u64,
     /// Microseconds that it took.
     pub elapsed_us: u64,
     /// The machine has not been rebooted and the stop was not clean, but the staging file is gone:
     /// acknowledged writes of the last `kset_flush_ms` may be lost.
     pub staging_missing: bool,
+    /// The backing is another one, or was changed, and `force` took it: nothing that was only a copy
+    /// of it was kept.
+    pub clean_dropped: bool,
+    /// The log was damaged, or given up, before the dirty tail, where it was written back.
+    pub lost_clean: Option<LostClean>,
+    /// Only with salvage: what of the log could not be taken, and what it wrote.
+    pub missing: Option<Missing>,
 }
 
 /// The control items of a cache, with where their next version goes.
@@ -47,6 +60,8 @@ pub(crate) struct Control {
     pub(crate) incarnation: (Incarnation, PairState),
     pub(crate) window_end: (u64, PairState),
     pub(crate) clean_stop: (CleanStop, PairState),
+    /// Where the next samples of the backing go.
+    pub(crate) samples: [PairState; 3],
     pub(crate) durable_mark: (u64, PairState),
     pub(crate) boot: ([u8; 16], PairState),
 }
@@ -57,8 +72,11 @@ fn item<B: SlotBody>(
     kind: SlotKind,
     name: &'static str,
 ) -> Result<(B, PairState), CacheError> {
-    let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
-    load_pair(&*view.pmem, at, kind, name)
+    load_pair(&*view.pmem, item_at(view, place), kind, name)
+}
+
+fn item_at(view: &LogView, place: CacheItem) -> u64 {
+    view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64
 }
 
 pub(crate) fn tail_pos(
@@ -131,13 +149,44 @@ impl Control {
                 SlotKind::CleanStop,
                 "clean stop",
             )?,
+            samples: SAMPLE_ITEMS.map(|(place, kind, name)| {
+                // They count with a clean stop only, and are written anew as a whole.
+                item::<BackingSample>(view, place, kind, name)
+                    .map_or_else(|_| PairState::fresh(item_at(view, place)), |(_, pair)| pair)
+            }),
             durable_mark: (mark.sequence.get(), mark_pair),
             boot: (boot.boot_id, boot_pair),
         })
     }
 
+    /// The samples of the backing that were taken when it was stopped, if they count.
+    pub(super) fn recorded_samples(
+        &self,
+        view: &LogView,
+    ) -> Result<Option<[BackingSample; 3]>, CacheError> {
+        let clean = &self.clean_stop.0;
+        if clean.clean.get() != 1 || clean.sampled.get() != 1 {
+            return Ok(None);
+        }
+        let mut samples = Vec::new();
+        for (place, kind, name) in SAMPLE_ITEMS {
+            let (sample, _) = item::<BackingSample>(view, place, kind, name)?;
+            let (found, expected) = (sample.final_sequence.get(), clean.final_sequence.get());
+            if found != expected {
+                return Err(CacheError::Identity {
+                    item: name,
+                    at: item_at(view, place),
+                    found,
+                    expected,
+                });
+            }
+            samples.push(sample);
+        }
+        Ok(samples.try_into().ok())
+    }
+
     /// The sequence up to which the log is known to reach.
-    fn proven_sequence(&self) -> u64 {
+    pub(super) fn proven_sequence(&self) -> u64 {
         let clean = &self.clean_stop.0;
         let final_sequence = if clean.clean.get() == 1 {
             clean.final_sequence.get()
@@ -173,15 +222,18 @@ pub(crate) fn view_of(
     infos: &[SegmentInfo],
     entry: &CacheEntry,
 ) -> Result<LogView, CacheError> {
-    let mut owned: Vec<(u32, SegmentId)> = infos
+    let mut owned: Vec<(u32, SegmentId, bool)> = infos
         .iter()
         .filter(|info| info.cache == entry.uuid)
-        .map(|info| (info.place.get(), SegmentId(info.segment.get())))
+        .map(|info| {
+            let id = SegmentId(info.segment.get());
+            (info.place.get(), id, info.is_bad())
+        })
         .collect();
     owned.sort_unstable();
     let expected = entry.segments.get();
-    let ids: Vec<SegmentId> = owned.iter().map(|&(_, id)| id).collect();
-    let first = ids.first().map_or(u32::MAX, |id| id.0);
+    let ids: Vec<(SegmentId, bool)> = owned.iter().map(|&(_, id, bad)| (id, bad)).collect();
+    let first = ids.first().map_or(u32::MAX, |(id, _)| id.0);
     if ids.is_empty() || ids.len() != expected as usize || first != entry.first_segment.get() {
         let found = ids.len() as u64;
         let item = "segments of the cache";
@@ -239,6 +291,17 @@ pub(crate) struct Replayed {
     pub(crate) end: LogPos,
     pub(crate) end_salt: u64,
     pub(crate) report: ReplayReport,
+    /// The log is damaged before the dirty tail: this begins there, and so must the key tail.
+    pub(crate) begins_at_dirty_tail: bool,
+}
+
+/// What a load wants of the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ReplayWish {
+    /// What stands before damage is enough.
+    pub(crate) salvage: bool,
+    /// The backing was changed: what only repeats it must not be served.
+    pub(crate) drop_clean: bool,
 }
 
 /// Index of the lane of the bytes at `offset`, and of the subtree within it.
@@ -247,8 +310,12 @@ fn lane_and_subtree(offset: u64, lanes: usize) -> (usize, usize) {
     (subtree % lanes, subtree / lanes)
 }
 
+fn block_count(bytes: u64) -> u16 {
+    u16::try_from(bytes / BLOCK).unwrap_or(u16::MAX)
+}
+
 impl Replayed {
-    fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
+    pub(crate) fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
         Self {
             indexes: (0..lanes).map(|_| KeyIndex::default()).collect(),
             serials: vec![0; lanes],
@@ -258,6 +325,18 @@ impl Replayed {
             end: at.pos,
             end_salt: at.salt(),
             report: ReplayReport::default(),
+            begins_at_dirty_tail: false,
+        }
+    }
+
+    /// Takes over a key that only says what the backing had until it was changed: it refers to its
+    /// data, and what was there before it is over.
+    fn supersede(&mut self, view: &LogView, generations: &[u64], key: &media::Key) {
+        if self.apply(view, generations, key) {
+            let (lane, subtree) = lane_and_subtree(key.offset.get(), self.indexes.len());
+            let start = block_count(key.offset.get() % SUBTREE_BYTES);
+            let end = start.saturating_add(block_count(key.len.get().into()));
+            self.indexes[lane].remove_exact(subtree, start, end, &view.ident(key));
         }
     }
 
@@ -268,18 +347,20 @@ impl Replayed {
         let offset = key.offset.get();
         let (lane, subtree) = lane_and_subtree(offset, self.indexes.len());
         if ident.has_data {
-            self.references[ident.segment.index()] += 1;
-            if generations[ident.segment.index()] != ident.generation {
+            let is_current = generations[ident.segment.index()] == ident.generation;
+            if is_current || !fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+                self.references[ident.segment.index()] += 1;
+            }
+            if !is_current {
                 self.report.stale_keys += 1;
                 return false;
             }
         } else {
             self.serials[lane] = self.serials[lane].max(ident.generation);
         }
-        let blocks = |bytes: u64| u16::try_from(bytes / BLOCK).unwrap_or(u16::MAX);
-        let len = blocks(key.len.get().into());
+        let len = block_count(key.len.get().into());
         let key = Key {
-            start: blocks(offset % SUBTREE_BYTES),
+            start: block_count(offset % SUBTREE_BYTES),
             len,
             trim: 0,
             whole: len,
@@ -293,6 +374,29 @@ impl Replayed {
         true
     }
 
+    /// Takes the keys of a kset over.
+    fn take(
+        &mut self,
+        view: &LogView,
+        generations: &[u64],
+        kset: &SealedKset,
+        copies: CopiesUntil,
+        dirty_from: u64,
+    ) {
+        self.report.ksets += 1;
+        self.report.keys += kset.keys.len() as u64;
+        for key in kset.keys {
+            if copies.is_old_copy(key, kset.header.sequence) {
+                self.supersede(view, generations, key);
+            } else {
+                self.apply(view, generations, key);
+            }
+            if kset.header.sequence >= dirty_from {
+                self.count_dirty(key);
+            }
+        }
+    }
+
     /// Counts a dirty key that is not written back yet.
     pub(crate) fn count_dirty(&mut self, key: &media::Key) {
         if key.flags().is_dirty() {
@@ -303,70 +407,159 @@ impl Replayed {
     }
 }
 
-/// Replays the log.
+/// Which keys say only what the backing has, or had when it was another one.
+#[derive(Clone, Copy, Debug)]
+struct CopiesUntil {
+    /// CLEAN keys below this sequence do not count …
+    clean: u64,
+    /// … and below this one no data at all: they were written back.
+    written_back: u64,
+}
+
+impl CopiesUntil {
+    fn new(control: &Control, wish: ReplayWish) -> Self {
+        let body = &control.incarnation.0;
+        if wish.drop_clean {
+            return Self {
+                clean: u64::MAX,
+                written_back: control.dirty_tail.0.sequence,
+            };
+        }
+        Self {
+            clean: body.clean_until.get(),
+            written_back: body.written_back_until.get(),
+        }
+    }
+
+    fn is_old_copy(self, key: &media::Key, sequence: u64) -> bool {
+        let flags = key.flags();
+        let says_data = !flags.has(KeyFlags::BAD) && !flags.has(KeyFlags::INVALID);
+        says_data && sequence < self.written_back
+            || flags.has(KeyFlags::CLEAN) && sequence < self.clean
+    }
+}
+
+fn begin_at(view: &LogView, from: LogPos) -> Result<LogReader, CacheError> {
+    let mut reader = LogReader::new(view, from)?;
+    if fault::injected(Fault::TailWithoutSequence) {
+        reader.expect_what_stands_here(view);
+    }
+    Ok(reader)
+}
+
+/// Walks the log from `from` to its end, or to where it is damaged.
+fn walk(
+    view: &LogView,
+    control: &Control,
+    generations: &[u64],
+    lanes: usize,
+    from: LogPos,
+    copies: CopiesUntil,
+) -> Result<Walked, CacheError> {
+    let incarnations = control.incarnations();
+    let reader = match begin_at(view, from) {
+        Ok(reader) => reader,
+        Err(error) if is_damage(&error) => {
+            let reader = LogReader::without_start(from);
+            let replayed = Replayed::new(view, lanes, &reader);
+            return Ok(Walked::new(replayed, reader).broken(error));
+        }
+        Err(error) => return Err(error),
+    };
+    let mut walked = Walked::new(Replayed::new(view, lanes, &reader), reader);
+    let dirty_from = control.dirty_tail.0.sequence;
+    let stop = loop {
+        let before = walked.reader.mark();
+        let replayed = &mut walked.replayed;
+        match walked.reader.next(view, &incarnations) {
+            Ok(Entry::Kset(kset)) => {
+                if let Some(damage) = view.life_ahead(generations, &kset) {
+                    walked.reader.return_to(before);
+                    break Stop::Error(view.damaged(&before.0, damage));
+                }
+                let bytes = media::kset_bytes(kset.keys.len()) as u64;
+                view.pmem
+                    .write_back(view.data_at(before.0.segment, before.0.offset), bytes);
+                kset.keys.iter().for_each(|key| walked.seen.note(key));
+                replayed.take(view, generations, &kset, copies, dirty_from);
+            }
+            Ok(Entry::Last { .. }) => {
+                let at = view.data_at(before.0.segment, before.0.offset);
+                view.pmem.write_back(at, media::LAST_BYTES as u64);
+                replayed.log_segments.push(walked.reader.pos.segment);
+                if replayed.log_segments.len() > view.segments.len() {
+                    let damage = LogDamage::Last {
+                        next: view.segments.id(walked.reader.pos.segment).0,
+                    };
+                    walked.reader.return_to(before);
+                    break Stop::Error(view.damaged(&before.0, damage));
+                }
+            }
+            Err(stop) => {
+                walked.reader.return_to(before);
+                break stop;
+            }
+        }
+    };
+    walked.replayed.end = walked.reader.pos;
+    walked.replayed.end_salt = walked.reader.salt();
+    match stop {
+        Stop::Error(error) if is_damage(&error) => Ok(walked.broken(error)),
+        Stop::Error(error) => Err(error),
+        Stop::NotThere(_) => {
+            let expected = walked.reader.pos.sequence;
+            let found = walked.reader.probe_hole(view)?;
+            let proof = found.unwrap_or_else(|| control.proven_sequence());
+            if proof < expected {
+                return Ok(walked);
+            }
+            let hole = LogDamage::Hole { expected, proof };
+            let error = view.damaged(&walked.reader.pos, hole);
+            Ok(walked.broken(error))
+        }
+    }
+}
+
+/// Replays the log. Damage that lies before the dirty tail as a whole loses only what the backing
+/// has: then this begins at the dirty tail.
 ///
 /// # Errors
-/// Damage, with its position: a kset that must be there and is not, or one that says what can't be.
+/// Damage behind it, with its position, unless `wish` is to salvage: a kset that must be there and is
+/// not, or one that says what can't be.
 pub(crate) fn replay(
     view: &LogView,
     control: &Control,
     generations: &[u64],
     lanes: usize,
+    wish: ReplayWish,
 ) -> Result<Replayed, CacheError> {
-    let incarnations = control.incarnations();
-    let mut reader = LogReader::new(view, control.key_tail.0)?;
-    let mut replayed = Replayed::new(view, lanes, &reader);
-    let dirty_from = control.dirty_tail.0.sequence;
-    loop {
-        let before = reader.pos;
-        match reader.next(view, &incarnations) {
-            Ok(Entry::Kset(kset)) => {
-                let bytes = media::kset_bytes(kset.keys.len()) as u64;
-                view.pmem
-                    .write_back(view.data_at(before.segment, before.offset), bytes);
-                replayed.report.ksets += 1;
-                replayed.report.keys += kset.keys.len() as u64;
-                let sequence = kset.header.sequence;
-                for (index, key) in kset.keys.iter().enumerate() {
-                    if view.is_ahead(generations, key) {
-                        let damage = LogDamage::Key {
-                            sequence,
-                            index: u32::try_from(index).unwrap_or(u32::MAX),
-                            field: "generation",
-                            value: key.generation.get(),
-                        };
-                        return Err(view.damaged(&before, damage));
-                    }
-                    replayed.apply(view, generations, key);
-                    if sequence >= dirty_from {
-                        replayed.count_dirty(key);
-                    }
-                }
-            }
-            Ok(Entry::Last { .. }) => {
-                let at = view.data_at(before.segment, before.offset);
-                view.pmem.write_back(at, media::LAST_BYTES as u64);
-                replayed.log_segments.push(reader.pos.segment);
-                if replayed.log_segments.len() > view.segments.len() {
-                    let damage = LogDamage::Last {
-                        next: view.segments.id(reader.pos.segment).0,
-                    };
-                    return Err(view.damaged(&before, damage));
-                }
-            }
-            Err(Stop::Error(error)) => return Err(error),
-            Err(Stop::NotThere(_)) => break,
+    let dirty = control.dirty_tail.0;
+    let copies = CopiesUntil::new(control, wish);
+    let mut walked = walk(
+        view,
+        control,
+        generations,
+        lanes,
+        control.key_tail.0,
+        copies,
+    )?;
+    let mut lost = None;
+    if let Some(damage) = &walked.damage
+        && walked.reader.pos.sequence < dirty.sequence
+    {
+        tracing::error!(%damage, "the log is damaged, but there the backing has all of it");
+        lost = Some(lost_clean(view, control, &walked, damage)?);
+        walked = walk(view, control, generations, lanes, dirty, copies)?;
+        walked.replayed.begins_at_dirty_tail = true;
+    }
+    walked.replayed.report.lost_clean = lost;
+    walked.replayed.report.clean_dropped = wish.drop_clean;
+    match walked.damage.take() {
+        None => Ok(walked.replayed),
+        Some(damage) if wish.salvage => {
+            walked.replayed.report.missing = Some(missing(view, control, &walked, &damage)?);
+            Ok(walked.replayed)
         }
+        Some(damage) => Err(damage),
     }
-    let expected = reader.pos.sequence;
-    let proof = match reader.probe_hole(view)? {
-        Some(durable) => durable,
-        None => control.proven_sequence(),
-    };
-    if proof >= expected {
-        return Err(view.damaged(&reader.pos, LogDamage::Hole { expected, proof }));
-    }
-    replayed.end = reader.pos;
-    replayed.end_salt = reader.salt();
-    Ok(replayed)
 }

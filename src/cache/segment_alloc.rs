@@ -21,6 +21,11 @@ impl SegmentAlloc {
         }
     }
 
+    /// The free ones, for an audit.
+    pub(crate) fn free(&self) -> impl Iterator<Item = SegIx> {
+        self.free.iter().copied()
+    }
+
     pub(crate) fn free_count(&self) -> usize {
         self.free.len()
     }

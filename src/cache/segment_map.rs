@@ -11,10 +11,14 @@ pub(crate) struct SegmentMap {
     ids: Box<[SegmentId]>,
     /// For each segment of the pool its place in `ids`.
     places: Box<[u32]>,
+    /// By their place: marked as bad.
+    bad: Box<[bool]>,
 }
 
 impl SegmentMap {
-    pub(crate) fn new(ids: Vec<SegmentId>, geometry: &PoolGeometry) -> Self {
+    /// `ids` in order, each with whether it is marked as bad.
+    pub(crate) fn new(segments: Vec<(SegmentId, bool)>, geometry: &PoolGeometry) -> Self {
+        let (ids, bad): (Vec<SegmentId>, Vec<bool>) = segments.into_iter().unzip();
         let mut places = vec![NONE; geometry.segments as usize].into_boxed_slice();
         for (place, id) in ids.iter().enumerate() {
             if let Some(slot) = places.get_mut(id.index()) {
@@ -24,6 +28,7 @@ impl SegmentMap {
         Self {
             ids: ids.into_boxed_slice(),
             places,
+            bad: bad.into_boxed_slice(),
         }
     }
 
@@ -33,6 +38,11 @@ impl SegmentMap {
 
     pub(crate) fn id(&self, segment: SegIx) -> SegmentId {
         self.ids[segment.index()]
+    }
+
+    /// Whether it was marked as bad by an earlier run.
+    pub(crate) fn is_bad(&self, segment: SegIx) -> bool {
+        self.bad[segment.index()]
     }
 
     pub(crate) fn ids(&self) -> &[SegmentId] {

@@ -6,6 +6,8 @@ use super::key_index::SUBTREE_BYTES;
 use super::latency::LatencyStats;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place};
+use super::log_reader::LogView;
+use super::pool::PoolFailure;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::stats::LaneStats;
@@ -78,6 +80,8 @@ pub(crate) struct Maintenance {
     pub(crate) log_segments: AtomicU32,
     /// Segments on their way from released to free.
     pub(crate) retiring: AtomicU32,
+    /// Bad segments that are drained: nothing can be done with them any more.
+    pub(crate) bad_drained: AtomicU32,
     /// Dirty bytes that writeback has passed.
     pub(crate) dirty_passed: AtomicU64,
     /// Bytes a second that writeback has written lately.
@@ -138,6 +142,10 @@ pub(crate) struct Shared {
     pub(crate) generations: Box<[AtomicU64]>,
     /// Keys that were ever added for data in a segment, published with [`SEALED`].
     pub(crate) added: Box<[AtomicU64]>,
+    /// Segments that gave media errors: drained, and never used again.
+    pub(crate) suspects: Box<[AtomicBool]>,
+    /// How many they are.
+    pub(crate) suspect_count: AtomicU32,
     pub(crate) alloc: TryLock<SegmentAlloc>,
     pub(crate) free_segments: AtomicU32,
     pub(crate) log: TryLock<LogHead>,
@@ -160,8 +168,10 @@ pub(crate) struct Shared {
     pub(crate) placed_all: Box<[CachePadded<AtomicU64>]>,
     /// Somebody waits for the durable sequence.
     pub(crate) durable_waiters: CachePadded<AtomicU32>,
-    /// The medium's barrier has failed: nothing is acknowledged any more.
-    pub(crate) failed: AtomicBool,
+    /// The medium's barrier has failed: nothing is acknowledged any more, in all caches of the pool.
+    pub(crate) failure: Arc<PoolFailure>,
+    /// Only looked at (salvage): nothing is ever stored.
+    pub(crate) read_only: bool,
     /// Bit per lane that has keys without a sequence; a word pair per data reactor, written by it
     /// alone.
     pub(crate) unplaced: Box<[CachePadded<[AtomicU64; 2]>]>,
@@ -261,15 +271,15 @@ impl Shared {
 
     /// The medium has failed for good: stops all acknowledgements.
     pub(crate) fn fail(&self, error: &dyn std::error::Error) {
-        if !self.failed.swap(true, Ordering::SeqCst) {
-            tracing::error!(cache = %self.name, %error, "the pool is read-only from now on");
+        if self.failure.note(error) {
+            // The reactors are those of all caches: the others of the pool stop now, too.
             self.ring_lanes();
             self.ring_maintenance();
         }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.failure.has_failed()
     }
 
     /// Logical bytes that the backing lacks.
@@ -279,9 +289,15 @@ impl Shared {
         added.saturating_sub(passed)
     }
 
+    /// Segments that can be used.
+    pub(crate) fn usable_segments(&self) -> u32 {
+        let bad = self.maintenance.bad_drained.load(Ordering::Relaxed);
+        self.segment_count().saturating_sub(bad)
+    }
+
     /// Most log segments before requests that only log have to wait.
     pub(crate) fn log_segments_max(&self) -> u32 {
-        (self.log_reserve + 2).max(self.segment_count() / 8)
+        (self.log_reserve + 2).max(self.usable_segments() / 8)
     }
 
     pub(crate) fn segment_count(&self) -> u32 {
@@ -292,7 +308,7 @@ impl Shared {
 impl Shared {
     /// Whether the dirty bytes exceed `percent` of the data space.
     pub(crate) fn is_dirty_above(&self, percent: u32) -> bool {
-        let segments = self.segment_count().saturating_sub(self.log_reserve);
+        let segments = self.usable_segments().saturating_sub(self.log_reserve);
         let space = u64::from(segments) * self.geometry.segment_data_bytes();
         self.dirty_bytes() > space / 100 * u64::from(percent)
     }
@@ -318,6 +334,18 @@ impl Shared {
         self.maintenance
             .key_sequence
             .store(pos.sequence, Ordering::Release);
+    }
+
+    /// The published dirty tail, once nobody moves it any more.
+    pub(crate) fn dirty_tail(&self, view: &LogView) -> Option<LogPos> {
+        let position = self.maintenance.dirty_position.load(Ordering::SeqCst);
+        let half = |word: u64| u32::try_from(word & 0xffff_ffff).ok();
+        Some(LogPos {
+            segment: view.segments.find(half(position >> 32)?)?,
+            offset: half(position)?,
+            sequence: self.maintenance.dirty_sequence.load(Ordering::SeqCst),
+            epoch: self.maintenance.dirty_epoch.load(Ordering::SeqCst),
+        })
     }
 
     /// Pool segment and offset in one word, for status.

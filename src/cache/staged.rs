@@ -2,15 +2,16 @@
 //! logged by the next load.
 
 use super::CacheError;
+use super::fault::{self, Fault};
 use super::geometry::{SegmentItem, largest_ksets};
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::pool::Pool;
-use super::replay::{Control, Replayed, open_view};
+use super::replay::{Control, ReplayWish, Replayed, open_view};
 use super::shared::Runtime;
 use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
 use crate::media::{
-    self, CacheEntry, KSET_BYTES_MAX, KsetHeader, encode_kset, encode_last, kset_bytes,
+    self, CacheEntry, KSET_BYTES_MAX, KeyFlags, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
 use std::path::Path;
 
@@ -28,8 +29,13 @@ pub(crate) fn open_staging(
     entry: &CacheEntry,
     control: &Control,
     runtime: &Runtime,
+    wish: ReplayWish,
 ) -> Result<Staged, CacheError> {
-    let file = StagingFile::open(&runtime.run_dir, pool.uuid())?;
+    let file = if wish.salvage {
+        StagingFile::copy_of(&runtime.run_dir, pool.uuid())?
+    } else {
+        StagingFile::open(&runtime.run_dir, pool.uuid())?
+    };
     let section = file.header(place)?;
     let count = entry.lanes.get() as usize;
     let mut lanes = Vec::with_capacity(count);
@@ -45,9 +51,19 @@ pub(crate) fn open_staging(
             && header.lanes == entry.lanes.get()
             && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
     });
-    let usable = ours && same_boot && !stopped_clean;
+    let ignored = fault::injected(Fault::StagingIgnored);
+    let usable = ours && same_boot && !stopped_clean && !ignored;
     let left_over = if usable {
-        lanes.iter().map(LaneStaging::left_over).collect()
+        let mut left_over: Vec<Vec<StagedKset>> =
+            lanes.iter().map(LaneStaging::left_over).collect();
+        let body = &control.incarnation.0;
+        // Also of a load that dropped them and was cut off before it had emptied the slots.
+        if wish.drop_clean || body.clean_until.get() == body.first_sequence.get() {
+            for kset in left_over.iter_mut().flatten() {
+                kset.keys.retain(|key| !key.flags().has(KeyFlags::CLEAN));
+            }
+        }
+        left_over
     } else {
         lanes.iter_mut().for_each(LaneStaging::clear);
         vec![Vec::new(); count]
@@ -113,6 +129,29 @@ impl Staged {
     }
 }
 
+/// Salvage: shows what an earlier process acknowledged and could not log, as far as it fits. Behind a
+/// bad place it does not: of what was written between, these keys know nothing.
+pub(crate) fn take_staged(
+    view: &LogView,
+    staged: &Staged,
+    replayed: &mut Replayed,
+    generations: &[u64],
+) {
+    let first = replayed.end.sequence;
+    let keys = staged.unlogged(first).flat_map(|kset| &kset.keys);
+    let keys = keys.filter(|key| view.check_key(key).is_ok());
+    if let Some(missing) = &mut replayed.report.missing {
+        missing.add_staged(keys);
+        return;
+    }
+    for key in keys {
+        if replayed.apply(view, generations, key) {
+            replayed.count_dirty(key);
+            replayed.report.staged_keys += 1;
+        }
+    }
+}
+
 /// (3) Applies what an earlier process acknowledged and could not log, and closes it as ksets of this
 /// run. The slots are emptied once these are durable.
 pub(crate) fn close_staged(
@@ -144,7 +183,7 @@ pub(crate) fn close_staged(
         if keys.is_empty() {
             continue;
         }
-        if !log.promise() {
+        if !log.promise_reserved() {
             // More was made ready than they can take (`Staged::log_segments_needed`).
             let wanted = staged.log_segments_needed(first, view.geometry.segment_data_bytes());
             return Err(CacheError::NoSegments { wanted, free: 0 });

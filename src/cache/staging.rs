@@ -9,7 +9,7 @@ use super::CacheError;
 use crate::media::{KEY_BYTES, KEYS_MAX, Key};
 use memmap2::{MmapMut, MmapOptions};
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{Ordering, compiler_fence};
 use uuid::Uuid;
@@ -29,8 +29,11 @@ const MAGIC: u64 = u64::from_le_bytes(*b"PMCSTAG1");
 /// The staging file of a pool.
 #[derive(Debug)]
 pub(crate) struct StagingFile {
-    file: File,
+    /// None if there is none and only a copy is wanted.
+    file: Option<File>,
     path: PathBuf,
+    /// What is mapped is a copy: the file stays as it is.
+    is_copy: bool,
 }
 
 /// What a section's header says.
@@ -75,26 +78,63 @@ impl StagingFile {
             .mode(0o600)
             .open(&path)
             .map_err(|e| os(&path, "open", e))?;
-        Ok(Self { file, path })
+        Ok(Self {
+            file: Some(file),
+            path,
+            is_copy: false,
+        })
+    }
+
+    /// As [`StagingFile::open`], but what is mapped is a copy, also of a file that is not there.
+    pub(crate) fn copy_of(run_dir: &Path, pool: [u8; 16]) -> Result<Self, CacheError> {
+        let path = Self::path(run_dir, pool);
+        let file = match File::open(&path) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(os(&path, "open", error)),
+        };
+        let is_copy = true;
+        Ok(Self {
+            file,
+            path,
+            is_copy,
+        })
+    }
+
+    /// Anonymous memory with what the file has there; zeroes behind its end.
+    fn map_copy(&self, at: u64, len: usize) -> Result<MmapMut, CacheError> {
+        let fail = |e| os(&self.path, "copy", e);
+        let mut map = MmapMut::map_anon(len).map_err(fail)?;
+        let mut done = 0;
+        while let Some(file) = &self.file
+            && done < len
+        {
+            match file
+                .read_at(&mut map[done..], at + done as u64)
+                .map_err(fail)?
+            {
+                0 => break,
+                count => done += count,
+            }
+        }
+        Ok(map)
     }
 
     fn map(&self, at: u64, len: usize) -> Result<MmapMut, CacheError> {
         let end = at + len as u64;
         let fail = |e| os(&self.path, "map", e);
-        if self.file.metadata().map_err(fail)?.len() < end {
-            self.file.set_len(end).map_err(fail)?;
+        let Some(file) = self.file.as_ref().filter(|_| !self.is_copy) else {
+            return self.map_copy(at, len);
+        };
+        if file.metadata().map_err(fail)?.len() < end {
+            file.set_len(end).map_err(fail)?;
         }
         // A hole would be a SIGBUS when tmpfs is full: take the pages now.
-        rustix::fs::fallocate(
-            &self.file,
-            rustix::fs::FallocateFlags::empty(),
-            at,
-            len as u64,
-        )
-        .map_err(|e| os(&self.path, "allocate", e.into()))?;
+        rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), at, len as u64)
+            .map_err(|e| os(&self.path, "allocate", e.into()))?;
         // SAFETY: the file is this pool's alone (the pool's lock is held while it is mapped, and its
         // mode keeps other users out), so nobody else changes or truncates it.
-        unsafe { MmapOptions::new().offset(at).len(len).map_mut(&self.file) }.map_err(fail)
+        unsafe { MmapOptions::new().offset(at).len(len).map_mut(file) }.map_err(fail)
     }
 
     /// Maps the header of section `number` (the cache's place in the superblock's table).

@@ -15,6 +15,11 @@ impl Counter {
         );
     }
 
+    /// Shows `n`: a gauge, not a sum.
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -101,12 +106,20 @@ counters! {
         closed_flush,
         /// … for a FUA or durable write …
         closed_fua,
-        /// … for lack of space, or at stop.
+        /// … for lack of space, for damaged data, or at stop.
         closed_pressure,
         /// Dirty bytes ever added, those found by replay included.
         dirty_added,
         /// Keys that GC asked to remove.
         gc_posts,
+        /// Hits whose data were not what was written …
+        crc_errors,
+        /// … or could not be read.
+        unreadable,
+        /// BAD keys logged, those that GC logged again included.
+        bad_keys,
+        /// Bytes that are BAD now: reads of them fail until they are overwritten.
+        bad_bytes,
     }
 }
 
@@ -133,6 +146,10 @@ counters! {
         flushes,
         /// Windows that spanned epochs.
         spanning_windows,
+        /// Keys whose data were not what was written …
+        crc_errors,
+        /// … or could not be read.
+        unreadable,
     }
 }
 
@@ -151,5 +168,7 @@ counters! {
         log_segments,
         /// Log segments made ready.
         starts,
+        /// BAD keys that had to be logged again.
+        relogged,
     }
 }

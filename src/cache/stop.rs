@@ -1,16 +1,23 @@
 //! Stopping a cache, step by step, so that whoever drives it decides how long it may take.
 
 use super::CacheError;
+use super::backing_read::BackingRead;
+use super::backing_sample::{SAMPLE_ITEMS, SamplePlan};
 use super::cache::{Cache, GcPoller, send};
 use super::control_io::PairState;
+use super::gc::GcCell;
 use super::group::{Group, GroupCell};
+use super::log_reader::{Incarnations, LogView};
 use super::shared::{DRAIN_FREE, DRAIN_RESTED};
 use crate::bdev::Pmem;
-use crate::media::{CleanStop, SlotKind};
+use crate::media::{BackingSample, CleanStop, SlotKind};
 use reactors::{Cx, ReactorHandle};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use zerocopy::little_endian::{U32, U64};
+
+/// How long finding out what is dirty may take, ns.
+const SAMPLE_NS: u64 = 500_000_000;
 
 /// How far a stop has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +29,38 @@ pub(super) enum Stop {
     Maintenance,
     /// The parts leave their reactors.
     Leaving,
+    /// The backing is read, so that the next load can see whether it was changed.
+    Sampling,
     Stopped,
 }
 
 #[derive(Debug)]
 pub(super) struct Shutdown {
     pub(super) step: Stop,
-    pub(super) clean_stop_pair: PairState,
+    pub(super) end: CleanEnd,
+    sampling: Option<(SamplePlan, BackingRead)>,
     /// Parts that have been told to leave.
     pub(super) leave_sent: usize,
+}
+
+/// What the record of a clean stop needs.
+#[derive(Debug)]
+pub(crate) struct CleanEnd {
+    pub(crate) view: LogView,
+    pub(crate) incarnations: Incarnations,
+    pub(crate) clean_stop: PairState,
+    pub(crate) samples: [PairState; 3],
+}
+
+impl Shutdown {
+    pub(super) fn new(end: CleanEnd) -> Self {
+        Self {
+            step: Stop::Running,
+            end,
+            sampling: None,
+            leave_sent: 0,
+        }
+    }
 }
 
 impl Cache {
@@ -45,7 +75,6 @@ impl Cache {
             .shutdown
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        let groups = self.expected - 2;
         match shutdown.step {
             Stop::Running => {
                 self.for_each_group(|group, cx| group.begin_stop(cx))?;
@@ -53,7 +82,7 @@ impl Cache {
             }
             Stop::Lanes => {
                 // Asked anew each time: a group answers when it is polled at rest.
-                if self.started.at_rest.load(Ordering::SeqCst) < groups && !hurry {
+                if self.started.at_rest.load(Ordering::SeqCst) < self.groups && !hurry {
                     self.ask_at_rest()?;
                 } else {
                     self.shared.maintenance.stop.store(true, Ordering::SeqCst);
@@ -62,19 +91,37 @@ impl Cache {
                 }
             }
             Stop::Maintenance => {
-                if self.shared.maintenance.rested.load(Ordering::SeqCst) >= 2 || hurry {
+                let rested = self.shared.maintenance.rested.load(Ordering::SeqCst);
+                if rested >= self.expected - self.groups || hurry {
                     self.send_leave(&mut shutdown)?;
                     shutdown.step = Stop::Leaving;
                 }
             }
             Stop::Leaving => {
                 if self.started.left.load(Ordering::SeqCst) >= self.expected {
-                    shutdown.step = Stop::Stopped;
-                    let stored = self.store_clean_stop(&mut shutdown);
-                    // Not before: a load that began now would be told of a clean stop afterwards.
-                    self.free_once_drained();
-                    stored?;
+                    if !hurry {
+                        shutdown.sampling = self.begin_sample(&shutdown.end);
+                    }
+                    shutdown.step = Stop::Sampling;
                 }
+            }
+            Stop::Sampling => {
+                let samples = match &shutdown.sampling {
+                    // A dead backing is not waited for: then there is no sample.
+                    Some((plan, read)) => match read.take() {
+                        Some(read) => read.ok().map(|read| plan.samples(&read)),
+                        None if hurry => None,
+                        None => return Ok(false),
+                    },
+                    None => None,
+                };
+                shutdown.sampling = None;
+                shutdown.step = Stop::Stopped;
+                let stored = self.store_clean_stop(&mut shutdown.end, samples);
+                self.pool.note_failure(&stored);
+                // Not before: a load that began now would be told of a clean stop afterwards.
+                self.free_once_drained();
+                stored?;
             }
             Stop::Stopped => {}
         }
@@ -98,8 +145,7 @@ impl Cache {
     }
 
     fn group_handles(&self) -> &[ReactorHandle] {
-        let groups = (self.expected - 2) as usize;
-        &self.shared.runtime.data[..groups]
+        &self.shared.runtime.data[..self.groups as usize]
     }
 
     /// Each group counts once, however often it was asked before it came to answer.
@@ -117,7 +163,12 @@ impl Cache {
     fn send_leave(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
         let key = self.shared.instance;
         let groups = self.group_handles();
-        let maintenance = &self.shared.runtime.maintenance;
+        let maintenance = &self.shared.runtime.maintenance[..];
+        let maintenance = if self.shared.read_only {
+            &[]
+        } else {
+            maintenance
+        };
         let maintenance = maintenance.first().into_iter().chain(maintenance.last());
         let handles = groups.iter().chain(maintenance).enumerate();
         for (number, handle) in handles.skip(shutdown.leave_sent) {
@@ -130,6 +181,7 @@ impl Cache {
                     // Writeback goes by itself, when its last write has ended.
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);
+                    cx.remove_local::<GcCell>(key);
                 }
                 started.left.fetch_add(1, Ordering::SeqCst);
             })?;
@@ -148,32 +200,70 @@ impl Cache {
         self.shared.ring_maintenance();
     }
 
-    /// Says on media that all that was acknowledged is in the log, if it is.
-    fn store_clean_stop(&self, shutdown: &mut Shutdown) -> Result<(), CacheError> {
+    /// Whether all that was acknowledged is in the log, and the log is durable.
+    fn has_ended_clean(&self) -> bool {
         let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
-        let at_rest = self.started.at_rest.load(Ordering::SeqCst) == self.expected - 2;
+        let at_rest = self.started.at_rest.load(Ordering::SeqCst) == self.groups;
         let placed = self
             .shared
             .unplaced
             .iter()
             .all(|words| words.iter().all(|word| word.load(Ordering::SeqCst) == 0));
-        if self.shared.has_failed()
-            || !at_rest
-            || !placed
-            || self.shared.durable.mark() != final_sequence
-        {
+        !self.shared.read_only
+            && !self.shared.has_failed()
+            && at_rest
+            && placed
+            && self.shared.durable.mark() == final_sequence
+    }
+
+    /// Starts to read what the backing must still hold at the next load. Not while a write may change
+    /// it.
+    fn begin_sample(&self, end: &CleanEnd) -> Option<(SamplePlan, BackingRead)> {
+        let shared = &self.shared;
+        let drained = shared.maintenance.drain.load(Ordering::SeqCst) == DRAIN_RESTED;
+        if !drained || !self.has_ended_clean() {
+            return None;
+        }
+        let clock = &*shared.runtime.clock;
+        let plan = SamplePlan::for_stop(
+            &end.view,
+            &end.incarnations,
+            shared.dirty_tail(&end.view)?,
+            shared.last_sequence.load(Ordering::SeqCst),
+            clock,
+            clock.now().after(SAMPLE_NS),
+        )?;
+        let reactor = shared.runtime.maintenance.first()?;
+        let read = BackingRead::start(self.backing(), plan.ranges(), reactor).ok()?;
+        Some((plan, read))
+    }
+
+    /// Says on media that all that was acknowledged is in the log, if it is, and what the backing held.
+    fn store_clean_stop(
+        &self,
+        end: &mut CleanEnd,
+        samples: Option<[BackingSample; 3]>,
+    ) -> Result<(), CacheError> {
+        if !self.has_ended_clean() {
             return Ok(());
         }
         let pmem: &dyn Pmem = &*self.shared.pmem;
+        if let Some(samples) = &samples {
+            let items = end.samples.iter_mut().zip(samples).zip(SAMPLE_ITEMS);
+            for ((pair, sample), (_, kind, _)) in items {
+                pair.store(pmem, kind, sample);
+            }
+            // The record vouches for them.
+            pmem.barrier_wait()?;
+        }
+        let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
         let clean = CleanStop {
             clean: U32::new(1),
-            spare_before: U32::ZERO,
+            sampled: U32::new(samples.is_some().into()),
             final_sequence: U64::new(final_sequence),
             spare: [0; 32],
         };
-        shutdown
-            .clean_stop_pair
-            .store(pmem, SlotKind::CleanStop, &clean);
+        end.clean_stop.store(pmem, SlotKind::CleanStop, &clean);
         pmem.barrier_wait()?;
         Ok(())
     }

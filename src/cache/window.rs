@@ -2,7 +2,8 @@
 //! merged into as few writes as possible.
 
 use super::CacheError;
-use super::geometry::SegIx;
+use super::bad::Post;
+use super::key::KeyIdent;
 use super::log_reader::LogView;
 use super::shared::LogPos;
 use crate::bdev::{Data, MemView, Op, Request};
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 /// Most bytes of one backing write.
 const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// [`DATA_KEY_BYTES_MAX`](super::geometry::DATA_KEY_BYTES_MAX) as a size in memory.
-const DATA_KEY_BYTES: usize = 32 << 10;
+pub(crate) const DATA_KEY_BYTES: usize = 32 << 10;
 const _: () = assert!(DATA_KEY_BYTES as u64 == super::geometry::DATA_KEY_BYTES_MAX);
 /// Most pieces of memory of one backing write.
 const PIECES_MAX: usize = 64;
@@ -22,8 +23,9 @@ const PIECES_MAX: usize = 64;
 #[derive(Clone, Copy, Debug)]
 struct Source {
     range: ByteRange,
-    segment: SegIx,
-    segment_offset: u32,
+    ident: KeyIdent,
+    /// Of the kset that it stands in.
+    sequence: u64,
     flags: KeyFlags,
     crc: u32,
 }
@@ -33,6 +35,16 @@ struct Source {
 struct Part {
     end: u64,
     source: usize,
+}
+
+/// A key whose data are lost.
+#[derive(Debug)]
+pub(crate) struct Damage {
+    /// Of its kset.
+    pub(crate) sequence: u64,
+    pub(crate) post: Post,
+    /// What is wrong with the data.
+    pub(crate) error: CacheError,
 }
 
 /// One backing write.
@@ -55,13 +67,16 @@ pub(crate) struct Window {
     pub(crate) elided_bytes: u64,
     pub(crate) merged: u64,
     pub(crate) ksets: u64,
+    /// Sequence of the first of them.
+    pub(crate) first_sequence: u64,
     /// Where the log goes on behind it.
     pub(crate) end: LogPos,
 }
 
 impl Window {
-    /// Adds a key; it overwrites what earlier keys of the window have there. Clean keys don't.
-    pub(crate) fn add(&mut self, view: &LogView, key: &media::Key) {
+    /// Adds a key of kset `sequence`; it overwrites what earlier keys of the window have there. Keys
+    /// that are not dirty don't.
+    pub(crate) fn add(&mut self, view: &LogView, key: &media::Key, sequence: u64) {
         let flags = key.flags();
         if !flags.is_dirty() {
             return;
@@ -71,21 +86,24 @@ impl Window {
         let range = ByteRange::between(start, end);
         let source = Source {
             range,
-            segment: view.ident(key).segment,
-            segment_offset: key.segment_offset.get(),
+            ident: view.ident(key),
+            sequence,
             flags,
             crc: key.crc.get(),
         };
         self.dirty_bytes += range.len();
-        self.clear(range);
-        self.parts.insert(
-            start,
-            Part {
-                end,
-                source: self.sources.len(),
-            },
-        );
+        self.put(range, self.sources.len());
         self.sources.push(source);
+    }
+
+    /// Puts a source over what earlier ones have there.
+    fn put(&mut self, range: ByteRange, source: usize) {
+        self.clear(range);
+        let part = Part {
+            end: range.end(),
+            source,
+        };
+        self.parts.insert(range.start(), part);
     }
 
     /// Cuts `range` out of the parts.
@@ -114,18 +132,66 @@ impl Window {
         self.sources.len() >= keys_max || self.dirty_bytes >= bytes_max
     }
 
-    /// Sorts and merges what is left, after checking the data's checksums.
-    ///
-    /// # Errors
-    /// [`CacheError::DataDamaged`] for the first source whose bytes are not what was written.
-    pub(crate) fn seal(&mut self, view: &LogView, data_crc: bool) -> Result<(), CacheError> {
-        let mut checked = vec![false; self.sources.len()];
+    /// Verifies the data of what is left, then sorts and merges it. Damaged sources are left out, and
+    /// named in the order of the log: what they hid of earlier ones is written if that is good.
+    pub(crate) fn seal(&mut self, view: &LogView, data_crc: bool) -> Vec<Damage> {
+        let mut verified = vec![false; self.sources.len()];
+        let mut damages: Vec<(usize, CacheError)> = Vec::new();
+        loop {
+            let known = damages.len();
+            for part in self.parts.values() {
+                let source = &self.sources[part.source];
+                if source.flags.has_data()
+                    && !std::mem::replace(&mut verified[part.source], true)
+                    && let Err(error) = verify(view, source, data_crc)
+                {
+                    damages.push((part.source, error));
+                }
+            }
+            if damages.len() == known {
+                break;
+            }
+            self.leave_out(&damages);
+        }
+        self.merge();
+        damages.sort_unstable_by_key(|&(source, _)| source);
+        let name = |(source, error): (usize, CacheError)| {
+            let Source {
+                range,
+                ident,
+                sequence,
+                ..
+            } = self.sources[source];
+            Damage {
+                sequence,
+                post: Post { range, ident },
+                error,
+            }
+        };
+        damages.into_iter().map(name).collect()
+    }
+
+    /// Makes the parts anew, of all sources but these.
+    fn leave_out(&mut self, damages: &[(usize, CacheError)]) {
+        self.parts.clear();
+        self.elided_bytes = 0;
+        for source in 0..self.sources.len() {
+            if damages.iter().all(|(damaged, _)| *damaged != source) {
+                self.put(self.sources[source].range, source);
+            }
+        }
+    }
+
+    /// Whether everything that is written can be read, as it was when it was verified.
+    pub(crate) fn is_whole(&self, view: &LogView, data_crc: bool) -> bool {
+        let pieces = self.writes.iter().flat_map(|write| &write.pieces);
+        let mut sources = pieces.map(|&(_, source)| &self.sources[source]);
+        sources.all(|source| verify(view, source, data_crc).is_ok())
+    }
+
+    fn merge(&mut self) {
         for (&start, part) in &self.parts {
             let source = self.sources[part.source];
-            if data_crc && source.flags.has_data() && !checked[part.source] {
-                checked[part.source] = true;
-                verify(view, &source)?;
-            }
             let range = ByteRange::between(start, part.end);
             let mergeable = self.writes.last().is_some_and(|last| {
                 last.range.end() == start
@@ -157,7 +223,6 @@ impl Window {
                 }
             }
         }
-        Ok(())
     }
 
     /// The request for write number `index`, with the data straight from the medium: the keys are
@@ -180,7 +245,8 @@ impl Window {
                 .map(|&(range, source)| {
                     let source = self.sources[source];
                     let skipped = range.start() - source.range.start();
-                    let at = view.data_at(source.segment, source.segment_offset) + skipped;
+                    let at =
+                        view.data_at(source.ident.segment, source.ident.segment_offset) + skipped;
                     view.pmem
                         .view(at, usize::try_from(range.len()).unwrap_or(0))
                 })
@@ -201,19 +267,23 @@ impl Window {
     }
 }
 
-fn verify(view: &LogView, source: &Source) -> Result<(), CacheError> {
-    let at = view.data_at(source.segment, source.segment_offset);
+/// Whether the bytes of a source can be read, and, with `data_crc`, are those that were written.
+fn verify(view: &LogView, source: &Source, data_crc: bool) -> Result<(), CacheError> {
+    let at = view.data_at(source.ident.segment, source.ident.segment_offset);
     let len = u32::try_from(source.range.len()).unwrap_or(0);
     let mut bytes = [0; DATA_KEY_BYTES];
     let bytes = &mut bytes[..len as usize];
     view.pmem.load(at, bytes)?;
+    if !data_crc {
+        return Ok(());
+    }
     let computed = media::crc(bytes);
     if computed == source.crc {
         return Ok(());
     }
     Err(CacheError::DataDamaged {
-        segment: view.segments.id(source.segment),
-        segment_offset: source.segment_offset,
+        segment: view.segments.id(source.ident.segment),
+        segment_offset: source.ident.segment_offset,
         offset: source.range.start(),
         len,
         stored: source.crc,

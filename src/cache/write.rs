@@ -5,17 +5,28 @@
 //! it holds an extent that is not in the index yet.
 
 use super::close::Cause;
+use super::fault::{self, Fault};
 use super::geometry::{DATA_KEY_BYTES_MAX, SegIx};
 use super::group::Env;
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, LEAF_BYTES};
 use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, Wait};
+use super::shared::Shared;
 use crate::bdev::{Data, IoStatus};
 use crate::media::{self, KEYS_MAX, KeyFlags};
 use crate::units::ByteRange;
 use reactors::Cx;
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::{U32, U64};
+
+/// Whom a kset is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogRoom {
+    /// Requests: one segment's worth of the log is not for them.
+    Common,
+    /// Keys that maintenance must have in the log before it can make room. The kset is closed at once.
+    Reserved,
+}
 
 /// Data space for one extent.
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +115,17 @@ impl Lane {
         while job.progress < range.len() {
             let offset = range.start() + job.progress;
             let wanted = extent_len(offset, range.len() - job.progress);
-            self.reserve_key(env, cx)?;
-            let space = self.reserve_data(env, wanted)?;
+            self.reserve_key(env, cx, LogRoom::Common)?;
+            let space = match job.held.take(&env.shared) {
+                Some(space) => space,
+                None => self.reserve_data(env, wanted)?,
+            };
+            let ends_segment = u64::from(space.len) < wanted;
+            if ends_segment && fault::injected(Fault::ExtentHeldWhileWaiting) {
+                self.head = Some(self.new_head(env).inspect_err(|_| {
+                    job.held.put(&env.shared, space);
+                })?);
+            }
             let from = usize::try_from(job.progress).unwrap_or(usize::MAX);
             let Data::Buf(buf) = &job.request.data else {
                 return Ok(());
@@ -154,13 +174,16 @@ impl Lane {
 
     fn insert_key(
         &mut self,
-        shared: &super::shared::Shared,
+        shared: &Shared,
         extent: ByteRange,
         space: DataSpace,
         crc: u32,
         flags: KeyFlags,
     ) {
         let (subtree, start, end) = Self::locate(shared, extent);
+        if fault::injected(Fault::ReferenceDroppedOnOverwrite) {
+            self.give_references_up(shared, subtree, start, end);
+        }
         let key = Key {
             start,
             len: end - start,
@@ -173,6 +196,28 @@ impl Lane {
             kind: Kind::of(flags),
         };
         self.index.insert(subtree, key);
+        self.show_bad(shared);
+    }
+
+    /// For a fault only: keys that are about to be overwritten as a whole refer to nothing any more.
+    fn give_references_up(&mut self, shared: &Shared, subtree: usize, start: u16, end: u16) {
+        let head = &mut self.head;
+        self.index.walk(subtree, start, end, |piece| {
+            let covered = |key: &Key| {
+                let is_whole = key.len == key.whole && key.start >= start && key.end() <= end;
+                let has_data = !key.kind.is_placeholder() && key.kind.flags().has_data();
+                is_whole && has_data && shared.is_current(key.segment, key.generation)
+            };
+            let Some(key) = piece.key.filter(covered) else {
+                return;
+            };
+            match head.as_mut().filter(|head| head.segment == key.segment) {
+                Some(head) => head.added -= 1,
+                None => {
+                    shared.added[key.segment.index()].fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+        });
     }
 
     /// Discard and write-zeroes: one key without data.
@@ -187,13 +232,26 @@ impl Lane {
         if log_segments > env.shared.log_segments_max() {
             return Err(Wait::Space);
         }
-        self.reserve_key(env, cx)?;
+        self.reserve_key(env, cx, LogRoom::Common)?;
         let range = job.request.range;
         let flags = if unmap {
             KeyFlags::ZERO.with(KeyFlags::UNMAP)
         } else {
             KeyFlags::ZERO
         };
+        self.put_without_data(env, cx, range, flags);
+        job.progress = range.len();
+        Ok(())
+    }
+
+    /// Logs a key without data over `range`, for which a slot is reserved.
+    pub(crate) fn put_without_data(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        range: ByteRange,
+        flags: KeyFlags,
+    ) {
         self.serial += 1;
         let len = u32::try_from(range.len()).unwrap_or(u32::MAX);
         let space = DataSpace {
@@ -214,8 +272,6 @@ impl Lane {
             spare: U32::ZERO,
         };
         self.append_key(env, cx, &key);
-        job.progress = range.len();
-        Ok(())
     }
 
     /// Takes data space, with its reference, from the lane's data head; at most `wanted` bytes.
@@ -277,11 +333,16 @@ impl Lane {
     }
 
     /// Makes sure that the open kset takes another key, and that it can be closed then.
-    pub(crate) fn reserve_key(&mut self, env: &mut Env, cx: &Cx) -> Result<(), Wait> {
+    pub(crate) fn reserve_key(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        room: LogRoom,
+    ) -> Result<(), Wait> {
         if let Some(open) = &self.open {
             debug_assert!(open.count < KEYS_MAX, "a full kset is closed at once");
             return Ok(());
         }
-        self.open_kset(env, cx)
+        self.open_kset(env, cx, room)
     }
 }

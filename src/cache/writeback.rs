@@ -6,19 +6,22 @@
 //! that: else a crash would write an older epoch over a newer one.
 
 use super::CacheError;
+use super::bad::{Answers, Outbox, PostBatch};
 use super::control_io::PairState;
+use super::fault::{self, Fault};
 use super::flush_all::FlushAll;
-use super::gather::{WindowWish, gather};
+use super::gather::WindowWish;
 use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
 use super::options::WritebackOrder;
 use super::pool::Pool;
-use super::shared::{DRAIN_FREE, DRAIN_RESTED, Shared};
+use super::shared::{DRAIN_FREE, DRAIN_RESTED, LogPos, Shared};
 use super::stats::WritebackStats;
-use super::window::Window;
+use super::window::{Damage, Window};
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
 use crate::media::{DurableMark, SlotKind, WindowEnd};
 use crate::units::ByteRange;
+use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -38,9 +41,11 @@ const BACK_OFF_NS: (u64, u64) = (100_000_000, 5_000_000_000);
 const FLUSH_TAG: u64 = u64::MAX;
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     /// Nothing to do until then.
     Idle(Nanos),
+    /// A lane logs BAD keys, and makes them durable.
+    Bad(Answers),
     /// The end of a spanning window becomes durable.
     Mark(BarrierTicket),
     /// Writes are under way: the next to start, and those that failed.
@@ -72,9 +77,11 @@ pub(crate) struct WritebackSeed {
     pub(crate) reader: LogReader,
     pub(crate) tail_pair: PairState,
     pub(crate) window_pair: PairState,
-    /// End of the window that spanned epochs when an earlier run ended.
+    /// End of the last window that spanned epochs.
     pub(crate) window_end: u64,
     pub(crate) mark_pair: PairState,
+    /// To the lanes of each data reactor.
+    pub(crate) posts: Vec<Producer<PostBatch>>,
     pub(crate) stats: Arc<WritebackStats>,
     /// The backing may lose completed writes at power failure.
     pub(crate) backing_volatile: bool,
@@ -86,11 +93,16 @@ pub(crate) struct WritebackPoller(pub(crate) PollerId);
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Writeback {
-    seed: WritebackSeed,
+    pub(super) seed: WritebackSeed,
     backing: Box<dyn Channel>,
     barrier: Box<dyn Barrier>,
-    state: State,
-    window: Window,
+    pub(super) state: State,
+    pub(super) window: Window,
+    /// Where it begins.
+    pub(super) begun: (LogPos, u64),
+    /// Its keys whose data are lost.
+    pub(super) damages: Vec<Damage>,
+    pub(super) outbox: Outbox,
     in_flight: usize,
     pause_ns: u64,
     lag: Lag,
@@ -105,17 +117,19 @@ pub(crate) struct Writeback {
 
 impl Writeback {
     pub(crate) fn new(
-        seed: WritebackSeed,
+        mut seed: WritebackSeed,
         backing: Box<dyn Channel>,
         barrier: Box<dyn Barrier>,
         now: Nanos,
     ) -> Self {
         Self {
-            seed,
             backing,
             barrier,
             state: State::Idle(now),
             window: Window::default(),
+            begun: seed.reader.mark(),
+            damages: Vec::new(),
+            outbox: Outbox::new(std::mem::take(&mut seed.posts)),
             in_flight: 0,
             pause_ns: 0,
             lag: Lag::default(),
@@ -124,6 +138,7 @@ impl Writeback {
             flush_all: FlushAll::default(),
             noted: 0,
             rate: Rate::new(now),
+            seed,
         }
     }
 
@@ -160,13 +175,12 @@ impl Writeback {
         self.lag.older_than(now, delay)
     }
 
-    /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
-    /// write back.
-    fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
+    /// What the next window shall be.
+    pub(super) fn wish(&self, now: Nanos) -> WindowWish {
         let order = self.shared().options.order();
         let pressed = self.is_pressed();
         let lagging = self.lag.ns(now) >= self.shared().options.writeback_lag_ns();
-        let wish = WindowWish {
+        WindowWish {
             limit: self.limit(now),
             keys_max: if pressed { KEYS_PRESSED } else { KEYS_CALM },
             bytes_max: BYTES_MAX,
@@ -176,18 +190,10 @@ impl Writeback {
                 WritebackOrder::Relaxed => true,
             },
             ends_on_boundary: order != WritebackOrder::Relaxed,
-        };
-        let seed = &mut self.seed;
-        let found = gather(&seed.view, &seed.incarnations, &mut seed.reader, &wish)?;
-        let Some((mut window, spans)) = found else {
-            return Ok(None);
-        };
-        window.seal(&seed.view, seed.shared.data_crc)?;
-        self.window = window;
-        Ok(Some(spans))
+        }
     }
 
-    fn halt(&mut self, error: &CacheError) {
+    pub(super) fn halt(&mut self, error: &CacheError) {
         self.seed.stats.errors.add(1);
         tracing::error!(cache = %self.shared().name, %error, "writeback has stopped");
         self.shared()
@@ -209,15 +215,17 @@ impl Writeback {
         match self.gather(now) {
             Err(error) => self.halt(&error),
             Ok(None) => self.state = State::Idle(now.after(PERIOD_NS)),
+            Ok(Some(_)) if !self.damages.is_empty() => self.report_damages(),
             Ok(Some(true)) => {
                 self.seed.stats.spanning_windows.add(1);
                 shared
                     .maintenance
                     .between_boundaries
                     .store(true, Ordering::SeqCst);
+                // An earlier run, or a window that was given up, may have left one that ends further on.
+                self.seed.window_end = self.window.end.sequence.max(self.seed.window_end);
                 let end = WindowEnd {
-                    // An earlier run may have left a window that ends further on.
-                    sequence: U64::new(self.window.end.sequence.max(self.seed.window_end)),
+                    sequence: U64::new(self.seed.window_end),
                     spare: [0; 40],
                 };
                 self.seed
@@ -229,7 +237,7 @@ impl Writeback {
         }
     }
 
-    fn begin_writes(&mut self) {
+    pub(super) fn begin_writes(&mut self) {
         self.state = State::Write {
             next: 0,
             failed: VecDeque::new(),
@@ -333,7 +341,9 @@ impl Writeback {
             self.fail(cx, "write", IoStatus::IoError);
             return;
         }
-        if self.seed.backing_volatile && !self.window.writes.is_empty() {
+        let must_flush =
+            self.seed.backing_volatile && !fault::injected(Fault::DirtyTailBeforeFlush);
+        if must_flush && !self.window.writes.is_empty() {
             self.state = State::Flush;
             self.in_flight += 1;
             let request = Request {
@@ -374,7 +384,6 @@ impl Writeback {
             .maintenance
             .dirty_passed
             .fetch_add(window.dirty_bytes, Ordering::SeqCst);
-        // An earlier run may have left a window that ends further on.
         let between = window.end.sequence < self.seed.window_end;
         shared
             .maintenance
@@ -392,6 +401,7 @@ impl Writeback {
     fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
+            Err(_) if fault::injected(Fault::FailedBarrierRetried) => true,
             Err(error) => {
                 self.shared().fail(&error);
                 self.halt(&error.into());
@@ -453,6 +463,7 @@ impl Writeback {
                 self.start_window(cx);
                 1
             }
+            State::Bad(_) => self.follow_damages(),
             State::Mark(ticket) => {
                 let done = self.barrier_done(cx, ticket);
                 if done {
@@ -473,7 +484,11 @@ impl Writeback {
                 if cx.now() < until || self.in_flight > 0 {
                     return 0;
                 }
-                self.begin_writes();
+                if self.is_window_lost() {
+                    self.state = State::Idle(cx.now());
+                } else {
+                    self.begin_writes();
+                }
                 1
             }
             State::Tail(ticket) => {
@@ -568,6 +583,8 @@ impl Poller for Writeback {
                 }
             }
             State::BackOff(until) => Wake::At(until).sooner(backing),
+            State::Bad(_) if !self.outbox.is_empty() => Wake::Now,
+            State::Bad(_) => Wake::OnEvent,
             State::Flush => backing,
             State::Halted => Wake::OnEvent,
         }

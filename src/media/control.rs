@@ -18,6 +18,7 @@ body!(
     Incarnation,
     WindowEnd,
     CleanStop,
+    BackingSample,
     DurableMark,
     Boot
 );
@@ -36,6 +37,17 @@ pub struct SegmentInfo {
     pub flags: U32,
     /// Zero.
     pub spare: [u8; 20],
+}
+
+impl SegmentInfo {
+    /// Set in `flags` once a media error was met.
+    pub const BAD: u32 = 1;
+
+    /// Whether it must not be allocated again.
+    #[must_use]
+    pub fn is_bad(&self) -> bool {
+        self.flags.get() & Self::BAD != 0
+    }
 }
 
 /// How often a segment has been released.
@@ -96,8 +108,12 @@ pub struct Incarnation {
     pub spare_before: U32,
     /// Ksets from this sequence on are of this incarnation, or leftovers.
     pub first_sequence: U64,
+    /// CLEAN keys of ksets below this sequence do not count: the backing was changed since.
+    pub clean_until: U64,
+    /// Nor do any others there but BAD and INVALID ones: they had been written back.
+    pub written_back_until: U64,
     /// Zero.
-    pub spare: [u8; 32],
+    pub spare: [u8; 16],
 }
 
 /// End of a writeback window that spans epochs; the backing is between boundaries until the dirty
@@ -117,12 +133,27 @@ pub struct WindowEnd {
 pub struct CleanStop {
     /// 1 after a clean stop; 0 while loaded, and after a death.
     pub clean: U32,
-    /// Zero.
-    pub spare_before: U32,
+    /// 1 if the three [`BackingSample`]s are of this stop.
+    pub sampled: U32,
     /// The last sequence of the log.
     pub final_sequence: U64,
-    /// Zero; room for the sample of the backing.
+    /// Zero.
     pub spare: [u8; 32],
+}
+
+/// What a part of the backing held at a clean stop: 256 pieces of 4096 bytes, of which those count
+/// that nothing dirty waited for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct BackingSample {
+    /// Bit n of byte n / 8, from the lowest: piece n counts.
+    pub counted: [u8; 32],
+    /// CRC-32C of the pieces that count, in order.
+    pub crc: U32,
+    /// Zero.
+    pub spare: U32,
+    /// That of the [`CleanStop`] that it belongs to.
+    pub final_sequence: U64,
 }
 
 /// Up to where the log is known to be durable: written when the cache falls idle.

@@ -34,6 +34,12 @@ pub enum SlotKind {
     DurableMark = 0x0001_0009,
     /// [`super::Boot`].
     Boot = 0x0001_000a,
+    /// [`super::BackingSample`]: the first MiB.
+    SampleFirst = 0x0001_000b,
+    /// [`super::BackingSample`]: the last MiB.
+    SampleLast = 0x0001_000c,
+    /// [`super::BackingSample`]: pieces in between.
+    SampleBlocks = 0x0001_000d,
 }
 
 /// A 48-byte body.

@@ -19,6 +19,20 @@ struct State {
     bad: ByteRange,
     /// Nothing ends.
     stalled: bool,
+    /// How many flushes are to fail.
+    flushes_to_fail: u32,
+    /// Flushes that have failed.
+    flushes_failed: u64,
+}
+
+/// What becomes of completed writes when a flush fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drops {
+    /// Some are lost, and reads show what was there before.
+    Seen,
+    /// Some will never be durable unless they are written again, and reads show them all the same:
+    /// so does a kernel that marks pages as clean which it could not write.
+    Unseen,
 }
 
 #[derive(Debug)]
@@ -62,6 +76,8 @@ impl VolatileDisk {
             rng: RngState(seed),
             bad: ByteRange::default(),
             stalled: false,
+            flushes_to_fail: 0,
+            flushes_failed: 0,
         };
         Self {
             info,
@@ -97,6 +113,16 @@ impl VolatileDisk {
         self.state.write().unwrap().bad = range;
     }
 
+    /// The next `count` flushes fail.
+    pub(crate) fn fail_flushes(&self, count: u32) {
+        self.state.write().unwrap().flushes_to_fail = count;
+    }
+
+    /// How many flushes have failed.
+    pub(crate) fn flushes_failed(&self) -> u64 {
+        self.state.read().unwrap().flushes_failed
+    }
+
     /// Nothing ends while it is stalled.
     pub(crate) fn stall(&self, stalled: bool) {
         self.state.write().unwrap().stalled = stalled;
@@ -128,6 +154,25 @@ impl State {
         self.cached.push((at, bytes.to_vec()));
     }
 
+    /// What has completed since the last flush is stored, or lost, sector by sector, as it comes.
+    fn fail_flush(&mut self) {
+        self.flushes_failed += 1;
+        let mut rng = self.rng.rng();
+        let drops = rng.pick(&[Drops::Seen, Drops::Unseen]);
+        for (at, bytes) in std::mem::take(&mut self.cached) {
+            for (place, sector) in bytes.chunks(512).enumerate() {
+                let at = at + place * 512;
+                let range = at..at + sector.len();
+                if rng.permille(300) {
+                    self.durable[range.clone()].copy_from_slice(sector);
+                }
+                if drops == Drops::Seen {
+                    self.visible[range.clone()].copy_from_slice(&self.durable[range]);
+                }
+            }
+        }
+    }
+
     fn execute(&mut self, mut request: Request) -> Completion {
         let at = usize::try_from(request.range.start()).unwrap();
         let len = usize::try_from(request.range.len()).unwrap();
@@ -143,6 +188,11 @@ impl State {
                 self.write(at, &bytes);
             }
             (Op::Discard | Op::WriteZeroes { .. }, _) => self.write(at, &vec![0; len]),
+            (Op::Flush, _) if self.flushes_to_fail > 0 => {
+                self.flushes_to_fail -= 1;
+                self.fail_flush();
+                return request.complete(IoStatus::IoError);
+            }
             (Op::Flush, _) => {
                 for (at, bytes) in self.cached.drain(..) {
                     self.durable[at..at + bytes.len()].copy_from_slice(&bytes);

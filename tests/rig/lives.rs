@@ -71,6 +71,12 @@ impl World {
         }
     }
 
+    /// The bytes of a volume as its disk keeps them are what the model says: after a flush of
+    /// everything.
+    pub(crate) fn check_image(&mut self, number: usize, bytes: &[u8]) {
+        self.check_bytes(number, bytes, "disk");
+    }
+
     fn check_bytes(&mut self, number: usize, bytes: &[u8], what: &str) {
         let model = &mut self.volumes[number].model;
         let since = model.now();

@@ -1,6 +1,7 @@
 //! The engine on reactors that one thread drives step by step, over memory.
 #![allow(dead_code, reason = "each test uses its part of the rig")]
 
+pub(crate) mod bench;
 pub(crate) mod disks;
 mod lives;
 mod mix;
@@ -11,7 +12,9 @@ pub(crate) mod world;
 
 use pmcache::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig};
 use pmcache::bdev::{Bdev, Channel, Completion, Data, IoBuf, IoStatus, Op, Pmem, Request};
-use pmcache::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime};
+use pmcache::cache::{
+    Cache, CacheError, CacheOptions, CreateCache, LoadWish, Loading, Pool, PoolFormat, Runtime,
+};
 use pmcache::units::ByteRange;
 use reactors::{IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::path::Path;
@@ -100,6 +103,32 @@ pub(crate) fn runtime(
     }
 }
 
+/// Takes a load to its end; `step` lets the reactors run.
+pub(crate) fn load_by_steps(
+    mut loading: Loading,
+    mut step: impl FnMut(),
+) -> Result<Arc<Cache>, CacheError> {
+    for _ in 0..10_000 {
+        if let Some(cache) = loading.step(false)? {
+            return Ok(cache);
+        }
+        step();
+    }
+    panic!("the backing does not answer");
+}
+
+/// Makes the engine on this thread faulty, if `PMCACHE_FAULT` names a fault: the test should fail then.
+#[cfg(feature = "fault-injection")]
+pub(crate) fn inject_fault() {
+    if let Ok(name) = std::env::var("PMCACHE_FAULT") {
+        let fault = name.parse().expect("PMCACHE_FAULT is the name of a fault");
+        pmcache::cache::inject(Some(fault));
+    }
+}
+
+#[cfg(not(feature = "fault-injection"))]
+pub(crate) fn inject_fault() {}
+
 impl Rig {
     /// Formats a pool in `pmem`, makes a cache over all of it, and loads it.
     pub(crate) fn new(
@@ -159,10 +188,16 @@ impl Rig {
 
     /// Loads the cache and waits until its parts run.
     pub(crate) fn load(&mut self) {
-        let cache = self
+        self.try_load(LoadWish::default()).unwrap();
+    }
+
+    /// As [`Rig::load`], for a load that may be refused.
+    pub(crate) fn try_load(&mut self, wish: LoadWish) -> Result<Arc<Cache>, CacheError> {
+        let backing = self.backing.clone();
+        let loading = self
             .pool
-            .load_cache(&self.name, self.backing.clone(), &self.runtime, false)
-            .unwrap();
+            .load_start(&self.name, backing, &self.runtime, wish)?;
+        let cache = load_by_steps(loading, || self.step())?;
         for _ in 0..100 {
             if cache.is_installed().unwrap() {
                 break;
@@ -170,7 +205,8 @@ impl Rig {
             self.step();
         }
         assert!(cache.is_installed().unwrap(), "the parts have started");
-        self.cache = Some(cache);
+        self.cache = Some(cache.clone());
+        Ok(cache)
     }
 
     /// One round of every reactor; 10 µs pass.

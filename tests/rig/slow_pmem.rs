@@ -138,6 +138,8 @@ struct State {
     failed: bool,
     /// At the store with this number the state is kept.
     keep_at: Option<(u64, PathBuf)>,
+    /// Ranges that can't be read.
+    poison: Vec<(u64, u64)>,
     kept: Option<Moment>,
 }
 
@@ -217,6 +219,37 @@ impl SlowPmem {
         state.fails_at = Some(state.barriers + count);
     }
 
+    /// These bytes can't be read from now on.
+    pub(crate) fn poison(&self, at: u64, len: u64) {
+        self.state.write().unwrap().poison.push((at, len));
+    }
+
+    /// All bytes can be read again.
+    pub(crate) fn heal(&self) {
+        self.state.write().unwrap().poison.clear();
+    }
+
+    /// Flips a bit of each byte of a range, in memory and on the medium.
+    pub(crate) fn flip(&self, at: u64, len: u64) {
+        let mut state = self.state.write().unwrap();
+        let range = index(at)..index(at + len);
+        let Media {
+            visible, durable, ..
+        } = &mut state.media;
+        for bytes in [visible, durable] {
+            bytes[range.clone()].iter_mut().for_each(|b| *b ^= 4);
+        }
+    }
+
+    /// Where these bytes stand.
+    pub(crate) fn find(&self, bytes: &[u8]) -> Vec<u64> {
+        let state = self.state.read().unwrap();
+        let places = state.media.visible.chunks(512).enumerate();
+        let first = &bytes[..512];
+        let found = places.filter(|(_, chunk)| *chunk == first);
+        found.map(|(place, _)| place as u64 * 512).collect()
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.state.read().unwrap().failed
     }
@@ -254,6 +287,14 @@ impl Pmem for SlowPmem {
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
         let state = self.state.read().unwrap();
+        let end = at + dst.len() as u64;
+        if let Some(&(at, len)) = state
+            .poison
+            .iter()
+            .find(|(p, len)| at < p + len && *p < end)
+        {
+            return Err(PmemError::Poison { at, len });
+        }
         let at = usize::try_from(at).unwrap();
         dst.copy_from_slice(&state.media.visible[at..at + dst.len()]);
         Ok(())

@@ -4,11 +4,13 @@ pub(crate) use super::mix::Mix;
 use super::rng::Rng;
 use super::sectors::{SECTOR, Sectors, Version, fill};
 use super::slow_pmem::{CONTROL, act_as};
-use super::{POOL_UUID, anonymous_pmem, reactors, runtime};
+use super::{POOL_UUID, anonymous_pmem, inject_fault, load_by_steps, reactors, runtime};
 use pmcache::bdev::{
     Bdev, Channel, Completion, Data, IoBuf, IoStatus, MallocBdev, MallocConfig, Op, Pmem, Request,
 };
-use pmcache::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime, segments_min};
+use pmcache::cache::{
+    Cache, CacheError, CacheOptions, CreateCache, LoadWish, Pool, PoolFormat, Runtime, segments_min,
+};
 use pmcache::units::ByteRange;
 use reactors::{ManualClock, Reactor};
 use std::collections::HashMap;
@@ -146,6 +148,7 @@ impl World {
         backings: Vec<Arc<dyn Bdev>>,
         run_dir: PathBuf,
     ) -> Self {
+        inject_fault();
         let format = PoolFormat {
             name: "p0".into(),
             uuid: POOL_UUID,
@@ -206,24 +209,32 @@ impl World {
 
     /// Loads every cache and opens the clients.
     pub(crate) fn load(&mut self) {
-        for volume in &mut self.volumes {
-            let backing = volume.backing.clone();
-            let cache = self
-                .pool
-                .load_cache(&volume.name, backing, &self.runtime, false)
-                .unwrap();
-            for _ in 0..1000 {
-                if cache.is_installed().unwrap() {
-                    break;
-                }
-                step_all(&mut self.data, &mut self.maintenance);
-            }
-            assert!(cache.is_installed().unwrap(), "the parts have started");
-            volume.cache = Some(cache);
+        for number in 0..self.volumes.len() {
+            self.try_load(number).unwrap();
         }
         for number in 0..self.config.clients {
             self.open_client(number % self.data.len(), number % self.volumes.len());
         }
+    }
+
+    /// Loads one cache; its load may be refused.
+    pub(crate) fn try_load(&mut self, number: usize) -> Result<(), CacheError> {
+        let volume = &mut self.volumes[number];
+        let (backing, wish) = (volume.backing.clone(), LoadWish::default());
+        let loading = self
+            .pool
+            .load_start(&volume.name, backing, &self.runtime, wish)?;
+        let mut step = || step_all(&mut self.data, &mut self.maintenance);
+        let cache = load_by_steps(loading, &mut step)?;
+        for _ in 0..1000 {
+            if cache.is_installed().unwrap() {
+                break;
+            }
+            step();
+        }
+        assert!(cache.is_installed().unwrap(), "the parts have started");
+        volume.cache = Some(cache);
+        Ok(())
     }
 
     /// Opens one more client of a volume on a reactor; returns its number.

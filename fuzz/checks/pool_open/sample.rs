@@ -20,7 +20,7 @@ const VOLUME_BYTES: u64 = 8 << 20;
 pub(super) const USED_BYTES: u64 = 128 << 10;
 pub(super) const SUBTREE_BYTES: u64 = 4 << 20;
 /// Offset of a cache's own control items in its first segment, and their length.
-const ITEMS: std::ops::Range<usize> = 256..704;
+const ITEMS: std::ops::Range<usize> = 256..896;
 
 /// A place that has a checksum: where it begins, where its CRC is, and what that covers.
 #[derive(Clone, Copy, Debug)]

@@ -1,12 +1,12 @@
 //! Methods about caches.
 
+use super::cache_load::show_salvage;
 use super::{Name, uuid_or_new};
 use crate::app::caches::{self, cache_error, cache_object};
 use crate::app::service::Service;
 use crate::bdev::Bdev;
 use crate::cache::{
-    Cache, CacheError, CacheOptions, CreateCache, Durability, Mode, ReplayReport, WritebackOrder,
-    segments_min,
+    Cache, CacheError, CacheOptions, CreateCache, Durability, Mode, WritebackOrder, segments_min,
 };
 use rpc::{Error, Registry};
 use rustix::io::Errno;
@@ -17,7 +17,6 @@ use uuid::Uuid;
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_create", create);
-    registry.method("bdev_pmcache_load", load);
     registry.method("bdev_pmcache_unload", unload);
     registry.method("bdev_pmcache_destroy", destroy);
     registry.method("bdev_pmcache_get", get);
@@ -209,54 +208,6 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
     Ok(create.name)
 }
 
-/// `bdev_pmcache_load`: the cache `name` or `uuid` of `pool`, in front of `backing_bdev` or of the
-/// bdev that was recorded. What is loaded already is answered as loaded.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Load {
-    pool: String,
-    name: Option<String>,
-    uuid: Option<Uuid>,
-    backing_bdev: Option<String>,
-    #[serde(default)]
-    force: bool,
-}
-
-fn show_replay(report: &ReplayReport) -> Value {
-    json!({
-        "ksets": report.ksets,
-        "keys": report.keys,
-        "stale_keys": report.stale_keys,
-        "staged_keys": report.staged_keys,
-        "dirty_bytes": report.dirty_bytes,
-        "elapsed_us": report.elapsed_us,
-        "staging_missing": report.staging_missing,
-    })
-}
-
-fn load(service: &Service, params: Load) -> Result<Value, Error> {
-    let name = match (&params.name, params.uuid) {
-        (_, Some(uuid)) => uuid.to_string(),
-        (Some(name), None) => name.clone(),
-        (None, None) => {
-            let text = "Invalid parameters: one of name and uuid is needed";
-            return Err(Error::invalid_params(text));
-        }
-    };
-    let backing = params.backing_bdev.as_deref();
-    let cache = caches::load_cache(service, &params.pool, &name, backing, params.force)?;
-    if cache.replay_report().staging_missing {
-        let reason = "its staging file is gone: what was acknowledged in the last kset_flush_ms \
-                      before the process died may be lost";
-        service.degrade(&cache_object(cache.name()), reason.to_owned());
-    }
-    Ok(json!({
-        "name": cache.name(),
-        "uuid": cache.uuid(),
-        "replay": show_replay(&cache.replay_report()),
-    }))
-}
-
 /// `bdev_pmcache_unload`: closes ksets and stops; dirty data stay in pmem, unless `flush` asks that
 /// there be none.
 #[derive(Debug, Deserialize)]
@@ -272,7 +223,8 @@ fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes.
+/// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes, if
+/// there are dirty or BAD ones.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Destroy {
@@ -281,8 +233,8 @@ struct Destroy {
 }
 
 fn destroy(service: &Service, params: Destroy) -> Result<Value, Error> {
-    let discarded = caches::destroy_cache(service, &params.name, params.discard_dirty)?;
-    Ok(json!({"discarded_bytes": discarded}))
+    let (dirty, bad) = caches::destroy_cache(service, &params.name, params.discard_dirty)?;
+    Ok(json!({"discarded_bytes": dirty, "bad_bytes": bad}))
 }
 
 /// `bdev_pmcache_get`: all, or the one of that name.
@@ -362,14 +314,18 @@ fn show(service: &Service, cache: &Cache) -> Value {
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
             "retiring": status.segments_retiring,
+            "bad": status.segments_bad,
+            "bad_draining": status.segments_bad_draining,
             "data": status.segments_total.saturating_sub(
                 status.segments_free
                     + status.segments_log
                     + status.segments_reserve
                     + status.segments_retiring
+                    + (status.segments_bad - status.segments_bad_draining)
             ),
         },
         "dirty_bytes": status.dirty_bytes,
+        "bad_bytes": cache.bad_bytes(),
         "key_head": position((status.key_head.0, status.key_head.1, status.key_head_sequence)),
         "durable_sequence": status.durable_sequence,
         "dirty_tail": position(status.dirty_tail),
@@ -378,6 +334,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "epochs_pending": status.epochs_pending,
         "writeback_lag_ms": lag_ms,
         "waiting_lanes": status.waiting_lanes,
+        "salvage": show_salvage(cache),
     });
     if let (Some(shown), Value::Object(options)) =
         (shown.as_object_mut(), show_options(&cache.options()))
@@ -414,6 +371,10 @@ fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
 
 fn flush_start(service: &Service, params: Name) -> Result<bool, Error> {
     let cache = caches::find(service, &params.name)?;
+    if cache.is_salvaged() {
+        let object = cache_object(&params.name);
+        return Err(cache_error(&object, &CacheError::Salvaged));
+    }
     if cache.is_flushing() {
         return Err(Error::errno(Errno::ALREADY.raw_os_error()));
     }

@@ -118,6 +118,10 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
         "errors": {
             "backing_rd": figures.backing_errors,
             "backing_wr": writeback.errors,
+            "data_crc": figures.crc_errors + writeback.crc_errors,
+            "data_unreadable": figures.unreadable + writeback.unreadable,
+            "bad_keys": figures.bad_keys,
+            "bad_bytes": figures.bad_bytes,
         },
         "log": {
             "keys": figures.keys,
@@ -138,6 +142,7 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
             "stale_keys": replay.stale_keys,
             "staged_keys": replay.staged_keys,
             "dirty_bytes": replay.dirty_bytes,
+            "bad_bytes": replay.bad_bytes,
             "elapsed_us": replay.elapsed_us,
         },
         "segments": {
@@ -145,6 +150,7 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
             "free": status.segments_free,
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
+            "bad": status.segments_bad,
         },
     });
     if params.per_lane

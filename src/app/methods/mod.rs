@@ -3,6 +3,7 @@
 
 mod bdev;
 mod cache;
+mod cache_load;
 mod cache_stats;
 mod files;
 mod filters;
@@ -30,6 +31,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     pmem::register(registry);
     pool::register(registry);
     cache::register(registry);
+    cache_load::register(registry);
     cache_stats::register(registry);
     nbd::register(registry);
 }

@@ -115,7 +115,7 @@ fn get(service: &Service, params: Get) -> Result<Value, Error> {
             "segment_size": geometry.segment_bytes,
             "segments": {"total": geometry.segments, "free": entry.pool.free_segments()},
             "caches": names(entry),
-            "state": "loaded",
+            "state": if entry.pool.has_failed() { "failed" } else { "loaded" },
         })
     });
     Ok(Value::Array(shown.collect()))

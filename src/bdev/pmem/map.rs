@@ -19,6 +19,9 @@ use std::sync::Arc;
 /// What a huge page is on x86-64 and most others; where anonymous memory is aligned to.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
 
+/// Pages of which the kernel is asked at once.
+const PAGES_ASKED: usize = 1 << 16;
+
 /// What keeps the address range mapped.
 #[derive(Debug)]
 enum Owner {
@@ -195,6 +198,39 @@ impl Mapping {
             rustix::mm::madvise(self.base.as_ptr().cast(), self.bytes, Advice::LinuxDontNeed)?;
         }
         Ok(())
+    }
+
+    /// How many of the file's pages the kernel has in memory, as far as it tells.
+    ///
+    /// # Errors
+    /// What mincore says.
+    pub(super) fn pages_in_memory(&self) -> io::Result<u64> {
+        // SAFETY: asks for a constant.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let page = usize::try_from(page).map_err(|_| io::ErrorKind::Unsupported)?;
+        let mut seen = vec![0_u8; PAGES_ASKED];
+        let mut count = 0;
+        let mut at = 0;
+        while at < self.bytes {
+            let len = (self.bytes - at).min(PAGES_ASKED * page);
+            let pages = len.div_ceil(page);
+            // SAFETY: the range is inside our mapping, begins on a page, and `seen` has a byte for
+            // each of its pages. Nothing is read or changed.
+            let result = unsafe {
+                libc::mincore(
+                    self.base.as_ptr().add(at).cast(),
+                    len,
+                    seen.as_mut_ptr().cast(),
+                )
+            };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let asked = seen.iter().take(pages);
+            count += asked.filter(|&&state| state & 1 != 0).count() as u64;
+            at += len;
+        }
+        Ok(count)
     }
 
     /// Where `len` bytes from `at` on begin. A range that leaves the medium is our own bug.

@@ -15,6 +15,13 @@ use std::time::Duration;
 /// How long a control thread waits for another one's turn before it looks again.
 const TURN_POLL: Duration = Duration::from_millis(1);
 
+/// How long [`Pmem::settle`] waits between two attempts to drop the file's pages, and how many there
+/// are: about 2 s.
+const SETTLE_POLL: Duration = Duration::from_millis(4);
+const SETTLE_TRIES: u32 = 500;
+/// tmpfs and ramfs.
+const RAM_FILE_SYSTEMS: [i128; 2] = [0x0102_1994, 0x8584_58f6];
+
 /// A mapped medium.
 #[derive(Debug)]
 pub(super) struct Medium {
@@ -100,11 +107,35 @@ impl Medium {
         self.failure.check()
     }
 
-    /// Drops the file's pages from memory, ours and the kernel's.
-    fn forget_pages(&self) -> std::io::Result<()> {
+    /// Drops the file's pages from memory, ours and the kernel's; how many stay.
+    fn forget_pages(&self) -> std::io::Result<u64> {
         self.mapping.forget_pages()?;
-        if let Some(file) = self.mapping.file_ref() {
-            rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?;
+        let Some(file) = self.mapping.file_ref() else {
+            return Ok(0);
+        };
+        rustix::fs::fadvise(file, 0, None, Advice::DontNeed)?;
+        if RAM_FILE_SYSTEMS.contains(&i128::from(rustix::fs::fstatfs(file)?.f_type)) {
+            // There the pages are the medium.
+            return Ok(0);
+        }
+        self.mapping.pages_in_memory()
+    }
+
+    /// Sees to it that no page of the file is in memory. The kernel keeps one that somebody holds for
+    /// a moment, so it is told more than once, but not for ever.
+    fn empty_memory(&self, tries: u32) -> Result<(), PmemError> {
+        for turn in 1..=tries {
+            match self.forget_pages() {
+                Ok(0) => return Ok(()),
+                Ok(pages) if turn == tries => return Err(PmemError::Unsettled { pages }),
+                Ok(_) => pause(SETTLE_POLL),
+                Err(error) => {
+                    // What can't be dropped can't be told from the truth.
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    self.failure.record(errno);
+                    return self.failure.check();
+                }
+            }
         }
         Ok(())
     }
@@ -178,15 +209,10 @@ impl Pmem for Medium {
 
     fn settle(&self) -> Result<(), PmemError> {
         self.barrier_wait()?;
-        if self.persistence == Persistence::Msync
-            && let Err(error) = self.forget_pages()
-        {
-            // What can't be dropped can't be told from the truth.
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            self.failure.record(errno);
-            return self.failure.check();
+        match self.persistence {
+            Persistence::Msync => self.empty_memory(SETTLE_TRIES),
+            Persistence::Dax | Persistence::Volatile => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -194,8 +220,6 @@ impl Pmem for Medium {
 mod tests {
     use super::*;
     use crate::bdev::pmem::CopyKernel;
-    use rustix::io::{Errno, ReadWriteFlags};
-    use std::io::IoSliceMut;
 
     const BYTES: u64 = 1 << 20;
 
@@ -250,34 +274,44 @@ mod tests {
         assert_eq!(medium.failure.check(), failed);
     }
 
-    /// Whether the first page can be read without I/O; `None` if this file system can't tell.
-    fn is_cached(file: &File) -> Option<bool> {
-        let mut page = [0; 4096];
-        let mut parts = [IoSliceMut::new(&mut page)];
-        match rustix::io::preadv2(file, &mut parts, 0, ReadWriteFlags::NOWAIT) {
-            Ok(_) => Some(true),
-            Err(Errno::AGAIN) => Some(false),
-            Err(_) => None,
-        }
+    fn is_in_ram(file: &File) -> bool {
+        let kind = rustix::fs::fstatfs(file).unwrap().f_type;
+        RAM_FILE_SYSTEMS.contains(&i128::from(kind))
     }
 
     #[test]
     fn settle_makes_the_next_load_come_from_the_medium() {
         let file = tempfile::tempfile().unwrap();
         let medium = synced(&file);
-        medium.store(0, b"stored before");
-        assert_ne!(is_cached(&file), Some(false));
-        let in_ram = rustix::fs::fstatfs(&file).unwrap().f_type == 0x0102_1994;
-        // The kernel drops what it can: a page that another core holds for a moment stays. And the
-        // question may start to read the page, so it is asked once after each attempt.
-        let dropped = (0..1000).any(|_| {
-            medium.settle().unwrap();
-            in_ram || is_cached(&file) != Some(true)
-        });
-        assert!(dropped, "the page was never dropped");
-        let mut back = [0; 13];
-        medium.load(0, &mut back).unwrap();
-        assert_eq!(&back, b"stored before");
+        let bytes = vec![7; 100_000];
+        medium.store(300_000, &bytes);
+        assert!(medium.mapping.pages_in_memory().unwrap() >= 24);
+        medium.settle().unwrap();
+        if !is_in_ram(&file) {
+            assert_eq!(medium.mapping.pages_in_memory().unwrap(), 0);
+        }
+        let mut back = vec![0; 100_000];
+        medium.load(300_000, &mut back).unwrap();
+        assert!(back == bytes);
+    }
+
+    #[test]
+    fn pages_that_somebody_holds_are_not_believed() {
+        let file = tempfile::tempfile().unwrap();
+        if is_in_ram(&file) {
+            println!("skipped: a file in RAM");
+            return;
+        }
+        let medium = synced(&file);
+        medium.store(0, b"held");
+        // The kernel drops no page that is mapped.
+        let other = Mapping::file(file.try_clone().unwrap(), 1 << 20).unwrap();
+        let mut held = [0; 4];
+        other.load(0, &mut held);
+        let error = medium.empty_memory(3).unwrap_err();
+        assert!(matches!(error, PmemError::Unsettled { pages: 1.. }));
+        drop(other);
+        medium.settle().unwrap();
     }
 
     #[test]

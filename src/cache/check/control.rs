@@ -2,6 +2,7 @@
 
 use super::findings::{Findings, PairName, odd_slot};
 use super::report::{CacheCheck, FindingKind, OptionsCheck, SegmentFigures, TailCheck};
+use crate::cache::backing_sample::SAMPLE_ITEMS;
 use crate::cache::control_io::SlotPair;
 use crate::cache::geometry::{CacheItem, SegIx, SegmentItem};
 use crate::cache::log_reader::{Incarnations, LogView};
@@ -9,8 +10,8 @@ use crate::cache::plausible::check_incarnation;
 use crate::cache::replay::tail_pos;
 use crate::cache::shared::LogPos;
 use crate::media::{
-    Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotBody, SlotKind, Tail,
-    WindowEnd,
+    BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotBody,
+    SlotKind, Tail, WindowEnd,
 };
 use uuid::Uuid;
 
@@ -138,6 +139,22 @@ fn read_incarnation(view: &LogView, findings: &mut Findings) -> Option<Incarnati
     }
 }
 
+/// What the backing held at a clean stop; without a good record of it a load wants `force`.
+fn check_samples(view: &LogView, clean: &CleanStop, findings: &mut Findings) {
+    let lost = "whether the backing was changed since the stop: a load wants force";
+    for (place, slot, name) in SAMPLE_ITEMS {
+        let Some(sample) = item::<BackingSample>(view, findings, place, slot, name, lost) else {
+            continue;
+        };
+        let (found, expected) = (sample.final_sequence.get(), clean.final_sequence.get());
+        if found != expected {
+            let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
+            let what = format!("{name}: of a stop at sequence {found}, not {expected}");
+            findings.damage(FindingKind::ControlItem, at, what, lost);
+        }
+    }
+}
+
 /// Reads all items. Nothing if the log can't be walked.
 pub(super) fn read_control(
     view: &LogView,
@@ -173,14 +190,12 @@ pub(super) fn read_control(
     let (place, slot) = (CacheItem::DurableMark, SlotKind::DurableMark);
     let mark: Option<DurableMark> = item(view, findings, place, slot, "durable mark", lost);
     let lost = "whether staged keys are of this boot: the cache can't be loaded";
-    let _: Option<Boot> = item(
-        view,
-        findings,
-        CacheItem::Boot,
-        SlotKind::Boot,
-        "boot id",
-        lost,
-    );
+    let (place, slot) = (CacheItem::Boot, SlotKind::Boot);
+    let _: Option<Boot> = item(view, findings, place, slot, "boot id", lost);
+
+    if let Some(clean) = clean.filter(|clean| clean.clean.get() == 1 && clean.sampled.get() == 1) {
+        check_samples(view, &clean, findings);
+    }
 
     cache.key_tail = key_tail.map(|(_, shown)| shown);
     cache.dirty_tail = dirty_tail.map(|(_, shown)| shown);

@@ -37,6 +37,14 @@ use walk::Walk;
 /// use by another process. Damage is not an error but part of the report.
 pub fn check_pool(path: &Path) -> Result<CheckReport, CacheError> {
     let pmem: Arc<dyn Pmem> = Arc::new(ReadOnlyPmem::open(path)?);
+    check_pmem(&pmem)
+}
+
+/// As [`check_pool`], for a pool on a medium that is open already and that nobody uses.
+///
+/// # Errors
+/// As [`check_pool`].
+pub fn check_pmem(pmem: &Arc<dyn Pmem>) -> Result<CheckReport, CacheError> {
     let mut findings = Findings::default();
     let mut report = CheckReport {
         pool: None,
@@ -46,8 +54,8 @@ pub fn check_pool(path: &Path) -> Result<CheckReport, CacheError> {
         warnings: Vec::new(),
         warnings_total: 0,
     };
-    if let Some(superblock) = table::read_superblock(&*pmem, &mut findings)? {
-        check_contents(&pmem, &superblock, &mut findings, &mut report);
+    if let Some(superblock) = table::read_superblock(&**pmem, &mut findings)? {
+        check_contents(pmem, &superblock, &mut findings, &mut report);
     }
     findings.finish(&mut report);
     Ok(report)
@@ -81,7 +89,7 @@ fn check_contents(
     let owned = |info: &&SegmentInfo| entries.iter().any(|entry| entry.uuid == info.cache);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     pool.segments_free = count(infos.len() - infos.iter().filter(owned).count());
-    pool.segments_bad = count(infos.iter().filter(|i| i.flags.get() & 1 != 0).count());
+    pool.segments_bad = count(infos.iter().filter(|i| i.is_bad()).count());
     report.pool = Some(pool);
     if findings.has_warning(FindingKind::Superblock) {
         table::check_owners(&geometry, &infos, &entries, findings);

@@ -168,6 +168,10 @@ pub struct LogFigures {
     pub clean_keys: u64,
     /// Keys of zeroes.
     pub zero_keys: u64,
+    /// Keys whose data were given up as lost …
+    pub bad_keys: u64,
+    /// … and the bytes of them that nothing has replaced since: reads of these fail.
+    pub bad_bytes: u64,
     /// The data that live keys point at.
     pub data: DataFigures,
 }

@@ -87,9 +87,10 @@ impl<'a> Walk<'a> {
         let Self {
             bad,
             findings,
-            figures,
+            mut figures,
             ..
         } = walk;
+        figures.bad_bytes = bad.lost_bytes();
         bad.finish(findings);
         cache.log = Some(figures);
     }
@@ -194,7 +195,8 @@ impl<'a> Walk<'a> {
             self.figures.dirty_bytes += len;
         }
         if !flags.has_data() {
-            self.bad.replace(key);
+            self.figures.bad_keys += u64::from(flags.has(KeyFlags::BAD));
+            self.bad.take_empty(key);
             return;
         }
         let segment = self.view.ident(key).segment;
@@ -340,7 +342,12 @@ impl<'a> Walk<'a> {
                 beyond.ksets, beyond.last, beyond.keys, beyond.dirty_bytes
             ));
         }
-        lost.push_str("; the cache can't be loaded");
+        lost.push_str(match &self.control.dirty_tail {
+            Some(dirty) if expected < dirty.sequence => {
+                "; a load begins at the dirty tail, if the log is good from there on"
+            }
+            _ => "; the cache can only be loaded for salvage",
+        });
         lost
     }
 

@@ -1,0 +1,247 @@
+//! Recomputes from the log what a running cache keeps in memory, and compares: for the simulator, on a
+//! cache that is at rest.
+
+use super::cache::Cache;
+use super::control_io::SlotPair;
+use super::gc::GcCell;
+use super::geometry::{SegIx, SegmentItem};
+use super::group::GroupCell;
+use super::key_index::{BLOCK, KeyIndex, SUBTREE_BLOCKS, SUBTREE_BYTES};
+use super::lane::Lane;
+use super::log_reader::{Entry, LogView};
+use super::replay::Replayed;
+use super::shared::{SEALED, Shared};
+use crate::media::{Generation, SlotKind};
+use reactors::Cx;
+use std::sync::atomic::Ordering;
+
+/// What a cache's memory and its log disagree about.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AuditError {
+    /// A part of the cache is not where it should run.
+    #[error("a part of the cache is missing")]
+    Missing,
+    /// The log does not go on to where it should.
+    #[error("the log ends at sequence {at}, not behind {last}")]
+    LogEnds { at: u64, last: u64 },
+    /// References of a segment.
+    #[error("segment {segment}: {counted} references are counted, the log has {found}")]
+    References {
+        segment: usize,
+        counted: u64,
+        found: u64,
+    },
+    /// A segment is two things at once.
+    #[error("segment {segment} is both {first} and {second}")]
+    Twice {
+        segment: usize,
+        first: &'static str,
+        second: &'static str,
+    },
+    /// A segment is nothing.
+    #[error("segment {segment} is neither free nor used: leaked")]
+    Leaked { segment: usize },
+    /// Generations.
+    #[error("segment {segment}: generation {in_memory} in memory, {on_media:?} on media")]
+    Generation {
+        segment: usize,
+        in_memory: u64,
+        on_media: Option<u64>,
+    },
+    /// The key index.
+    #[error("byte {offset}: the index has {in_memory}, the log {in_log}")]
+    Index {
+        offset: u64,
+        in_memory: String,
+        in_log: String,
+    },
+}
+
+/// What covers a block: where its data are, or which key without data, and with which flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cover {
+    segment: SegIx,
+    at: u32,
+    generation: u64,
+    flags: u32,
+}
+
+fn covers(shared: &Shared, index: &KeyIndex, subtree: usize) -> Vec<Option<Cover>> {
+    let mut blocks = vec![None; usize::from(SUBTREE_BLOCKS)];
+    index.walk(subtree, 0, SUBTREE_BLOCKS, |piece| {
+        let Some(key) = piece.key else { return };
+        let flags = key.kind.flags();
+        let has_data = flags.has_data() && !key.kind.is_placeholder();
+        if has_data && !shared.is_current(key.segment, key.generation) {
+            return;
+        }
+        for block in piece.start..piece.end {
+            let skipped = u32::from(key.trim + (block - key.start));
+            let block_bytes = u32::try_from(BLOCK).unwrap_or(512);
+            let (segment, at) = if has_data {
+                (key.segment, key.segment_offset + skipped * block_bytes)
+            } else {
+                (SegIx(0), 0)
+            };
+            blocks[usize::from(block)] = Some(Cover {
+                segment,
+                at,
+                generation: key.generation,
+                flags: flags.0,
+            });
+        }
+    });
+    blocks
+}
+
+/// What each segment is: one thing only.
+struct Roles(Vec<Option<&'static str>>);
+
+impl Roles {
+    fn put(&mut self, segment: SegIx, role: &'static str) -> Result<(), AuditError> {
+        match self.0[segment.index()].replace(role) {
+            Some(first) => Err(AuditError::Twice {
+                segment: segment.index(),
+                first,
+                second: role,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_index(shared: &Shared, lane: &Lane, log: &KeyIndex, bytes: u64) -> Result<(), AuditError> {
+    let lanes = u64::from(shared.lanes);
+    let subtrees = bytes.div_ceil(SUBTREE_BYTES);
+    for subtree in (u64::from(lane.number)..subtrees).step_by(shared.lanes as usize) {
+        let within = usize::try_from(subtree / lanes).unwrap_or(usize::MAX);
+        let in_memory = covers(shared, &lane.index, within);
+        let in_log = covers(shared, log, within);
+        let differs = in_memory.iter().zip(&in_log).position(|(a, b)| a != b);
+        if let Some(block) = differs {
+            return Err(AuditError::Index {
+                offset: subtree * SUBTREE_BYTES + block as u64 * BLOCK,
+                in_memory: format!("{:?}", in_memory[block]),
+                in_log: format!("{:?}", in_log[block]),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_generations(shared: &Shared, view: &LogView) -> Result<(), AuditError> {
+    for (index, id) in view.segments.ids().iter().enumerate() {
+        let at = view.geometry.segment_start(*id) + SegmentItem::Generation as u64;
+        let pair = SlotPair::<Generation>::read(&*view.pmem, at, SlotKind::Generation).ok();
+        let newest = pair.and_then(|pair| pair.newest().ok());
+        let on_media = newest.map(|(_, body, _)| body.generation.get());
+        let in_memory = shared.generations[index].load(Ordering::SeqCst);
+        if on_media != Some(in_memory) {
+            return Err(AuditError::Generation {
+                segment: index,
+                in_memory,
+                on_media,
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Cache {
+    /// Compares what is in memory with what the log says: references, segments, generations, index.
+    /// `data`: the data reactors, in order; `gc`: the one that runs GC. `Ok(false)` if the cache is not
+    /// at rest, and nothing was compared.
+    pub(crate) fn audit(&self, data: &[&Cx], gc: &Cx) -> Result<bool, AuditError> {
+        let shared = &*self.shared;
+        let gc = gc.local::<GcCell>(shared.instance);
+        let gc = gc.ok_or(AuditError::Missing)?;
+        let gc = gc.0.borrow();
+        let cells: Vec<_> = data
+            .iter()
+            .filter_map(|cx| cx.local::<GroupCell>(shared.instance))
+            .collect();
+        let groups: Vec<_> = cells.iter().map(|cell| cell.0.borrow()).collect();
+        let lanes: Vec<&Lane> = groups.iter().flat_map(|group| group.lanes()).collect();
+        if lanes.len() != shared.lanes as usize {
+            return Err(AuditError::Missing);
+        }
+        let is_quiet = groups.iter().all(|group| group.has_no_posts())
+            && lanes.iter().all(|lane| lane.is_quiet());
+        if !gc.is_at_rest() || !is_quiet {
+            return Ok(false);
+        }
+        let view = gc.view();
+        let (mut reader, incarnations) = gc.place();
+        let last = shared.last_sequence.load(Ordering::SeqCst);
+        let generations: Vec<u64> = shared
+            .generations
+            .iter()
+            .map(|generation| generation.load(Ordering::SeqCst))
+            .collect();
+        let mut log = Replayed::new(view, lanes.len(), &reader);
+        while reader.pos.sequence <= last {
+            let at = reader.pos.sequence;
+            match reader.next(view, &incarnations) {
+                Ok(Entry::Kset(kset)) => {
+                    for key in kset.keys {
+                        log.apply(view, &generations, key);
+                    }
+                }
+                Ok(Entry::Last { .. }) => log.log_segments.push(reader.pos.segment),
+                Err(_) => return Err(AuditError::LogEnds { at, last }),
+            }
+        }
+        for lane in &lanes {
+            for key in lane.open_keys() {
+                log.apply(view, &generations, key);
+            }
+        }
+        self.compare(&lanes, &log, gc.dropped())?;
+        check_generations(shared, view)?;
+        for lane in lanes {
+            let index = &log.indexes[usize::from(lane.number)];
+            check_index(shared, lane, index, view.backing_bytes)?;
+        }
+        Ok(true)
+    }
+
+    fn compare(&self, lanes: &[&Lane], log: &Replayed, dropped: &[u64]) -> Result<(), AuditError> {
+        let shared = &*self.shared;
+        let mut roles = Roles(vec![None; shared.segments.len()]);
+        if let (Some(alloc), Some(head)) = (shared.alloc.try_lock(), shared.log.try_lock()) {
+            for segment in alloc.free() {
+                roles.put(segment, "free")?;
+            }
+            for ready in &head.ready {
+                roles.put(ready.segment, "in the log's reserve")?;
+            }
+        }
+        for &segment in &log.log_segments {
+            roles.put(segment, "a log segment")?;
+        }
+        let mut counted = vec![0; shared.segments.len()];
+        for head in lanes.iter().filter_map(|lane| lane.head.as_ref()) {
+            roles.put(head.segment, "a data head")?;
+            counted[head.segment.index()] = head.added;
+        }
+        for index in 0..counted.len() {
+            let added = shared.added[index].load(Ordering::SeqCst);
+            if added & SEALED != 0 {
+                roles.put(SegIx::of(index), "a data segment")?;
+                counted[index] = added & !SEALED;
+            }
+            let (counted, found) = (counted[index], log.references[index]);
+            if counted.checked_sub(dropped[index]) != Some(found) {
+                return Err(AuditError::References {
+                    segment: index,
+                    counted: counted.wrapping_sub(dropped[index]),
+                    found,
+                });
+            }
+            if roles.0[index].is_none() {
+                return Err(AuditError::Leaked { segment: index });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! What writeback does about dirty data that can't be read: a window that would hold such data ends
+//! before their kset, which then makes a window of its own. Its lane is told to log BAD keys, and the
+//! window goes on when these are durable.
+
+use super::CacheError;
+use super::bad::Answers;
+use super::gather::{WindowWish, gather};
+use super::window::Damage;
+use super::writeback::{State, Writeback};
+use reactors::Nanos;
+
+impl Writeback {
+    /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
+    /// write back. If the window has damages it consists of one kset.
+    pub(super) fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
+        let mut wish = self.wish(now);
+        self.begun = self.seed.reader.mark();
+        loop {
+            let seed = &mut self.seed;
+            let found = gather(&seed.view, &seed.incarnations, &mut seed.reader, &wish)?;
+            let Some((mut window, spans)) = found else {
+                return Ok(None);
+            };
+            self.damages = window.seal(&seed.view, seed.shared.data_crc);
+            let Some(first) = self.damages.first().map(|damage| damage.sequence) else {
+                self.window = window;
+                return Ok(Some(spans));
+            };
+            if window.ksets == 1 {
+                self.window = window;
+                return Ok(Some(false));
+            }
+            self.seed.reader.return_to(self.begun);
+            // The keys of a kset are of one lane, and few enough for the log's reserve.
+            let alone = first == window.first_sequence;
+            wish = WindowWish {
+                limit: if alone { first } else { first - 1 },
+                may_span: false,
+                ..wish
+            };
+        }
+    }
+
+    /// Tells the lane of the window's kset which data are lost.
+    pub(super) fn report_damages(&mut self) {
+        let shared = self.seed.shared.clone();
+        for Damage { error, post, .. } in &self.damages {
+            let stats = &self.seed.stats;
+            if matches!(error, CacheError::Medium(_)) {
+                stats.unreadable.add(1);
+                shared.suspect(post.ident.segment);
+            } else {
+                stats.crc_errors.add(1);
+            }
+            tracing::error!(
+                cache = %shared.name, range = %post.range, %error,
+                "dirty data are lost: unless newer ones replace them, reads fail until they are \
+                 overwritten"
+            );
+        }
+        let answers = Answers::default();
+        let posts = self.damages.drain(..).map(|damage| damage.post);
+        self.outbox.send(&shared, posts, Some(&answers));
+        self.state = State::Bad(answers);
+    }
+
+    /// While a lane logs BAD keys: the window goes on when they are durable.
+    pub(super) fn follow_damages(&mut self) -> u32 {
+        self.outbox.pump(&self.seed.shared);
+        let answered = matches!(&self.state, State::Bad(answers) if answers.are_in());
+        if answered {
+            self.begin_writes();
+        } else if self.seed.shared.has_failed() {
+            // Nothing becomes durable any more.
+            self.halt(&CacheError::Busy("the pool is read-only".into()));
+        }
+        u32::from(answered)
+    }
+
+    /// Before all writes of a window are issued again: if its data can't be read any more, that may be
+    /// why they failed, and the window is collected anew.
+    pub(super) fn is_window_lost(&mut self) -> bool {
+        if self
+            .window
+            .is_whole(&self.seed.view, self.seed.shared.data_crc)
+        {
+            return false;
+        }
+        self.window = super::window::Window::default();
+        self.seed.reader.return_to(self.begun);
+        true
+    }
+}

@@ -1,0 +1,85 @@
+//! Where the parts of a cache stand on a medium that nobody uses: so that the simulator can damage
+//! what it means to.
+
+use super::CacheError;
+use super::log_reader::{Entry, LogReader, Stop};
+use super::pool::Pool;
+use super::replay::{Control, load_generations, open_view};
+use crate::media::{KeyFlags, kset_bytes};
+use crate::units::ByteRange;
+
+/// A kset of the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SurveyedKset {
+    /// Its first byte on the medium, and its length.
+    pub(crate) at: u64,
+    pub(crate) len: u64,
+    pub(crate) sequence: u64,
+    /// The durable sequence that it states.
+    pub(crate) durable: u64,
+}
+
+/// Data that a key of the log refers to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SurveyedData {
+    /// The first byte on the medium.
+    pub(crate) at: u64,
+    /// The bytes of the volume.
+    pub(crate) range: ByteRange,
+    /// The backing has the same.
+    pub(crate) is_clean: bool,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Survey {
+    pub(crate) ksets: Vec<SurveyedKset>,
+    pub(crate) data: Vec<SurveyedData>,
+    /// All ksets below this sequence are written back.
+    pub(crate) dirty_sequence: u64,
+}
+
+impl Pool {
+    /// Surveys the cache `name`, which is not loaded and not damaged.
+    ///
+    /// # Errors
+    /// Damage, and what the medium can't read.
+    pub(crate) fn survey(&self, name: &str) -> Result<Survey, CacheError> {
+        let (_, entry) = self.find(name)?;
+        let view = open_view(self, &entry)?;
+        let control = Control::load(&view)?;
+        let generations = load_generations(&view)?;
+        let incarnations = control.incarnations();
+        let mut reader = LogReader::new(&view, control.key_tail.0)?;
+        let mut survey = Survey {
+            dirty_sequence: control.dirty_tail.0.sequence,
+            ..Survey::default()
+        };
+        loop {
+            let place = reader.pos;
+            let kset = match reader.next(&view, &incarnations) {
+                Ok(Entry::Kset(kset)) => kset,
+                Ok(Entry::Last { .. }) => continue,
+                Err(Stop::NotThere(_)) => return Ok(survey),
+                Err(Stop::Error(error)) => return Err(error),
+            };
+            survey.ksets.push(SurveyedKset {
+                at: view.data_at(place.segment, place.offset),
+                len: kset_bytes(kset.keys.len()) as u64,
+                sequence: place.sequence,
+                durable: kset.header.durable,
+            });
+            for key in kset.keys {
+                let ident = view.ident(key);
+                if ident.has_data && generations[ident.segment.index()] == ident.generation {
+                    let start = key.offset.get();
+                    survey.data.push(SurveyedData {
+                        at: view.data_at(ident.segment, ident.segment_offset),
+                        range: ByteRange::between(start, start + u64::from(key.len.get())),
+                        is_clean: key.flags().has(KeyFlags::CLEAN),
+                    });
+                }
+            }
+        }
+    }
+}

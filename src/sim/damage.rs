@@ -1,0 +1,121 @@
+//! Media that decay: bits that flip and lines that can't be read, where it is known what they hold.
+
+use super::rng::index;
+use super::world::{Checked, Violation, World};
+use crate::cache::{SurveyedData, SurveyedKset};
+
+/// What was done to a medium at rest, and what a load has to make of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Data of keys: the cache loads, and no read gives other bytes than the right ones.
+    Data,
+    /// A kset before the dirty tail: only clean cache is lost.
+    Passed,
+    /// A kset in the middle of the log, with one bit flipped: the load is refused.
+    Middle { at: u64, mask: u8 },
+}
+
+impl World {
+    /// Damages the medium of a machine on which nothing is loaded.
+    pub(super) fn damage(&mut self) -> Checked<Option<Damage>> {
+        let name = self.volumes[0].name.clone();
+        let survey = self.pool()?.survey(&name);
+        let survey = survey.map_err(|e| Violation::new(format!("survey: {e}")))?;
+        let last_proven = survey.ksets.iter().map(|kset| kset.durable).max();
+        let used = self.plan.used();
+        let nothing_lost = {
+            let model = &mut self.volumes[0].model;
+            let now = model.now();
+            model.lost_sectors(used, now).is_empty()
+        };
+        match self.rng.below(10) {
+            // BAD keys that a damaged kset held are lost with it: only where there are none.
+            0..=2 if nothing_lost => {
+                let passed = |kset: &&SurveyedKset| kset.sequence < survey.dirty_sequence;
+                let Some(kset) = self.pick(survey.ksets.iter().filter(passed).copied()) else {
+                    return Ok(None);
+                };
+                self.flip(kset.at, kset.len);
+                Ok(Some(Damage::Passed))
+            }
+            3 | 4 => {
+                let middle = |kset: &&SurveyedKset| {
+                    kset.sequence >= survey.dirty_sequence && last_proven >= Some(kset.sequence)
+                };
+                let Some(kset) = self.pick(survey.ksets.iter().filter(middle).copied()) else {
+                    return Ok(None);
+                };
+                let (at, mask) = self.flip(kset.at, kset.len);
+                Ok(Some(Damage::Middle { at, mask }))
+            }
+            _ => {
+                for _ in 0..=self.rng.below(3) {
+                    if let Some(data) = self.pick(survey.data.iter().copied()) {
+                        self.damage_data(&data);
+                    }
+                }
+                Ok(Some(Damage::Data))
+            }
+        }
+    }
+
+    fn pick<T: Copy>(&mut self, of: impl Iterator<Item = T>) -> Option<T> {
+        let all: Vec<T> = of.collect();
+        (!all.is_empty()).then(|| self.rng.pick(&all))
+    }
+
+    /// Flips a bit somewhere in these bytes; says where and which.
+    fn flip(&mut self, at: u64, len: u64) -> (u64, u8) {
+        let at = at + self.rng.below(len);
+        let mask = 1 << self.rng.below(8);
+        self.trace
+            .note(|| format!("bits {mask:#x} of byte {at:#x} flip"));
+        self.universe.write().media.flip(at, mask);
+        (at, mask)
+    }
+
+    fn damage_data(&mut self, data: &SurveyedData) {
+        let len = data.range.len();
+        if self.rng.permille(500) {
+            self.flip(data.at, len);
+        } else {
+            let at = data.at + self.rng.below(len);
+            self.trace
+                .note(|| format!("the line of byte {at:#x} can't be read any more"));
+            self.universe.write().media.poison(at);
+        }
+        // The backing has what a clean key says.
+        if !data.is_clean {
+            self.volumes[0].model.lose(data.range);
+        }
+    }
+
+    /// Loads what [`World::damage`] left.
+    pub(super) fn load_damaged(&mut self, damage: Option<Damage>) -> Checked<()> {
+        let Some(Damage::Middle { at, mask }) = damage else {
+            return self.load();
+        };
+        let name = self.volumes[0].name.clone();
+        let backing = self.volumes[0].backing.clone();
+        let before = self.universe.read().media.peek(0, self.plan.pool_bytes());
+        let loaded = self
+            .pool()?
+            .load_cache(&name, backing, &self.runtime, false);
+        if loaded.is_ok() {
+            return Err(Violation::new(format!(
+                "a cache was loaded whose log is damaged at {at:#x}, in the middle"
+            )));
+        }
+        let after = self.universe.read().media.peek(0, self.plan.pool_bytes());
+        if let Some(differs) = (0..before.len()).find(|&place| before[place] != after[place]) {
+            return Err(Violation::new(format!(
+                "a load that was refused changed byte {differs:#x}"
+            )));
+        }
+        // The medium has a good day: nothing is lost.
+        self.universe.write().media.flip(at, mask);
+        debug_assert!(index(at) < before.len());
+        self.open_pool()?;
+        self.load()
+    }
+}
