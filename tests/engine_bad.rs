@@ -420,7 +420,7 @@ fn a_segment_with_a_media_error_is_drained_and_never_used_again() {
     b.write(0, &lost);
     b.flush();
     let place = b.pmem.find(&lost)[0];
-    b.pmem.poison(place, 64);
+    b.pmem.refuse_loads(place..place + 64);
     assert_eq!(b.read(0, 4096), EIO);
     let status = b.cache().status();
     assert_eq!((status.segments_bad, status.segments_bad_draining), (1, 1));

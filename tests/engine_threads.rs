@@ -236,7 +236,7 @@ fn lose_data(pool: &Pool) {
         let (tag, rest) = bytes[place..place + 4096].split_at(8);
         let fill = filler(u64::from_le_bytes(tag.try_into().unwrap()));
         if fill != 0 && rest.iter().all(|byte| *byte == fill) {
-            pmem.store(place as u64 + 64, &[!fill; 8]);
+            pmem.store(place as u64 + 64, &[!fill; 8]).unwrap();
         }
     }
 }

@@ -142,7 +142,7 @@ fn one_user_at_a_time_and_the_lock_lives_as_long_as_a_view() {
     let path = dir.path().join("pool.pmem");
     let bdev = PmemBdev::open(creating(&path, MIB)).unwrap();
     assert!(matches!(refusal(config(&path)), BdevError::Busy(_)));
-    let view = bdev.pmem().unwrap().view(0, 512);
+    let view = bdev.pmem().unwrap().view(0, 512).unwrap();
     drop(bdev);
     assert!(matches!(refusal(config(&path)), BdevError::Busy(_)));
     drop(view);
@@ -373,4 +373,45 @@ fn blocks_of_a_file_read_back_and_survive_reopening() {
     assert!(Rig::new(&bdev).read(0, 8 << 20) == before);
     drop(bdev);
     assert!(fs::read(&path).unwrap() == before);
+}
+
+#[test]
+fn a_file_that_shrinks_fails_what_wants_its_end_and_nothing_else() {
+    let dir = on_disk();
+    let path = dir.path().join("pool.pmem");
+    let bdev = PmemBdev::open(creating(&path, 8 * MIB)).unwrap();
+    let mut rig = Rig::new(&bdev);
+    let content = noise(8 << 20, 2);
+    let write = Op::Write { fua: false };
+    let all = Data::Buf(IoBuf::copy_of(&content));
+    assert_eq!(rig.run(write, 0, 8 * MIB, all).status, IoStatus::Ok);
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(4 * MIB).unwrap();
+    for _ in 0..2 {
+        assert!(rig.read(0, 4 << 20) == content[..4 << 20]);
+        let beyond = Data::Buf(IoBuf::zeroed(8192));
+        let done = rig.run(Op::Read, 4 * MIB - 4096, 8192, beyond);
+        assert_eq!(done.status, IoStatus::IoError);
+        let beyond = Data::Buf(IoBuf::zeroed(8192));
+        let done = rig.run(write, 6 * MIB, 8192, beyond);
+        assert_eq!(done.status, IoStatus::IoError);
+        let views = vec![MemView::from_buf(IoBuf::zeroed(512)); 2];
+        let done = rig.run(write, 7 * MIB, 1024, Data::Gather(views));
+        assert_eq!(done.status, IoStatus::IoError);
+        let zero = Op::WriteZeroes {
+            may_unmap: false,
+            fua: true,
+        };
+        let done = rig.run(zero, 5 * MIB, MIB, Data::None);
+        assert_eq!(done.status, IoStatus::IoError);
+        assert_eq!(rig.run(Op::Flush, 0, 0, Data::None).status, IoStatus::Ok);
+    }
+    assert_eq!(bdev.describe().lost_bytes % 4096, 0);
+    assert!(bdev.describe().lost_bytes >= 4 * 4096);
+    // The rest is written as ever, and nothing behind the end.
+    let start = Data::Buf(IoBuf::copy_of(&content[..512]));
+    assert_eq!(rig.run(write, 512, 512, start).status, IoStatus::Ok);
+    assert!(rig.read(512, 512) == content[..512]);
+    drop((rig, bdev));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 4 * MIB);
 }

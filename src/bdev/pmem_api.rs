@@ -28,8 +28,8 @@ pub enum PmemError {
         /// How many.
         pages: u64,
     },
-    /// These bytes can't be read.
-    #[error("{len} bytes at {at:#x} of the medium can't be read")]
+    /// These bytes are lost: the medium no longer takes or gives them.
+    #[error("{len} bytes at {at:#x} of the medium can't be read or written")]
     Poison {
         /// Where.
         at: u64,
@@ -68,23 +68,40 @@ pub trait Pmem: Send + Sync + Debug {
 
     /// Stores `src` at `at`: visible at once, durable after a barrier. Stores of whole aligned
     /// 8-byte words are never torn.
-    fn store(&self, at: u64, src: &[u8]);
-
-    /// As [`Pmem::store`], and returns the CRC-32C of `src`, reading each byte once.
-    fn store_crc(&self, at: u64, src: &[u8]) -> u32 {
-        self.store(at, src);
-        crc32c::crc32c(src)
-    }
-
-    /// Reads into `dst`.
     ///
     /// # Errors
-    /// [`PmemError::Poison`].
+    /// [`PmemError::Poison`] if some of these bytes can't be stored; others may have been.
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError>;
+
+    /// As [`Pmem::store`], and returns the CRC-32C of `src`, reading each byte once.
+    ///
+    /// # Errors
+    /// As [`Pmem::store`].
+    fn store_crc(&self, at: u64, src: &[u8]) -> Result<u32, PmemError> {
+        self.store(at, src)?;
+        Ok(crc32c::crc32c(src))
+    }
+
+    /// Reads into `dst`, whose content is anything after an error.
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`] if some of these bytes can't be read.
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError>;
 
     /// A view for a device to write from, without a copy. The caller sees to it that nobody stores
-    /// there while the view lives (references, section 7 of the engine's specification).
-    fn view(&self, at: u64, len: usize) -> MemView;
+    /// there while the view lives (references, section 7 of the engine's specification). What the
+    /// device has read counts only if [`Pmem::check`] finds nothing afterwards.
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`] if some of these bytes are known to be lost.
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError>;
+
+    /// Whether all that was read from a view of these bytes until now was what the medium holds.
+    /// Accesses nothing.
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`] if some of these bytes turned out to be lost.
+    fn check(&self, at: u64, len: usize) -> Result<(), PmemError>;
 
     /// Writes the lines of a range back that an earlier process may have left in CPU caches; the
     /// next barrier covers them.

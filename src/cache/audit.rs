@@ -136,7 +136,8 @@ fn check_generations(shared: &Shared, view: &LogView) -> Result<(), AuditError> 
         let newest = pair.and_then(|pair| pair.newest().ok());
         let on_media = newest.map(|(_, body, _)| body.generation.get());
         let in_memory = shared.generations[index].load(Ordering::SeqCst);
-        if on_media != Some(in_memory) {
+        // A segment that is never used again needs none.
+        if on_media != Some(in_memory) && !shared.is_suspect(SegIx::of(index)) {
             return Err(AuditError::Generation {
                 segment: index,
                 in_memory,
@@ -238,7 +239,7 @@ impl Cache {
                     found,
                 });
             }
-            if roles.0[index].is_none() {
+            if roles.0[index].is_none() && !shared.is_suspect(SegIx::of(index)) {
                 return Err(AuditError::Leaked { segment: index });
             }
         }

@@ -5,9 +5,9 @@
 //! to know nothing of the cache to compare them.
 
 use super::CacheError;
-use super::gc::next_salt;
 use super::geometry::CacheItem;
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::log_start::next_salt;
 use super::shared::LogPos;
 use crate::bdev::IoBuf;
 use crate::media::{BackingSample, SlotKind};

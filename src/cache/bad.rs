@@ -5,8 +5,9 @@
 //! bytes never come back in its place. Whoever asked is answered when that key, and every newer key of
 //! the lane, is durable: only then may a tail pass what the log says of these bytes.
 
+use super::CacheError;
 use super::close::Cause;
-use super::geometry::SegIx;
+use super::geometry::{SegIx, segments_needed};
 use super::group::{Env, Group};
 use super::key::{Key, KeyIdent};
 use super::key_index::{BLOCK, SUBTREE_BYTES};
@@ -376,7 +377,8 @@ impl Group {
 }
 
 impl Shared {
-    /// A segment gave a media error: it is used until GC has drained it, and never again.
+    /// A segment gave a media error, or did not take data: it is used until GC has drained it, and
+    /// never again.
     pub(crate) fn suspect(&self, segment: SegIx) {
         if !self.suspects[segment.index()].swap(true, Ordering::SeqCst) {
             let id = self.segments[segment.index()].0;
@@ -386,6 +388,18 @@ impl Shared {
             );
             self.suspect_count.fetch_add(1, Ordering::SeqCst);
             self.kick_gc();
+            self.check_segments();
+        }
+    }
+
+    /// With fewer good segments than a cache needs to go on, requests would wait for space for ever:
+    /// that is the end of it.
+    pub(crate) fn check_segments(&self) {
+        let bad = self.suspect_count.load(Ordering::SeqCst);
+        let good = self.segment_count().saturating_sub(bad);
+        let wanted = segments_needed(self.lanes, self.log_reserve);
+        if good < wanted {
+            self.fail_alone(&CacheError::NoSegments { wanted, free: good });
         }
     }
 

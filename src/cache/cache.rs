@@ -55,7 +55,7 @@ pub struct CacheStatus {
     pub segments_log: u32,
     /// Ready for the log.
     pub segments_reserve: u32,
-    /// Those that gave media errors: marked, and never allocated again …
+    /// Those that gave media errors or did not take data: marked, and never allocated again …
     pub segments_bad: u32,
     /// … of which these still hold data or log.
     pub segments_bad_draining: u32,

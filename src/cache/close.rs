@@ -10,7 +10,7 @@ use super::lane::{Lane, LaneDone, Wait};
 use super::log::{Place, Placed};
 use super::shared::Shared;
 use super::write::LogRoom;
-use crate::bdev::{BarrierTicket, IoStatus};
+use crate::bdev::{BarrierTicket, IoStatus, PmemError};
 use crate::media::{
     KEYS_MAX, KSET_BYTES_MAX, Key, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
@@ -19,10 +19,6 @@ use std::sync::atomic::Ordering;
 
 /// An open kset may hold what a waiting request needs: while there is one it gets no older than this.
 pub(super) const PRESSED_NS: u64 = 1_000_000;
-
-/// Ksets of a lane that may wait for durability: bounds what is ahead of the durable mark, with a LAST
-/// for each kset (`seq_tracker.rs`).
-const PLACED_MAX: usize = 14;
 
 /// Why a kset is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +75,13 @@ fn header_at(shared: &Shared, place: &Place) -> KsetHeader {
 }
 
 /// Stores the LAST that leads to a kset, if it needed one.
-fn store_last(shared: &Shared, placed: &Placed) {
-    if let Some((place, to)) = &placed.last {
-        let bytes = encode_last(&header_at(shared, place), *to);
-        let at = shared.data_at(place.segment, place.offset);
-        shared.pmem.store(at, &bytes);
-    }
+fn store_last(shared: &Shared, placed: &Placed) -> Result<(), PmemError> {
+    let Some((place, to)) = &placed.last else {
+        return Ok(());
+    };
+    let bytes = encode_last(&header_at(shared, place), *to);
+    let at = shared.data_at(place.segment, place.offset);
+    shared.pmem.store(at, &bytes)
 }
 
 impl Lane {
@@ -92,7 +89,7 @@ impl Lane {
     pub(crate) fn open_kset(&mut self, env: &mut Env, cx: &Cx, room: LogRoom) -> Result<(), Wait> {
         self.free_slots(env);
         let slot = self.staging.find_free();
-        let Some(slot) = slot.filter(|_| self.placed.len() < PLACED_MAX) else {
+        let Some(slot) = slot else {
             self.pump(env, cx);
             return Err(Wait::Moment);
         };
@@ -192,18 +189,19 @@ impl Lane {
 
     /// Takes closing and placed ksets as far as barriers, locks and other lanes allow.
     pub(crate) fn pump(&mut self, env: &mut Env, cx: &Cx) {
-        if env.shared.has_failed() {
-            self.fail_acks(env);
-            return;
-        }
         while let Some(closing) = self.closing.front() {
-            if closing.data_barrier > env.barrier_done {
+            if closing.data_barrier > env.barrier_done || env.shared.has_failed() {
                 break;
             }
             if !self.place_front(env, cx) {
                 env.retry = true;
                 break;
             }
+        }
+        // Also if it failed just now, by a kset that could not be stored: that one must not count.
+        if env.shared.has_failed() {
+            self.fail_acks(env);
+            return;
         }
         if self.close_wanted && self.closing.is_empty() {
             if self.has_unplaced() {
@@ -249,14 +247,20 @@ impl Lane {
         if !self.has_unplaced() {
             env.mark_unplaced(self.number, false);
         }
-        self.store_placed(env, slot, count, &placed);
+        let stored = self.store_placed(env, slot, count, &placed);
         let barrier = if fault::injected(Fault::MissingFlushFence) {
             BarrierTicket(0)
         } else {
             env.submit_barrier(cx)
         };
-        if fault::injected(Fault::LastNotDurable) {
-            store_last(&shared, &placed);
+        let stored = if fault::injected(Fault::LastNotDurable) {
+            stored.and_then(|()| store_last(&shared, &placed))
+        } else {
+            stored
+        };
+        if let Err(error) = stored {
+            // Final, as a failed barrier: its slot keeps it for the next process.
+            shared.fail(&error);
         }
         self.placed.push_back(PlacedKset {
             order,
@@ -269,13 +273,19 @@ impl Lane {
         true
     }
 
-    fn store_placed(&mut self, env: &mut Env, slot: usize, count: usize, placed: &Placed) {
+    /// Stores a kset, and the LAST before it. What is not stored never counts as stored or durable.
+    fn store_placed(
+        &mut self,
+        env: &mut Env,
+        slot: usize,
+        count: usize,
+        placed: &Placed,
+    ) -> Result<(), PmemError> {
         let shared = env.shared.clone();
         if !fault::injected(Fault::LastNotDurable) {
-            store_last(&shared, placed);
+            store_last(&shared, placed)?;
         }
-        if let Some((place, _)) = &placed.last {
-            shared.stored.finish(place.sequence);
+        if placed.last.is_some() {
             shared.log_deficit.fetch_add(1, Ordering::SeqCst);
             shared
                 .maintenance
@@ -287,8 +297,7 @@ impl Lane {
         let keys = self.staging.keys(slot, count);
         let len = encode_kset(&header_at(&shared, &placed.kset), keys, &mut bytes);
         let at = shared.data_at(placed.kset.segment, placed.kset.offset);
-        shared.pmem.store(at, &bytes[..len]);
-        shared.stored.finish(placed.kset.sequence);
+        shared.pmem.store(at, &bytes[..len])?;
         // Writeback shall not find a full pool when its period ends. The sum over all lanes is taken
         // now and then only.
         if placed.kset.sequence.is_multiple_of(8)
@@ -296,6 +305,7 @@ impl Lane {
         {
             shared.kick_writeback();
         }
+        Ok(())
     }
 
     /// Reports what its barrier has made durable.
@@ -315,13 +325,13 @@ impl Lane {
         }
     }
 
-    /// A slot is free once every kset up to its own is stored: another lane's may be missing below
-    /// it, and replay would stop there.
+    /// A slot is free once every kset up to its own is durable. Another lane's may be missing below it,
+    /// and replay would stop there; and a barrier that fails may lose ksets that were stored, of which
+    /// the next process then finds the keys here.
     fn free_slots(&mut self, env: &Env) {
-        let stored = env.shared.stored.mark();
         let durable = env.shared.durable.mark();
         for placed in &mut self.placed {
-            if placed.sequence > stored {
+            if placed.sequence > durable {
                 break;
             }
             if let Some(slot) = placed.slot.take() {

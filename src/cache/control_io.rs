@@ -32,22 +32,34 @@ impl PairState {
     }
 
     /// Stores `body` in the older slot. It counts for certain after a barrier.
-    pub(crate) fn store<B: SlotBody>(&mut self, pmem: &dyn Pmem, kind: SlotKind, body: &B) {
+    ///
+    /// # Errors
+    /// The medium's; the newer slot is as it was, and the older one is tried again next time.
+    pub(crate) fn store<B: SlotBody>(
+        &mut self,
+        pmem: &dyn Pmem,
+        kind: SlotKind,
+        body: &B,
+    ) -> Result<(), PmemError> {
         let at = if self.next_is_second {
             self.at + PAIR_DISTANCE
         } else {
             self.at
         };
-        pmem.store(at, &seal_slot(kind, self.next_seq, body));
+        pmem.store(at, &seal_slot(kind, self.next_seq, body))?;
         self.next_seq = self.next_seq.wrapping_add(1);
         self.next_is_second = !self.next_is_second;
+        Ok(())
     }
 }
 
 /// Erases both slots of a pair: a valid one of an earlier owner must not outlive a create.
-pub(crate) fn wipe_pair(pmem: &dyn Pmem, at: u64) {
-    pmem.store(at, &[0; SLOT_BYTES]);
-    pmem.store(at + PAIR_DISTANCE, &[0; SLOT_BYTES]);
+///
+/// # Errors
+/// The medium's.
+pub(crate) fn wipe_pair(pmem: &dyn Pmem, at: u64) -> Result<(), PmemError> {
+    pmem.store(at, &[0; SLOT_BYTES])?;
+    pmem.store(at + PAIR_DISTANCE, &[0; SLOT_BYTES])
 }
 
 /// Both slots of a pair, as they stand.
@@ -147,7 +159,14 @@ pub(crate) fn load_superblock(pmem: &dyn Pmem) -> Result<(Superblock, bool), Cac
 }
 
 /// Stores a superblock in one of its two places.
-pub(crate) fn store_superblock(pmem: &dyn Pmem, superblock: &Superblock, second: bool) {
+///
+/// # Errors
+/// The medium's.
+pub(crate) fn store_superblock(
+    pmem: &dyn Pmem,
+    superblock: &Superblock,
+    second: bool,
+) -> Result<(), PmemError> {
     let at = if second { SUPERBLOCK_SECOND } else { 0 };
-    pmem.store(at, &encode_superblock(superblock));
+    pmem.store(at, &encode_superblock(superblock))
 }

@@ -3,12 +3,12 @@
 use super::CacheError;
 use super::backing_sample::SAMPLE_ITEMS;
 use super::control_io::{PairState, load_pair, wipe_pair};
-use super::gc::salt_seed;
 use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
+use super::log_start::salt_seed;
 use super::options::CacheOptions;
 use super::plausible::check_count;
 use super::pool::Pool;
-use crate::bdev::BdevInfo;
+use crate::bdev::{BdevInfo, PmemError};
 use crate::media::{
     Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, LogStart, SlotKind, Tail,
     WindowEnd,
@@ -120,7 +120,7 @@ impl Pool {
             });
         };
         let generation = self.prepare_segments(ids, create)?;
-        self.prepare_control(ids[0], generation, create);
+        self.prepare_control(ids[0], generation, create)?;
         self.barrier_wait()?;
         self.update(|caches| {
             let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
@@ -158,10 +158,10 @@ impl Pool {
             highest = highest.max(generation);
             let generation = U64::new(generation);
             let body = Generation { generation, ..body };
-            pair.store(&*self.pmem, SlotKind::Generation, &body);
-            wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64);
+            pair.store(&*self.pmem, SlotKind::Generation, &body)?;
+            wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64)?;
         }
-        self.assign(ids, create.uuid);
+        self.assign(ids, create.uuid)?;
         // A create that was cut off, or a destroyed cache, may have had the same UUID.
         let stale: Vec<SegmentId> = self
             .segment_infos()?
@@ -170,22 +170,27 @@ impl Pool {
             .map(|info| SegmentId(info.segment.get()))
             .filter(|id| !ids.contains(id))
             .collect();
-        self.assign(&stale, [0; 16]);
+        self.assign(&stale, [0; 16])?;
         Ok(highest)
     }
 
     /// Writes the control items of an empty cache whose log begins in its first segment.
-    fn prepare_control(&self, first: SegmentId, generation: u64, create: &CreateCache) {
+    fn prepare_control(
+        &self,
+        first: SegmentId,
+        generation: u64,
+        create: &CreateCache,
+    ) -> Result<(), PmemError> {
         let pmem = &*self.pmem;
         let control = self.geometry.segment_start(first);
-        let fresh = |item: CacheItem| {
+        let fresh = |item: CacheItem| -> Result<PairState, PmemError> {
             let at = control + item as u64;
-            wipe_pair(pmem, at);
-            PairState::fresh(at)
+            wipe_pair(pmem, at)?;
+            Ok(PairState::fresh(at))
         };
         let tail = fresh_tail(first);
-        fresh(CacheItem::KeyTail).store(pmem, SlotKind::KeyTail, &tail);
-        fresh(CacheItem::DirtyTail).store(pmem, SlotKind::DirtyTail, &tail);
+        fresh(CacheItem::KeyTail)?.store(pmem, SlotKind::KeyTail, &tail)?;
+        fresh(CacheItem::DirtyTail)?.store(pmem, SlotKind::DirtyTail, &tail)?;
         let incarnation = Incarnation {
             incarnation: U32::ZERO,
             spare_before: U32::ZERO,
@@ -194,31 +199,31 @@ impl Pool {
             written_back_until: U64::ZERO,
             spare: [0; 16],
         };
-        fresh(CacheItem::Incarnation).store(pmem, SlotKind::Incarnation, &incarnation);
+        fresh(CacheItem::Incarnation)?.store(pmem, SlotKind::Incarnation, &incarnation)?;
         let window = WindowEnd {
             sequence: U64::ZERO,
             spare: [0; 40],
         };
-        fresh(CacheItem::WindowEnd).store(pmem, SlotKind::WindowEnd, &window);
+        fresh(CacheItem::WindowEnd)?.store(pmem, SlotKind::WindowEnd, &window)?;
         let clean = CleanStop {
             clean: U32::new(1),
             sampled: U32::ZERO,
             final_sequence: U64::ZERO,
             spare: [0; 32],
         };
-        fresh(CacheItem::CleanStop).store(pmem, SlotKind::CleanStop, &clean);
+        fresh(CacheItem::CleanStop)?.store(pmem, SlotKind::CleanStop, &clean)?;
         let durable = DurableMark {
             sequence: U64::ZERO,
             spare: [0; 40],
         };
-        fresh(CacheItem::DurableMark).store(pmem, SlotKind::DurableMark, &durable);
+        fresh(CacheItem::DurableMark)?.store(pmem, SlotKind::DurableMark, &durable)?;
         let boot = Boot {
             boot_id: [0; 16],
             spare: [0; 32],
         };
-        fresh(CacheItem::Boot).store(pmem, SlotKind::Boot, &boot);
+        fresh(CacheItem::Boot)?.store(pmem, SlotKind::Boot, &boot)?;
         for (item, ..) in SAMPLE_ITEMS {
-            fresh(item);
+            fresh(item)?;
         }
         let salt = salt_seed(create.seed, &create.uuid, 0, generation);
         let start = LogStart {
@@ -233,7 +238,7 @@ impl Pool {
             pmem,
             SlotKind::LogStart,
             &start,
-        );
+        )
     }
 
     /// Takes a cache that does not run out of the table; its segments are free.

@@ -7,6 +7,7 @@ use super::bad::Answers;
 use super::gather::{WindowWish, gather};
 use super::window::Damage;
 use super::writeback::{State, Writeback};
+use crate::bdev::PmemError;
 use reactors::Nanos;
 
 impl Writeback {
@@ -75,6 +76,13 @@ impl Writeback {
             self.halt(&CacheError::Busy("the pool is read-only".into()));
         }
         u32::from(answered)
+    }
+
+    /// The medium has lost data of this window since they were verified. All of it is issued again,
+    /// but collected anew before.
+    pub(super) fn note_lost(&self, error: &PmemError) {
+        let cache = &self.seed.shared.name;
+        tracing::error!(cache = %cache, %error, "data were lost while they were written back");
     }
 
     /// Before all writes of a window are issued again: if its data can't be read any more, that may be

@@ -12,6 +12,12 @@ pub(crate) struct FlushAll {
 }
 
 impl FlushAll {
+    /// Nothing is written back any more.
+    pub(crate) fn give_up(&mut self, shared: &Shared) {
+        self.target = None;
+        shared.maintenance.flush_all.store(false, Ordering::SeqCst);
+    }
+
     /// Takes as the target what has a place once every lane has closed what it held, and ends the
     /// flush when all below `written` (the sequence at the dirty tail) is past it. More may come
     /// meanwhile, and is not waited for.
@@ -22,7 +28,7 @@ impl FlushAll {
         }
         if shared.has_failed() {
             // Nothing becomes durable any more: the flush has failed with the medium.
-            maintenance.flush_all.store(false, Ordering::SeqCst);
+            self.give_up(shared);
             return;
         }
         let close = maintenance.flush_close.load(Ordering::SeqCst);

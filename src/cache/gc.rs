@@ -17,8 +17,8 @@ use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::relog::{BAD_KEYS_A_ROUND, Lap};
 use super::shared::{SEALED, Shared};
 use super::stats::GcStats;
-use crate::bdev::{Barrier, BarrierTicket};
-use crate::media::{Generation, KeyFlags, LogStart, SlotKind};
+use crate::bdev::{Barrier, BarrierTicket, PmemError};
+use crate::media::{Generation, KeyFlags, SlotKind};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, QuiescentTicket, Wake};
@@ -26,7 +26,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
 /// Looks for work this often when nobody kicks, ns.
 const PERIOD_NS: u64 = 1_000_000_000;
@@ -106,8 +106,8 @@ pub(crate) struct Gc {
     pub(super) state: State,
     /// Keys passed for each segment since it became what it is.
     dropped: Vec<u64>,
-    /// Segments with keys passed that are not released yet.
-    candidates: Vec<SegIx>,
+    /// Segments with keys passed, or marked as bad by this run, that are not released yet.
+    pub(super) candidates: Vec<SegIx>,
     /// Log segments that the key tail has left.
     left: Vec<SegIx>,
     /// Segments on their way to be free …
@@ -231,7 +231,10 @@ impl Gc {
                         let ident = view.ident(key);
                         if ident.has_data && !is_given_up(&self.seed.shared, &ident) {
                             let dropped = &mut self.dropped[ident.segment.index()];
-                            if *dropped == 0 {
+                            let is_new = *dropped == 0
+                                && !(self.marked[ident.segment.index()]
+                                    && self.candidates.contains(&ident.segment));
+                            if is_new {
                                 self.candidates.push(ident.segment);
                             }
                             *dropped += 1;
@@ -263,6 +266,12 @@ impl Gc {
         self.state = State::Halted;
     }
 
+    /// What GC has to note on the medium can't be stored there, or not durably: final.
+    pub(super) fn medium_failed(&mut self, error: PmemError) {
+        self.shared().fail(&error);
+        self.halt(&error.into());
+    }
+
     /// Starts a round: passes ksets if that is wanted, else only looks after segments.
     fn start_round(&mut self, cx: &Cx) {
         let head = self.shared().last_sequence.load(Ordering::SeqCst);
@@ -283,10 +292,11 @@ impl Gc {
 
     pub(super) fn store_tail(&mut self, cx: &Cx) {
         let body = tail_body(&self.seed.view, &self.seed.reader.pos);
-        self.seed
-            .tail_pair
-            .store(&*self.seed.shared.pmem, SlotKind::KeyTail, &body);
-        self.state = State::Tail(self.barrier.submit(cx));
+        let pmem = &*self.seed.shared.pmem;
+        match self.seed.tail_pair.store(pmem, SlotKind::KeyTail, &body) {
+            Ok(()) => self.state = State::Tail(self.barrier.submit(cx)),
+            Err(error) => self.medium_failed(error),
+        }
     }
 
     /// Raises the generations of segments without references, and writes the STARTs that the log's
@@ -323,7 +333,10 @@ impl Gc {
             return;
         }
         self.note_retiring();
-        self.write_starts();
+        if let Err(error) = self.write_starts() {
+            self.medium_failed(error);
+            return;
+        }
         let marked = self.mark_suspects();
         if self.retiring.is_empty() && self.starting.is_empty() && !marked {
             let idle = if self.shall_pass() {
@@ -352,6 +365,13 @@ impl Gc {
     fn raise_generations(&mut self) -> bool {
         for &segment in &self.retiring {
             if let Err(error) = self.raise_generation(segment) {
+                if self.seed.shared.is_suspect(segment) {
+                    // It gets no other life, whose keys could be taken for those of this one.
+                    continue;
+                }
+                if let CacheError::Medium(error) = &error {
+                    self.seed.shared.fail(error);
+                }
                 self.halt(&error);
                 return false;
             }
@@ -379,35 +399,8 @@ impl Gc {
             generation: U64::new(generation),
             ..body
         };
-        pair.store(&*shared.pmem, SlotKind::Generation, &body);
+        pair.store(&*shared.pmem, SlotKind::Generation, &body)?;
         Ok(())
-    }
-
-    /// Takes free segments for the log's reserve and writes their START.
-    pub(super) fn write_starts(&mut self) {
-        let shared = self.seed.shared.clone();
-        while shared.log_deficit.load(Ordering::SeqCst) > 0 {
-            let Some(mut alloc) = shared.alloc.try_lock() else {
-                self.retry = true;
-                return;
-            };
-            let Some(segment) = alloc.take_log() else {
-                return;
-            };
-            shared.log_deficit.fetch_sub(1, Ordering::SeqCst);
-            let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
-            shared.free_segments.store(free, Ordering::Relaxed);
-            drop(alloc);
-            let salt = next_salt(&mut self.seed.salt_state);
-            store_start(&shared, segment, salt, shared.durable.mark());
-            self.seed.stats.starts.add(1);
-            let pool_segment = shared.segments[segment.index()].0;
-            self.starting.push(ReadySegment {
-                segment,
-                pool_segment,
-                salt,
-            });
-        }
     }
 
     /// Hands the segments out; false if a lock was taken.
@@ -450,8 +443,7 @@ impl Gc {
             Ok(done) => done >= ticket,
             Err(_) if fault::injected(Fault::FailedBarrierRetried) => true,
             Err(error) => {
-                self.shared().fail(&error);
-                self.halt(&error.into());
+                self.medium_failed(error);
                 false
             }
         }
@@ -526,53 +518,6 @@ impl Gc {
             State::Halted | State::Rested => 0,
         }
     }
-}
-
-/// Where a generator of salts starts. The salts of two runs, or of two caches of a process, must
-/// differ: segments go from one to the other, and a leftover would fit. A segment's generation, which
-/// rises when a cache is created, tells caches apart that have the same UUID.
-pub(crate) fn salt_seed(seed: u64, cache: &[u8; 16], incarnation: u32, generation: u64) -> u64 {
-    let (a, b) = cache.split_at(8);
-    let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-    let parts = [word(a), word(b), incarnation.into(), generation];
-    parts.into_iter().fold(seed, |state, part| {
-        let mut state = state ^ part;
-        next_salt(&mut state)
-    })
-}
-
-/// The next number of a SplitMix64 generator, never 0.
-pub(crate) fn next_salt(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)).max(1)
-}
-
-/// Stores the START of a log segment; not durable before a barrier.
-fn store_start(shared: &Shared, segment: SegIx, salt: u64, sequence: u64) {
-    let id = shared.segments[segment.index()];
-    let at = shared.geometry.segment_start(id) + SegmentItem::LogStart as u64;
-    let body = LogStart {
-        cache: shared.uuid,
-        segment: U32::new(id.0),
-        incarnation: U32::new(shared.incarnation),
-        sequence: U64::new(sequence),
-        salt: U64::new(salt),
-        spare: [0; 8],
-    };
-    store_pair_over(shared, at, SlotKind::LogStart, &body);
-}
-
-/// Stores a slot over the older of a pair, whatever is there.
-fn store_pair_over(shared: &Shared, at: u64, kind: SlotKind, body: &LogStart) {
-    let pmem = &*shared.pmem;
-    let mut pair = match load_pair::<LogStart>(pmem, at, kind, "START") {
-        Ok((_, pair)) => pair,
-        Err(_) => PairState::fresh(at),
-    };
-    pair.store(pmem, kind, body);
 }
 
 impl Poller for Gc {

@@ -61,7 +61,12 @@ pub(crate) fn largest_ksets(bytes: u64) -> u32 {
 /// The fewest segments that a cache with `lanes` lanes can have.
 #[must_use]
 pub fn segments_min(lanes: u32, segment_bytes: u64) -> u32 {
-    (10 * lanes).max(log_reserve(lanes, segment_bytes) + 2 * lanes + 2)
+    (10 * lanes).max(segments_needed(lanes, log_reserve(lanes, segment_bytes)))
+}
+
+/// The fewest good segments with which a running cache always gets on.
+pub(crate) fn segments_needed(lanes: u32, log_reserve: u32) -> u32 {
+    log_reserve + 2 * lanes + 2
 }
 
 /// Places within a pool.

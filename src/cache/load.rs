@@ -6,10 +6,9 @@
 use super::CacheError;
 use super::bad::PostBatch;
 use super::cache::{Cache, CacheParts, CacheStart};
-use super::control_io::{PairState, load_pair};
 use super::fault::{self, Fault};
-use super::gc::{GcSeed, next_salt, salt_seed};
-use super::geometry::{SegIx, SegmentItem, log_reserve};
+use super::gc::GcSeed;
+use super::geometry::{SegIx, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
@@ -17,6 +16,7 @@ use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_damage::{leave_damage, unreferenced};
 use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
 use super::pool::{Pool, PoolFailure};
@@ -30,7 +30,7 @@ use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::writeback::WritebackSeed;
-use crate::bdev::Bdev;
+use crate::bdev::{Bdev, Persistence};
 use crate::media::{Boot, CacheEntry, CleanStop, Incarnation, LogStart, SlotKind};
 use crossbeam_utils::CachePadded;
 use reactors::ring::{Consumer, Producer, spsc};
@@ -66,6 +66,7 @@ fn begin_run(
 ) -> Result<u32, CacheError> {
     let pmem = &*view.pmem;
     let first = replayed.end.sequence;
+    staged.check_generations(view, generations, first)?;
     for kset in staged.unlogged(first) {
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
             let ident = view.ident(key);
@@ -109,13 +110,13 @@ fn begin_run(
     control
         .incarnation
         .1
-        .store(pmem, SlotKind::Incarnation, &body);
+        .store(pmem, SlotKind::Incarnation, &body)?;
     control.incarnation.0 = body;
     let boot = Boot {
         boot_id: runtime.boot_id,
         spare: [0; 32],
     };
-    control.boot.1.store(pmem, SlotKind::Boot, &boot);
+    control.boot.1.store(pmem, SlotKind::Boot, &boot)?;
     // With it the sample of the backing is void, before anything is written there.
     let clean = CleanStop {
         clean: U32::ZERO,
@@ -126,7 +127,7 @@ fn begin_run(
     control
         .clean_stop
         .1
-        .store(pmem, SlotKind::CleanStop, &clean);
+        .store(pmem, SlotKind::CleanStop, &clean)?;
     pmem.barrier_wait()?;
     Ok(incarnation)
 }
@@ -156,11 +157,7 @@ fn prepare_reserve(
             salt: U64::new(salt),
             spare: [0; 8],
         };
-        let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
-        let pmem = &*view.pmem;
-        let mut pair = load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
-            .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
-        pair.store(pmem, SlotKind::LogStart, &body);
+        store_start(&*view.pmem, view.geometry.segment_start(id), &body)?;
         ready.push_back(ReadySegment {
             segment,
             pool_segment: id.0,
@@ -279,6 +276,7 @@ impl Loaded {
             log_reserve: self.reserve,
             block_bytes: entry.block_bytes.get(),
             data_crc: options.data_crc,
+            sums_lost_data: !options.data_crc && self.view.pmem.persistence() == Persistence::Msync,
             incarnation: self.incarnation,
             options: LiveOptions::new(options),
             runtime: runtime.clone(),
@@ -296,7 +294,6 @@ impl Loaded {
             log_deficit: AtomicU32::new(self.reserve.saturating_sub(ready)),
             head_position: AtomicU64::new(head),
             last_sequence: CachePadded::new(AtomicU64::new(durable)),
-            stored: SeqTracker::new(durable),
             durable: SeqTracker::new(durable),
             waiting_lanes: CachePadded::default(),
             close_all: CachePadded::default(),
@@ -305,6 +302,7 @@ impl Loaded {
                 .collect(),
             durable_waiters: CachePadded::default(),
             failure,
+            failed: CachePadded::default(),
             read_only: self.read_only,
             unplaced: runtime
                 .data
@@ -333,6 +331,11 @@ fn note_missing(entry: &CacheEntry, replayed: &mut Replayed, staged: &Staged, ru
     }
 }
 
+/// Whether the keys of a cache carry the CRC of their data.
+fn has_data_crc(entry: &CacheEntry) -> bool {
+    entry.checks.get() & 1 != 0
+}
+
 /// What was found, to be looked at only: nothing is stored, here or later.
 fn salvaged(
     view: LogView,
@@ -343,7 +346,8 @@ fn salvaged(
     entry: &CacheEntry,
 ) -> (Loaded, Vec<LaneStaging>) {
     let first = replayed.end.sequence;
-    take_staged(&view, &staged, &mut replayed, &generations);
+    let data_crc = has_data_crc(entry);
+    take_staged(&view, &staged, &mut replayed, &generations, data_crc);
     let references = staged.references(&view, first);
     let free = VecDeque::from(unreferenced(&view, &replayed, &references));
     let at = Place {
@@ -398,7 +402,6 @@ fn load_media(
             entry,
         ));
     }
-    staged.check_generations(&view, &generations, replayed.end.sequence)?;
     let incarnation = begin_run(
         &view,
         &mut control,
@@ -414,7 +417,7 @@ fn load_media(
     let references = staged.references(&view, first);
     let data_bytes = view.geometry.segment_data_bytes();
     let ready = reserve.max(staged.log_segments_needed(first, data_bytes));
-    let (free, ready) =
+    let (mut free, ready) =
         prepare_reserve(&view, &replayed, &references, ready, incarnation, &mut salt)?;
     let at = Place {
         segment: replayed.end.segment,
@@ -433,7 +436,15 @@ fn load_media(
         &generations,
         &mut log,
         incarnation,
+        has_data_crc(entry),
     )?;
+    // Where nothing but data stood that the medium has lost.
+    let is_free = |segment: &SegIx| references[segment.index()] > 0;
+    free.extend(
+        unreferenced(&view, &replayed, &[])
+            .into_iter()
+            .filter(is_free),
+    );
     let loaded = Loaded {
         view,
         control,
@@ -510,6 +521,7 @@ pub(super) fn load_and_start(
     loaded.replayed.report.bad_bytes = bad.sum::<u64>() * BLOCK;
     loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
     pool.start_cache(entry, options, backing, runtime, loaded, staging)
+        .inspect(|cache| cache.shared.check_segments())
 }
 
 impl Pool {

@@ -73,7 +73,7 @@ pub(super) fn leave_damage(
     let pmem = &*view.pmem;
     let tail = control.dirty_tail.0;
     let body = tail_body(view, &tail);
-    control.key_tail.1.store(pmem, SlotKind::KeyTail, &body);
+    control.key_tail.1.store(pmem, SlotKind::KeyTail, &body)?;
     control.key_tail.0 = tail;
     pmem.barrier_wait()?;
     for segment in unreferenced(view, replayed, staged_references) {
@@ -85,7 +85,7 @@ pub(super) fn leave_damage(
         generations[segment.index()] = generation;
         let generation = U64::new(generation);
         let body = Generation { generation, ..body };
-        pair.store(pmem, SlotKind::Generation, &body);
+        pair.store(pmem, SlotKind::Generation, &body)?;
     }
     pmem.barrier_wait()?;
     Ok(())
@@ -102,7 +102,9 @@ pub(super) fn unreferenced(
         .filter(|segment| {
             replayed.references[segment.index()] == 0
                 && !view.segments.is_bad(*segment)
-                && staged_references[segment.index()] == 0
+                && staged_references
+                    .get(segment.index())
+                    .is_none_or(|&n| n == 0)
                 && !replayed.log_segments.contains(segment)
         })
         .collect()

@@ -27,7 +27,7 @@ impl Pmem for LookOnly {
 
     /// # Panics
     /// Always: whoever stores here has our own bug, and would destroy what is to be salvaged.
-    fn store(&self, at: u64, src: &[u8]) {
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
         unreachable!("{} bytes for {at:#x} of a salvaged medium", src.len());
     }
 
@@ -35,8 +35,12 @@ impl Pmem for LookOnly {
         self.below.load(at, dst)
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         self.below.view(at, len)
+    }
+
+    fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+        self.below.check(at, len)
     }
 
     /// Nothing: what is read is not made durable, only shown.

@@ -40,6 +40,7 @@ mod log;
 mod log_damage;
 mod log_probe;
 mod log_reader;
+mod log_start;
 mod look_only;
 mod options;
 mod plausible;

@@ -76,8 +76,8 @@ fn write_segment_info(
     id: SegmentId,
     cache: [u8; 16],
     place: u32,
-) {
-    write_info(pmem, geometry, id, cache, place, 0);
+) -> Result<(), PmemError> {
+    write_info(pmem, geometry, id, cache, place, 0)
 }
 
 /// Writes a segment's info, with what its flags were and `more`.
@@ -88,7 +88,7 @@ fn write_info(
     cache: [u8; 16],
     place: u32,
     more: u32,
-) {
+) -> Result<(), PmemError> {
     let at = geometry.segment_start(id) + SegmentItem::Info as u64;
     let found = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info");
     // A bad segment stays bad, whoever owns it.
@@ -103,18 +103,21 @@ fn write_info(
         flags: U32::new(flags),
         spare: [0; 20],
     };
-    pair.store(pmem, SlotKind::SegmentInfo, &body);
+    pair.store(pmem, SlotKind::SegmentInfo, &body)
 }
 
 /// Marks a segment of a cache as bad. Not durable before a barrier.
+///
+/// # Errors
+/// The medium's; it is not marked.
 pub(crate) fn mark_bad(
     pmem: &dyn Pmem,
     geometry: &PoolGeometry,
     id: SegmentId,
     cache: [u8; 16],
     place: u32,
-) {
-    write_info(pmem, geometry, id, cache, place, SegmentInfo::BAD);
+) -> Result<(), PmemError> {
+    write_info(pmem, geometry, id, cache, place, SegmentInfo::BAD)
 }
 
 fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
@@ -179,7 +182,7 @@ impl Pool {
             refuse_used(pmem)?;
         }
         for at in [0, SUPERBLOCK_SECOND] {
-            pmem.store(at, &[0; 4096]);
+            pmem.store(at, &[0; 4096])?;
         }
         pmem.barrier_wait()?;
         let geometry = PoolGeometry {
@@ -194,9 +197,9 @@ impl Pool {
                 SegmentItem::Generation,
                 SegmentItem::LogStart,
             ] {
-                wipe_pair(pmem, control + item as u64);
+                wipe_pair(pmem, control + item as u64)?;
             }
-            write_segment_info(pmem, &geometry, id, [0; 16], 0);
+            write_segment_info(pmem, &geometry, id, [0; 16], 0)?;
             let body = Generation {
                 segment: U32::new(id.0),
                 spare_before: U32::ZERO,
@@ -207,7 +210,7 @@ impl Pool {
                 pmem,
                 SlotKind::Generation,
                 &body,
-            );
+            )?;
         }
         pmem.barrier_wait()?;
         let superblock = Superblock {
@@ -219,7 +222,7 @@ impl Pool {
             segments,
             caches: vec![CacheEntry::empty(); CACHES_MAX],
         };
-        store_superblock(pmem, &superblock, false);
+        store_superblock(pmem, &superblock, false)?;
         pmem.barrier_wait()?;
         Ok(())
     }
@@ -336,7 +339,7 @@ impl Pool {
         change(&mut changed.caches)?;
         changed.seq = changed.seq.wrapping_add(1);
         let second = !table.newest_is_second;
-        store_superblock(&*self.pmem, &changed, second);
+        store_superblock(&*self.pmem, &changed, second)?;
         self.barrier_wait()?;
         table.superblock = changed;
         table.newest_is_second = second;
@@ -410,11 +413,12 @@ impl Pool {
     }
 
     /// Gives segments to a cache. They count only once the table names the cache.
-    pub(crate) fn assign(&self, ids: &[SegmentId], cache: [u8; 16]) {
+    pub(crate) fn assign(&self, ids: &[SegmentId], cache: [u8; 16]) -> Result<(), PmemError> {
         for (place, id) in ids.iter().enumerate() {
             let place = u32::try_from(place).unwrap_or(u32::MAX);
-            write_segment_info(&*self.pmem, &self.geometry, *id, cache, place);
+            write_segment_info(&*self.pmem, &self.geometry, *id, cache, place)?;
         }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use super::lane::{Job, Lane, LaneDone, LaneOp, Wait};
 use super::latency::Stamp;
 use super::shared::Shared;
 use super::window::DATA_KEY_BYTES;
-use super::write::LogRoom;
+use super::write::{LogRoom, Refused};
 use crate::bdev::{Data, IoBuf, IoStatus, Op, Request};
 use crate::media::KeyFlags;
 use crate::units::ByteRange;
@@ -446,10 +446,15 @@ impl Lane {
                 tree_start + u64::from(end) * BLOCK,
             );
             while !left.is_empty() {
-                let Ok(len) = self.fill_extent(env, cx, miss, left, buf) else {
-                    self.stats(&shared).fills_skipped.add(1);
-                    env.shared.skipped_fill();
-                    return;
+                let len = match self.fill_extent(env, cx, miss, left, buf) {
+                    Ok(len) => len,
+                    Err(refused) => {
+                        self.stats(&shared).fills_skipped.add(1);
+                        if matches!(refused, Refused::Wait(_)) {
+                            env.shared.skipped_fill();
+                        }
+                        return;
+                    }
                 };
                 left = ByteRange::between(left.start() + len, left.end());
             }
@@ -463,22 +468,22 @@ impl Lane {
         miss: &Miss,
         left: ByteRange,
         buf: &IoBuf,
-    ) -> Result<u64, Wait> {
+    ) -> Result<u64, Refused> {
         if !self.waiting.is_empty() || env.shared.has_failed() {
-            return Err(Wait::Space);
+            return Err(Wait::Space.into());
         }
         self.reserve_key(env, cx, LogRoom::Common)?;
         let space = match self.reserve_data(env, left.len().min(DATA_KEY_BYTES_MAX)) {
             Ok(space) => space,
             Err(wait) => {
                 env.leave_queue.push(self.number);
-                return Err(wait);
+                return Err(wait.into());
             }
         };
         let extent = ByteRange::between(left.start(), left.start() + u64::from(space.len));
         let from = usize::try_from(extent.start() - miss.range.start()).unwrap_or(0);
         let bytes = buf.get(from..from + space.len as usize).unwrap_or(&[]);
-        self.put_extent(env, cx, extent, space, bytes, KeyFlags::CLEAN);
+        self.put_extent(env, cx, extent, space, bytes, KeyFlags::CLEAN)?;
         self.stats(&env.shared).fills.add(1);
         Ok(u64::from(space.len))
     }

@@ -86,7 +86,10 @@ impl Gc {
             return 0;
         }
         self.retry = false;
-        self.write_starts();
+        if let Err(error) = self.write_starts() {
+            self.medium_failed(error);
+            return 0;
+        }
         if self.starting.is_empty() {
             return 0;
         }
@@ -113,15 +116,20 @@ impl Gc {
         let view = &self.seed.view;
         for segment in (0..shared.segments.len()).map(SegIx::of) {
             let marked = &mut self.marked[segment.index()];
-            if !*marked && shared.is_suspect(segment) {
-                *marked = true;
-                let place = segment.0;
-                mark_bad(
-                    &*view.pmem,
-                    &view.geometry,
-                    view.segments.id(segment),
-                    view.cache,
-                    place,
+            if *marked || !shared.is_suspect(segment) {
+                continue;
+            }
+            *marked = true;
+            // Maybe it is not referred to by any key that could be passed.
+            if !self.candidates.contains(&segment) {
+                self.candidates.push(segment);
+            }
+            let (id, place) = (view.segments.id(segment), segment.0);
+            let stored = mark_bad(&*view.pmem, &view.geometry, id, view.cache, place);
+            if let Err(error) = stored {
+                // This run leaves it all the same; the next one meets the fault again.
+                tracing::error!(
+                    cache = %shared.name, segment = id.0, %error, "can't mark a segment as bad"
                 );
             }
         }

@@ -397,6 +397,12 @@ impl Replayed {
         }
     }
 
+    /// A serial that the lane of the bytes at `offset` has not used.
+    pub(crate) fn next_serial(&self, offset: u64) -> u64 {
+        let (lane, _) = lane_and_subtree(offset, self.serials.len());
+        self.serials[lane] + 1
+    }
+
     /// Counts a dirty key that is not written back yet.
     pub(crate) fn count_dirty(&mut self, key: &media::Key) {
         if key.flags().is_dirty() {

@@ -12,7 +12,7 @@ use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::stats::LaneStats;
 use super::try_lock::TryLock;
-use crate::bdev::Pmem;
+use crate::bdev::{Pmem, PmemError};
 use crate::units::SegmentId;
 use crossbeam_utils::CachePadded;
 use reactors::{Clock, Quiescence, ReactorHandle};
@@ -135,6 +135,9 @@ pub(crate) struct Shared {
     pub(crate) log_reserve: u32,
     pub(crate) block_bytes: u32,
     pub(crate) data_crc: bool,
+    /// Keys carry the CRC of their data all the same: the medium may forget what was stored when a
+    /// barrier fails, and the next load must tell.
+    pub(crate) sums_lost_data: bool,
     pub(crate) incarnation: u32,
     pub(crate) options: LiveOptions,
     pub(crate) runtime: Runtime,
@@ -155,9 +158,7 @@ pub(crate) struct Shared {
     pub(crate) head_position: AtomicU64,
     /// Highest sequence given out.
     pub(crate) last_sequence: CachePadded<AtomicU64>,
-    /// Up to where all ksets are stored …
-    pub(crate) stored: SeqTracker,
-    /// … and durable.
+    /// Up to where all ksets are durable.
     pub(crate) durable: SeqTracker,
     /// Lanes whose requests wait for space.
     pub(crate) waiting_lanes: CachePadded<AtomicU32>,
@@ -168,8 +169,11 @@ pub(crate) struct Shared {
     pub(crate) placed_all: Box<[CachePadded<AtomicU64>]>,
     /// Somebody waits for the durable sequence.
     pub(crate) durable_waiters: CachePadded<AtomicU32>,
-    /// The medium's barrier has failed: nothing is acknowledged any more, in all caches of the pool.
+    /// The medium's barrier has failed: nothing is acknowledged any more, in all caches of the pool …
     pub(crate) failure: Arc<PoolFailure>,
+    /// … or the medium does not take what this cache must store. On a line of its own: every write
+    /// looks at it.
+    pub(crate) failed: CachePadded<AtomicBool>,
     /// Only looked at (salvage): nothing is ever stored.
     pub(crate) read_only: bool,
     /// Bit per lane that has keys without a sequence; a word pair per data reactor, written by it
@@ -269,17 +273,29 @@ impl Shared {
         }
     }
 
-    /// The medium has failed for good: stops all acknowledgements.
-    pub(crate) fn fail(&self, error: &dyn std::error::Error) {
-        if self.failure.note(error) {
+    /// The medium has failed for good: stops all acknowledgements. Of all caches of the pool if it was
+    /// a barrier; a place that takes no stores concerns this one.
+    pub(crate) fn fail(&self, error: &PmemError) {
+        if !matches!(error, PmemError::BarrierFailed(_)) {
+            self.fail_alone(error);
+        } else if self.failure.note(error) {
             // The reactors are those of all caches: the others of the pool stop now, too.
             self.ring_lanes();
             self.ring_maintenance();
         }
     }
 
+    /// This cache can't go on: stops its acknowledgements.
+    pub(crate) fn fail_alone(&self, error: &dyn std::error::Error) {
+        if !self.failed.swap(true, Ordering::SeqCst) {
+            tracing::error!(cache = %self.name, %error, "the cache is read-only from now on");
+            self.ring_lanes();
+            self.ring_maintenance();
+        }
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
-        self.failure.has_failed()
+        self.failed.load(Ordering::Acquire) || self.failure.has_failed()
     }
 
     /// Logical bytes that the backing lacks.

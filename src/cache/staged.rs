@@ -13,7 +13,9 @@ use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
 use crate::media::{
     self, CacheEntry, KSET_BYTES_MAX, KeyFlags, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
+use crate::units::ByteRange;
 use std::path::Path;
+use zerocopy::little_endian::{U32, U64};
 
 /// The staging slots of a cache, and what an earlier process left in them.
 pub(crate) struct Staged {
@@ -129,6 +131,44 @@ impl Staged {
     }
 }
 
+/// The key itself if its data are there, else a BAD key in its place. A process may have ended because a
+/// barrier failed: then the medium may have lost what these keys speak of, and what stood there before
+/// must not pass for it.
+fn believed(
+    view: &LogView,
+    replayed: &mut Replayed,
+    generations: &[u64],
+    data_crc: bool,
+    key: &media::Key,
+) -> media::Key {
+    let (ident, flags) = (view.ident(key), key.flags());
+    let is_current = generations[ident.segment.index()] == ident.generation;
+    if !ident.has_data || !is_current || !(data_crc || flags.has(KeyFlags::SUMMED)) {
+        return *key;
+    }
+    let mut bytes = vec![0; key.len.get() as usize];
+    let at = view.data_at(ident.segment, ident.segment_offset);
+    let loaded = view.pmem.load(at, &mut bytes);
+    if loaded.is_ok() && media::crc(&bytes) == key.crc.get() {
+        return *key;
+    }
+    let range = ByteRange::between(
+        key.offset.get(),
+        key.offset.get() + u64::from(key.len.get()),
+    );
+    tracing::error!(%range, "the medium has lost data of an earlier process: they become BAD");
+    media::Key {
+        offset: key.offset,
+        len: key.len,
+        flags: U32::new(KeyFlags::BAD.0),
+        segment: U32::ZERO,
+        segment_offset: U32::ZERO,
+        generation: U64::new(replayed.next_serial(key.offset.get())),
+        crc: U32::ZERO,
+        spare: U32::ZERO,
+    }
+}
+
 /// Salvage: shows what an earlier process acknowledged and could not log, as far as it fits. Behind a
 /// bad place it does not: of what was written between, these keys know nothing.
 pub(crate) fn take_staged(
@@ -136,6 +176,7 @@ pub(crate) fn take_staged(
     staged: &Staged,
     replayed: &mut Replayed,
     generations: &[u64],
+    data_crc: bool,
 ) {
     let first = replayed.end.sequence;
     let keys = staged.unlogged(first).flat_map(|kset| &kset.keys);
@@ -145,8 +186,9 @@ pub(crate) fn take_staged(
         return;
     }
     for key in keys {
-        if replayed.apply(view, generations, key) {
-            replayed.count_dirty(key);
+        let key = believed(view, replayed, generations, data_crc, key);
+        if replayed.apply(view, generations, &key) {
+            replayed.count_dirty(&key);
             replayed.report.staged_keys += 1;
         }
     }
@@ -161,6 +203,7 @@ pub(crate) fn close_staged(
     generations: &[u64],
     log: &mut LogHead,
     incarnation: u32,
+    data_crc: bool,
 ) -> Result<(), CacheError> {
     let first = replayed.end.sequence;
     let durable = first - 1;
@@ -174,10 +217,11 @@ pub(crate) fn close_staged(
     for kset in staged.unlogged(first) {
         let mut keys: Vec<media::Key> = Vec::with_capacity(kset.keys.len());
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
-            if replayed.apply(view, generations, key) {
-                replayed.count_dirty(key);
+            let key = believed(view, replayed, generations, data_crc, key);
+            if replayed.apply(view, generations, &key) {
+                replayed.count_dirty(&key);
                 replayed.report.staged_keys += 1;
-                keys.push(*key);
+                keys.push(key);
             }
         }
         if keys.is_empty() {
@@ -194,7 +238,7 @@ pub(crate) fn close_staged(
         }
         if let Some((place, last)) = placed.last {
             let at = view.data_at(place.segment, place.offset);
-            view.pmem.store(at, &encode_last(&header(&place), last));
+            view.pmem.store(at, &encode_last(&header(&place), last))?;
             replayed.log_segments.push(placed.kset.segment);
         }
         let mut bytes = [0; KSET_BYTES_MAX];
@@ -202,7 +246,7 @@ pub(crate) fn close_staged(
         view.pmem.store(
             view.data_at(placed.kset.segment, placed.kset.offset),
             &bytes[..len],
-        );
+        )?;
     }
     view.pmem.barrier_wait()?;
     staged.lanes.iter_mut().for_each(LaneStaging::clear);

@@ -248,22 +248,29 @@ impl Cache {
             return Ok(());
         }
         let pmem: &dyn Pmem = &*self.shared.pmem;
+        let mut sampled = false;
         if let Some(samples) = &samples {
-            let items = end.samples.iter_mut().zip(samples).zip(SAMPLE_ITEMS);
-            for ((pair, sample), (_, kind, _)) in items {
-                pair.store(pmem, kind, sample);
+            let mut items = end.samples.iter_mut().zip(samples).zip(SAMPLE_ITEMS);
+            let stored =
+                items.try_for_each(|((pair, sample), (_, kind, _))| pair.store(pmem, kind, sample));
+            match stored {
+                // The record vouches for them.
+                Ok(()) => pmem.barrier_wait()?,
+                Err(error) => {
+                    let name = &self.shared.name;
+                    tracing::warn!(cache = %name, %error, "no sample of the backing is kept");
+                }
             }
-            // The record vouches for them.
-            pmem.barrier_wait()?;
+            sampled = stored.is_ok();
         }
         let final_sequence = self.shared.last_sequence.load(Ordering::SeqCst);
         let clean = CleanStop {
             clean: U32::new(1),
-            sampled: U32::new(samples.is_some().into()),
+            sampled: U32::new(sampled.into()),
             final_sequence: U64::new(final_sequence),
             spare: [0; 32],
         };
-        end.clean_stop.store(pmem, SlotKind::CleanStop, &clean);
+        end.clean_stop.store(pmem, SlotKind::CleanStop, &clean)?;
         pmem.barrier_wait()?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::bad::Post;
 use super::key::KeyIdent;
 use super::log_reader::LogView;
 use super::shared::LogPos;
-use crate::bdev::{Data, MemView, Op, Request};
+use crate::bdev::{Data, MemView, Op, PmemError, Request};
 use crate::media::{self, KeyFlags};
 use crate::units::ByteRange;
 use std::collections::BTreeMap;
@@ -227,8 +227,17 @@ impl Window {
 
     /// The request for write number `index`, with the data straight from the medium: the keys are
     /// between the tails, so their segments stay as they are until the request has ended.
-    pub(crate) fn request(&self, view: &LogView, index: usize) -> Option<Request> {
-        let write = self.writes.get(index)?;
+    ///
+    /// # Errors
+    /// Data that the medium has lost.
+    pub(crate) fn request(
+        &self,
+        view: &LogView,
+        index: usize,
+    ) -> Result<Option<Request>, PmemError> {
+        let Some(write) = self.writes.get(index) else {
+            return Ok(None);
+        };
         let (op, data) = if write.flags.has(KeyFlags::ZERO) {
             let may_unmap = write.flags.has(KeyFlags::UNMAP);
             (
@@ -239,26 +248,40 @@ impl Window {
                 Data::None,
             )
         } else {
-            let views: Vec<MemView> = write
-                .pieces
-                .iter()
-                .map(|&(range, source)| {
-                    let source = self.sources[source];
-                    let skipped = range.start() - source.range.start();
-                    let at =
-                        view.data_at(source.ident.segment, source.ident.segment_offset) + skipped;
-                    view.pmem
-                        .view(at, usize::try_from(range.len()).unwrap_or(0))
-                })
+            let views: Result<Vec<MemView>, PmemError> = self
+                .places(view, write)
+                .map(|(at, len)| view.pmem.view(at, len))
                 .collect();
-            (Op::Write { fua: false }, Data::Gather(views))
+            (Op::Write { fua: false }, Data::Gather(views?))
         };
-        Some(Request {
+        Ok(Some(Request {
             tag: index as u64,
             op,
             range: write.range,
             data,
+        }))
+    }
+
+    /// Where on the medium the pieces of a write are, and their lengths.
+    fn places(&self, view: &LogView, write: &Write) -> impl Iterator<Item = (u64, usize)> {
+        write.pieces.iter().map(|&(range, source)| {
+            let source = self.sources[source];
+            let skipped = range.start() - source.range.start();
+            let at = view.data_at(source.ident.segment, source.ident.segment_offset) + skipped;
+            (at, usize::try_from(range.len()).unwrap_or(0))
         })
+    }
+
+    /// Whether the device has got the data of write number `index`, now that it has ended.
+    ///
+    /// # Errors
+    /// The medium has lost some of them, perhaps before they were read.
+    pub(crate) fn check(&self, view: &LogView, index: usize) -> Result<(), PmemError> {
+        let Some(write) = self.writes.get(index) else {
+            return Ok(());
+        };
+        self.places(view, write)
+            .try_for_each(|(at, len)| view.pmem.check(at, len))
     }
 
     /// Bytes of write number `index`.

@@ -12,7 +12,7 @@ use super::key::{Key, Kind};
 use super::key_index::{BLOCK, LEAF_BYTES};
 use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, Wait};
 use super::shared::Shared;
-use crate::bdev::{Data, IoStatus};
+use crate::bdev::{Data, IoStatus, PmemError};
 use crate::media::{self, KEYS_MAX, KeyFlags};
 use crate::units::ByteRange;
 use reactors::Cx;
@@ -37,6 +37,27 @@ pub(crate) struct DataSpace {
     pub(crate) generation: u64,
 }
 
+/// Why an extent is not in the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There is no room for it now.
+    Wait(Wait),
+    /// Its place on the medium did not take it.
+    Medium(PmemError),
+}
+
+impl From<Wait> for Refused {
+    fn from(wait: Wait) -> Self {
+        Self::Wait(wait)
+    }
+}
+
+impl From<PmemError> for Refused {
+    fn from(error: PmemError) -> Self {
+        Self::Medium(error)
+    }
+}
+
 /// How long the extent that starts at `offset` may be when `left` bytes are wanted.
 fn extent_len(offset: u64, left: u64) -> u64 {
     left.min(DATA_KEY_BYTES_MAX)
@@ -54,8 +75,13 @@ impl Lane {
             LaneOp::Zero { unmap, .. } => self.write_zeroes(env, cx, &mut job, unmap),
             _ => self.write_extents(env, cx, &mut job),
         };
-        if let Err(wait) = result {
-            return Some((job, wait));
+        match result {
+            Ok(()) => {}
+            Err(Refused::Wait(wait)) => return Some((job, wait)),
+            Err(Refused::Medium(_)) => {
+                env.reply(job.client, job.done(IoStatus::IoError));
+                return None;
+            }
         }
         let (client, op, range) = (job.client, job.request.op, job.request.range);
         let stats = self.stats(&env.shared);
@@ -110,7 +136,7 @@ impl Lane {
         self.pump(env, cx);
     }
 
-    fn write_extents(&mut self, env: &mut Env, cx: &Cx, job: &mut Job) -> Result<(), Wait> {
+    fn write_extents(&mut self, env: &mut Env, cx: &Cx, job: &mut Job) -> Result<(), Refused> {
         let range = job.request.range;
         while job.progress < range.len() {
             let offset = range.start() + job.progress;
@@ -134,14 +160,17 @@ impl Lane {
                 return Ok(());
             };
             let extent = ByteRange::between(offset, offset + u64::from(space.len));
-            self.put_extent(env, cx, extent, space, bytes, KeyFlags::DIRTY);
+            self.put_extent(env, cx, extent, space, bytes, KeyFlags::DIRTY)?;
             job.progress += u64::from(space.len);
         }
         Ok(())
     }
 
-    /// Stores the bytes of an extent in the space that was reserved for it, and makes it known: from
-    /// here on it can't fail.
+    /// Stores the bytes of an extent in the space that was reserved for it, and makes it known: once
+    /// it is stored nothing can fail.
+    ///
+    /// # Errors
+    /// The medium's. The space is given back, and nothing else has changed.
     pub(crate) fn put_extent(
         &mut self,
         env: &mut Env,
@@ -150,14 +179,19 @@ impl Lane {
         space: DataSpace,
         bytes: &[u8],
         flags: KeyFlags,
-    ) {
+    ) -> Result<(), PmemError> {
         let at = env.shared.data_at(space.segment, space.offset);
-        let crc = if env.shared.data_crc {
+        let flags = if env.shared.sums_lost_data {
+            flags.with(KeyFlags::SUMMED)
+        } else {
+            flags
+        };
+        let stored = if env.shared.data_crc || env.shared.sums_lost_data {
             env.shared.pmem.store_crc(at, bytes)
         } else {
-            env.shared.pmem.store(at, bytes);
-            0
+            env.shared.pmem.store(at, bytes).map(|()| 0)
         };
+        let crc = stored.inspect_err(|_| self.give_back(&env.shared, space.segment))?;
         self.insert_key(&env.shared, extent, space, crc, flags);
         let key = media::Key {
             offset: U64::new(extent.start()),
@@ -170,6 +204,24 @@ impl Lane {
             spare: U32::ZERO,
         };
         self.append_key(env, cx, &key);
+        Ok(())
+    }
+
+    /// Gives back the reference of an extent that `segment` did not take. The segment gets no further
+    /// data: the next extent would meet the same fault.
+    fn give_back(&mut self, shared: &Shared, segment: SegIx) {
+        // Before the reference goes: from then on GC may release the segment.
+        shared.suspect(segment);
+        match &mut self.head {
+            Some(head) if head.segment == segment => {
+                head.added -= 1;
+                self.seal_head(shared);
+            }
+            // Its end was reached with this very extent.
+            _ => {
+                shared.added[segment.index()].fetch_sub(1, Ordering::SeqCst);
+            }
+        }
     }
 
     fn insert_key(
@@ -227,10 +279,10 @@ impl Lane {
         cx: &Cx,
         job: &mut Job,
         unmap: bool,
-    ) -> Result<(), Wait> {
+    ) -> Result<(), Refused> {
         let log_segments = env.shared.maintenance.log_segments.load(Ordering::Relaxed);
         if log_segments > env.shared.log_segments_max() {
-            return Err(Wait::Space);
+            return Err(Wait::Space.into());
         }
         self.reserve_key(env, cx, LogRoom::Common)?;
         let range = job.request.range;

@@ -5,6 +5,9 @@
 //! has a volatile cache, make the new dirty tail durable. The next window's first write comes after
 //! that: else a crash would write an older epoch over a newer one.
 
+mod drain;
+mod notes;
+
 use super::CacheError;
 use super::bad::{Answers, Outbox, PostBatch};
 use super::control_io::PairState;
@@ -15,11 +18,11 @@ use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
 use super::options::WritebackOrder;
 use super::pool::Pool;
-use super::shared::{DRAIN_FREE, DRAIN_RESTED, LogPos, Shared};
+use super::shared::{LogPos, Shared};
 use super::stats::WritebackStats;
 use super::window::{Damage, Window};
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
-use crate::media::{DurableMark, SlotKind, WindowEnd};
+use crate::media::{SlotKind, WindowEnd};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
@@ -201,6 +204,7 @@ impl Writeback {
             .degraded
             .store(true, Ordering::SeqCst);
         self.state = State::Halted;
+        self.flush_all.give_up(&self.seed.shared);
     }
 
     fn start_window(&mut self, cx: &Cx) {
@@ -228,10 +232,9 @@ impl Writeback {
                     sequence: U64::new(self.seed.window_end),
                     spare: [0; 40],
                 };
-                self.seed
-                    .window_pair
-                    .store(&*shared.pmem, SlotKind::WindowEnd, &end);
-                self.state = State::Mark(self.barrier.submit(cx));
+                let pair = &mut self.seed.window_pair;
+                let stored = pair.store(&*shared.pmem, SlotKind::WindowEnd, &end);
+                self.make_durable(cx, stored, State::Mark);
             }
             Ok(Some(false)) => self.begin_writes(),
         }
@@ -259,16 +262,26 @@ impl Writeback {
         let rate = u64::from(options.writeback_rate_mbps());
         let mut started = 0;
         while self.in_flight < depth {
-            let State::Write { next, .. } = &mut self.state else {
+            let State::Write { next, failed } = &mut self.state else {
                 break;
             };
             if *next >= self.window.writes.len() || cx.now() < self.next_request {
                 break;
             }
-            let Some(request) = self.window.request(&self.seed.view, *next) else {
-                break;
-            };
+            let index = *next;
+            let request = self.window.request(&self.seed.view, index);
             *next += 1;
+            let request = match request {
+                Ok(Some(request)) => request,
+                Ok(None) => break,
+                Err(error) => {
+                    // The rest of the window is not worth writing: it is collected anew.
+                    failed.push_back(index);
+                    *next = self.window.writes.len();
+                    self.note_lost(&error);
+                    break;
+                }
+            };
             // At `rate` MiB/s, near enough a byte a microsecond each; 0 is no limit.
             let ns = request
                 .range
@@ -311,10 +324,15 @@ impl Writeback {
             return;
         }
         let index = usize::try_from(tag).unwrap_or(usize::MAX);
-        if status.is_ok() {
+        if let Err(error) = self.window.check(&self.seed.view, index) {
+            // Whatever the backing has got instead: BAD keys will hide it.
+            self.note_lost(&error);
+        } else if status.is_ok() {
             self.seed.stats.requests.add(1);
             self.seed.stats.bytes.add(self.window.bytes(index));
-        } else if let State::Write { failed, .. } = &mut self.state {
+            return;
+        }
+        if let State::Write { failed, .. } = &mut self.state {
             failed.push_back(index);
         }
     }
@@ -365,10 +383,9 @@ impl Writeback {
             .degraded
             .store(false, Ordering::SeqCst);
         let body = tail_body(&self.seed.view, &self.window.end);
-        self.seed
-            .tail_pair
-            .store(&*self.seed.shared.pmem, SlotKind::DirtyTail, &body);
-        self.state = State::Tail(self.barrier.submit(cx));
+        let pmem = &*self.seed.shared.pmem;
+        let stored = self.seed.tail_pair.store(pmem, SlotKind::DirtyTail, &body);
+        self.make_durable(cx, stored, State::Tail);
     }
 
     /// The dirty tail is durable: publishes it.
@@ -395,51 +412,6 @@ impl Writeback {
         }
         self.state = State::Idle(cx.now());
         self.observe(cx.now());
-    }
-
-    /// True when `ticket` is done; halts if the barrier failed.
-    fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
-        match self.barrier.poll(cx) {
-            Ok(done) => done >= ticket,
-            Err(_) if fault::injected(Fault::FailedBarrierRetried) => true,
-            Err(error) => {
-                self.shared().fail(&error);
-                self.halt(&error.into());
-                false
-            }
-        }
-    }
-
-    /// Comes to rest when that is asked for and no write is under way; true while it rests.
-    fn rest_if_asked(&mut self, cx: &Cx) -> bool {
-        let shared = self.seed.shared.clone();
-        if !shared.maintenance.stop.load(Ordering::SeqCst) {
-            return false;
-        }
-        if !matches!(self.state, State::Rested) {
-            let barrier = matches!(self.state, State::Mark(_) | State::Tail(_) | State::Note(_));
-            if barrier || self.in_flight > 0 {
-                return false;
-            }
-            self.state = State::Rested;
-            shared.maintenance.rested.fetch_add(1, Ordering::SeqCst);
-            if shared
-                .maintenance
-                .drain
-                .swap(DRAIN_RESTED, Ordering::SeqCst)
-                == DRAIN_FREE
-            {
-                shared.maintenance.drain.store(DRAIN_FREE, Ordering::SeqCst);
-                self.seed.pool.note_unloaded(shared.uuid);
-            }
-        }
-        if shared.maintenance.drain.load(Ordering::SeqCst) == DRAIN_FREE
-            && let Some(poller) = cx.local::<WritebackPoller>(shared.instance)
-        {
-            cx.remove_poller(poller.0);
-            cx.remove_local::<WritebackPoller>(shared.instance);
-        }
-        true
     }
 
     fn step(&mut self, cx: &Cx) -> u32 {
@@ -505,27 +477,12 @@ impl Writeback {
                 }
                 u32::from(done)
             }
-            State::Flush | State::Halted | State::Rested => 0,
+            State::Halted => {
+                self.flush_all.give_up(&self.seed.shared);
+                0
+            }
+            State::Flush | State::Rested => 0,
         }
-    }
-
-    /// A quiet cache's last kset has no successor that proves it: says on media how far the log is
-    /// durable, so that a load that ends below reports damage instead of an end.
-    fn note_durable(&mut self, cx: &Cx) {
-        let sequence = self.shared().durable.mark();
-        if sequence == self.noted {
-            self.state = State::Idle(cx.now().after(PERIOD_NS));
-            return;
-        }
-        self.noted = sequence;
-        let mark = DurableMark {
-            sequence: U64::new(sequence),
-            spare: [0; 40],
-        };
-        self.seed
-            .mark_pair
-            .store(&*self.seed.shared.pmem, SlotKind::DurableMark, &mark);
-        self.state = State::Note(self.barrier.submit(cx));
     }
 }
 
@@ -585,8 +542,7 @@ impl Poller for Writeback {
             State::BackOff(until) => Wake::At(until).sooner(backing),
             State::Bad(_) if !self.outbox.is_empty() => Wake::Now,
             State::Bad(_) => Wake::OnEvent,
-            State::Flush => backing,
-            State::Halted => Wake::OnEvent,
+            State::Flush | State::Halted => backing,
         }
     }
 }

@@ -23,7 +23,9 @@ impl KeyFlags {
     pub const INVALID: Self = Self(8);
     /// The data are lost; reads fail; no data.
     pub const BAD: Self = Self(16);
-    const ALL: u32 = 31;
+    /// With data: carries their CRC, though the cache was made without.
+    pub const SUMMED: Self = Self(32);
+    const ALL: u32 = 63;
 
     /// Whether all bits of `other` are set.
     #[must_use]
@@ -52,7 +54,9 @@ impl KeyFlags {
     /// Whether the combination is one that the engine writes.
     #[must_use]
     pub fn is_known(self) -> bool {
+        let plain = self.0 & !Self::SUMMED.0;
         self.0 & !Self::ALL == 0
+            && (plain == self.0 || self.has_data())
             && [
                 0,
                 Self::CLEAN.0,
@@ -61,7 +65,7 @@ impl KeyFlags {
                 8,
                 16,
             ]
-            .contains(&self.0)
+            .contains(&plain)
     }
 }
 

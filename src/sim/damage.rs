@@ -4,6 +4,9 @@ use super::rng::index;
 use super::world::{Checked, Violation, World};
 use crate::cache::{SurveyedData, SurveyedKset};
 
+/// Lines of a medium that become unreadable at most.
+const POISONED_MAX: u32 = 6;
+
 /// What was done to a medium at rest, and what a load has to make of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Damage {
@@ -18,6 +21,7 @@ pub(super) enum Damage {
 impl World {
     /// Damages the medium of a machine on which nothing is loaded.
     pub(super) fn damage(&mut self) -> Checked<Option<Damage>> {
+        self.damaged = true;
         let name = self.volumes[0].name.clone();
         let survey = self.pool()?.survey(&name);
         let survey = survey.map_err(|e| Violation::new(format!("survey: {e}")))?;
@@ -76,13 +80,16 @@ impl World {
 
     fn damage_data(&mut self, data: &SurveyedData) {
         let len = data.range.len();
-        if self.rng.permille(500) {
+        // A segment that can't be read in places is never used again: leave enough of them.
+        let few = self.poisoned >= POISONED_MAX;
+        if few || self.rng.permille(500) {
             self.flip(data.at, len);
         } else {
             let at = data.at + self.rng.below(len);
             self.trace
                 .note(|| format!("the line of byte {at:#x} can't be read any more"));
             self.universe.write().media.poison(at);
+            self.poisoned += 1;
         }
         // The backing has what a clean key says.
         if !data.is_clean {

@@ -91,6 +91,7 @@ impl World {
             for volume in &mut self.volumes {
                 volume.model.lose_volatile();
             }
+            self.damaged = true;
         }
         if end == End::Power {
             for entry in std::fs::read_dir(self.run_dir.path())? {
@@ -312,8 +313,8 @@ impl World {
 
     /// `check` finds the pool clean; nothing is loaded.
     pub(super) fn check_pool(&mut self) -> Checked<()> {
-        if self.plan.profile == Profile::Damage {
-            // It finds what was damaged, and must.
+        if self.damaged {
+            // It finds what was lost, and must.
             return Ok(());
         }
         self.counts.checks += 1;

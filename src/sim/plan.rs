@@ -176,6 +176,7 @@ impl Plan {
                 plan.caches = 1;
                 plan.options.data_crc = true;
                 plan.options.verify_reads = true;
+                plan.spare_segments = rng.pick(&[8, 20]);
             }
             Profile::Exhaustive => plan.make_small(&mut rng),
         }

@@ -279,10 +279,13 @@ impl Media {
         self.poison.insert(at / LINE);
     }
 
-    /// Whether these bytes can be read.
-    fn is_readable(&self, at: u64, len: u64) -> bool {
+    /// Fails if some of these bytes can't be read.
+    fn check(&self, at: u64, len: u64) -> Result<(), PmemError> {
         let lines = at / LINE..(at + len).div_ceil(LINE);
-        self.poison.range(lines).next().is_none()
+        match self.poison.range(lines).next() {
+            Some(_) => Err(PmemError::Poison { at, len }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -319,29 +322,32 @@ impl Pmem for SimPmem {
         }
     }
 
-    fn store(&self, at: u64, src: &[u8]) {
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
         let mut state = self.universe.write();
         state.point();
         let actor = state.actor;
         state.media.store(actor, at, src);
+        Ok(())
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
         let state = self.universe.read();
-        let len = dst.len() as u64;
-        if !state.media.is_readable(at, len) {
-            return Err(PmemError::Poison { at, len });
-        }
+        state.media.check(at, dst.len() as u64)?;
         state.media.visible.read(at, dst);
         Ok(())
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         let mut buf = IoBuf::zeroed(len);
         let mut state = self.universe.write();
+        state.media.check(at, len as u64)?;
         state.media.visible.read(at, &mut buf);
         state.views.insert(buf.as_ptr().addr(), at);
-        MemView::from_buf(buf)
+        Ok(MemView::from_buf(buf))
+    }
+
+    fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+        self.universe.read().media.check(at, len as u64)
     }
 
     fn write_back(&self, at: u64, len: u64) {

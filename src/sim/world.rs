@@ -112,6 +112,10 @@ pub(super) struct World {
     pub(super) mended: u64,
     pub(super) counts: Counts,
     pub(super) trace: Trace,
+    /// The medium has lost something: `check` says so, and damaged keys leave the index before the log.
+    pub(super) damaged: bool,
+    /// Lines that have become unreadable.
+    pub(super) poisoned: u32,
     /// Every persist point is cut, in a copy of this machine.
     pub(super) forks: bool,
     /// Who runs how often: weights of the reactors.
@@ -212,6 +216,8 @@ impl World {
             mended: 0,
             counts: Counts::default(),
             trace,
+            damaged: false,
+            poisoned: 0,
             forks: false,
             mood: vec![1; plan.reactors as usize + 2],
             places: Vec::new(),
@@ -266,6 +272,8 @@ impl World {
             mended: self.turns,
             counts: Counts::default(),
             trace: self.trace.clone(),
+            damaged: self.damaged,
+            poisoned: self.poisoned,
             forks: false,
             mood: self.mood.clone(),
             places: Vec::new(),

@@ -136,7 +136,7 @@ impl Bench {
         assert_eq!(places.len(), 1, "the data stand in one place");
         match how {
             How::Flipped => self.pmem.flip(places[0] + 64, 8),
-            How::Poisoned => self.pmem.poison(places[0], 256),
+            How::Poisoned => self.pmem.refuse_loads(places[0]..places[0] + 256),
         }
     }
 

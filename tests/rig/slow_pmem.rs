@@ -1,4 +1,5 @@
-//! A medium whose barriers complete later, or fail, and whose power can be cut.
+//! A medium whose barriers complete later, or fail, which can't be accessed in places, and whose power
+//! can be cut.
 //!
 //! Each cache line keeps its stores until a barrier covers one of them; at a power cut it keeps a
 //! prefix of them, the last one possibly in part. Which reactor stores is told by [`act_as`].
@@ -10,6 +11,7 @@ use pmcache::bdev::{
 use reactors::{Cx, Wake};
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
@@ -138,9 +140,25 @@ struct State {
     failed: bool,
     /// At the store with this number the state is kept.
     keep_at: Option<(u64, PathBuf)>,
-    /// Ranges that can't be read.
-    poison: Vec<(u64, u64)>,
     kept: Option<Moment>,
+    /// Where nothing can be stored, and where nothing can be loaded.
+    no_stores: Vec<Range<u64>>,
+    no_loads: Vec<Range<u64>>,
+}
+
+/// The first bytes of `at..at + len` that are in one of `ranges`.
+fn poison(ranges: &[Range<u64>], at: u64, len: u64) -> Result<(), PmemError> {
+    let hits = ranges
+        .iter()
+        .map(|range| range.start.max(at)..range.end.min(at + len))
+        .filter(|hit| hit.start < hit.end);
+    match hits.min_by_key(|hit| hit.start) {
+        None => Ok(()),
+        Some(hit) => Err(PmemError::Poison {
+            at: hit.start,
+            len: hit.end - hit.start,
+        }),
+    }
 }
 
 /// See the module.
@@ -219,14 +237,21 @@ impl SlowPmem {
         state.fails_at = Some(state.barriers + count);
     }
 
-    /// These bytes can't be read from now on.
-    pub(crate) fn poison(&self, at: u64, len: u64) {
-        self.state.write().unwrap().poison.push((at, len));
+    /// Stores to `range` fail from now on.
+    pub(crate) fn refuse_stores(&self, range: Range<u64>) {
+        self.state.write().unwrap().no_stores.push(range);
     }
 
-    /// All bytes can be read again.
+    /// Loads from `range` fail from now on, and what was viewed there was wrong.
+    pub(crate) fn refuse_loads(&self, range: Range<u64>) {
+        self.state.write().unwrap().no_loads.push(range);
+    }
+
+    /// All of it can be accessed again, and holds what was stored.
     pub(crate) fn heal(&self) {
-        self.state.write().unwrap().poison.clear();
+        let mut state = self.state.write().unwrap();
+        state.no_stores.clear();
+        state.no_loads.clear();
     }
 
     /// Flips a bit of each byte of a range, in memory and on the medium.
@@ -281,29 +306,35 @@ impl Pmem for SlowPmem {
         Persistence::Msync
     }
 
-    fn store(&self, at: u64, src: &[u8]) {
-        self.note(at, src.len() as u64, Some(src));
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
+        let lost = poison(&self.state.read().unwrap().no_stores, at, src.len() as u64);
+        // What comes before the bad place is stored all the same.
+        let good = match lost {
+            Err(PmemError::Poison { at: bad, .. }) => &src[..index(bad - at)],
+            _ => src,
+        };
+        if !good.is_empty() {
+            self.note(at, good.len() as u64, Some(good));
+        }
+        lost
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
         let state = self.state.read().unwrap();
-        let end = at + dst.len() as u64;
-        if let Some(&(at, len)) = state
-            .poison
-            .iter()
-            .find(|(p, len)| at < p + len && *p < end)
-        {
-            return Err(PmemError::Poison { at, len });
-        }
+        poison(&state.no_loads, at, dst.len() as u64)?;
         let at = usize::try_from(at).unwrap();
         dst.copy_from_slice(&state.media.visible[at..at + dst.len()]);
         Ok(())
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         let mut buf = IoBuf::zeroed(len);
-        self.load(at, &mut buf).unwrap();
-        MemView::from_buf(buf)
+        self.load(at, &mut buf)?;
+        Ok(MemView::from_buf(buf))
+    }
+
+    fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+        poison(&self.state.read().unwrap().no_loads, at, len as u64)
     }
 
     fn write_back(&self, at: u64, len: u64) {

@@ -96,8 +96,9 @@ impl Pmem for MemPmem {
         Persistence::Volatile
     }
 
-    fn store(&self, at: u64, src: &[u8]) {
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
         self.write(index(at), src);
+        Ok(())
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
@@ -106,8 +107,13 @@ impl Pmem for MemPmem {
         Ok(())
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
-        MemView::from_buf(IoBuf::copy_of(&self.read(index(at), len)))
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
+        let bytes = self.read(index(at), len);
+        Ok(MemView::from_buf(IoBuf::copy_of(&bytes)))
+    }
+
+    fn check(&self, _at: u64, _len: usize) -> Result<(), PmemError> {
+        Ok(())
     }
 
     fn write_back(&self, at: u64, len: u64) {

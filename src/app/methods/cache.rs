@@ -385,7 +385,7 @@ fn flush_start(service: &Service, params: Name) -> Result<bool, Error> {
 fn flush_status(service: &Service, params: Name) -> Result<Value, Error> {
     let cache = caches::find(service, &params.name)?;
     let in_progress = cache.is_flushing();
-    let degraded = cache.status().state == "degraded";
+    let degraded = matches!(cache.status().state, "degraded" | "read_only");
     let io_error = i64::from(Errno::IO.raw_os_error());
     Ok(json!({
         "in_progress": in_progress,

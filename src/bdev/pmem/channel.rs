@@ -2,7 +2,7 @@
 
 use crate::bdev::{
     Barrier, BarrierTicket, BdevInfo, Channel, Completion, Data, Extent, IoStatus, Op, Pmem,
-    Request,
+    PmemError, Request,
 };
 use reactors::{Cx, Wake};
 use std::collections::VecDeque;
@@ -150,25 +150,17 @@ fn copy(
     let from = usize::try_from(done).map_err(|_| IoStatus::Invalid)?;
     let len = usize::try_from(len).map_err(|_| IoStatus::Invalid)?;
     match (request.op, &mut request.data) {
-        (Op::WriteZeroes { .. }, _) => {
-            store_zeroes(medium, at, len);
-            Ok(())
-        }
+        (Op::WriteZeroes { .. }, _) => store_zeroes(medium, at, len).map_err(lost),
         (Op::Read, Data::Buf(buf)) => {
             let part = buf.get_mut(from..from + len).ok_or(IoStatus::Invalid)?;
-            medium.load(at, part).map_err(|error| {
-                tracing::error!(%error, "read failed");
-                IoStatus::IoError
-            })
+            medium.load(at, part).map_err(lost)
         }
         (Op::Write { .. }, Data::Buf(buf)) => {
             let part = buf.get(from..from + len).ok_or(IoStatus::Invalid)?;
-            medium.store(at, part);
-            Ok(())
+            medium.store(at, part).map_err(lost)
         }
         (Op::Write { .. }, Data::Gather(views)) => {
-            store_gathered(medium, at, views.iter().map(|v| &**v), from, len);
-            Ok(())
+            store_gathered(medium, at, views.iter().map(|v| &**v), from, len).map_err(lost)
         }
         // A length of 0 needs no memory.
         _ if len == 0 => Ok(()),
@@ -176,13 +168,19 @@ fn copy(
     }
 }
 
-fn store_zeroes(medium: &dyn Pmem, at: u64, len: usize) {
+fn lost(error: PmemError) -> IoStatus {
+    tracing::error!(%error, "request failed");
+    IoStatus::IoError
+}
+
+fn store_zeroes(medium: &dyn Pmem, at: u64, len: usize) -> Result<(), PmemError> {
     let mut offset = 0;
     while offset < len {
         let part = ZEROES.get(..len - offset).unwrap_or(&ZEROES);
-        medium.store(at + offset as u64, part);
+        medium.store(at + offset as u64, part)?;
         offset += part.len();
     }
+    Ok(())
 }
 
 /// Stores `len` bytes of the concatenated `parts`, without the first `skip`.
@@ -192,7 +190,7 @@ fn store_gathered<'a>(
     parts: impl Iterator<Item = &'a [u8]>,
     mut skip: usize,
     len: usize,
-) {
+) -> Result<(), PmemError> {
     let mut stored = 0;
     for part in parts {
         let Some(wanted) = part.get(skip..) else {
@@ -201,7 +199,8 @@ fn store_gathered<'a>(
         };
         skip = 0;
         let wanted = wanted.get(..len - stored).unwrap_or(wanted);
-        medium.store(at + stored as u64, wanted);
+        medium.store(at + stored as u64, wanted)?;
         stored += wanted.len();
     }
+    Ok(())
 }

@@ -124,6 +124,8 @@ pub struct PmemDescription {
     pub flush_method: FlushMethod,
     /// Bytes of most of the pages that are mapped now: 4096, or 2 MiB and above if huge.
     pub page_size: u64,
+    /// Bytes of pages that can't be accessed any more, as far as somebody wanted them.
+    pub lost_bytes: u64,
     /// Its identity.
     pub uuid: Uuid,
 }

@@ -98,6 +98,7 @@ impl PmemBdev {
             persistence: self.persistence(),
             flush_method: self.flush_method(),
             page_size: self.page_size,
+            lost_bytes: self.medium.lost_bytes(),
             uuid: self.info.uuid,
         }
     }

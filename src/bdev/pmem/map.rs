@@ -8,9 +8,11 @@
 )]
 
 use super::persist::Persist;
-use crate::bdev::MemView;
+use super::sigbus::Guarded;
+use crate::bdev::{MemView, PmemError};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::ffi::c_void;
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
@@ -22,13 +24,27 @@ pub(super) const HUGE_PAGE: usize = 2 << 20;
 /// Pages of which the kernel is asked at once.
 const PAGES_ASKED: usize = 1 << 16;
 
-/// What keeps the address range mapped.
+/// What keeps the address range mapped, until it is dropped.
 #[derive(Debug)]
+#[expect(dead_code, reason = "kept to be dropped")]
 enum Owner {
-    /// Unmaps when dropped.
-    Memmap(#[expect(dead_code, reason = "kept to be dropped")] MmapRaw),
-    /// Mapped through rustix, from `base` for `bytes`; unmapped by hand.
-    Sync,
+    Memmap(MmapRaw),
+    Sync(SyncMap),
+}
+
+/// Mapped through rustix.
+#[derive(Debug)]
+struct SyncMap {
+    base: *mut c_void,
+    bytes: usize,
+}
+
+impl Drop for SyncMap {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `file_sync` with this base and length; every view holds an `Arc` around
+        // the `Mapping`, so none is left. It can't fail for a range that is mapped.
+        let _ = unsafe { rustix::mm::munmap(self.base, self.bytes) };
+    }
 }
 
 /// Mapped memory, readable and writable, from a page boundary on.
@@ -36,6 +52,9 @@ enum Owner {
 pub(super) struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
+    /// Before `owner`: the guard must go before the range is unmapped, and maybe somebody else's.
+    guard: Guarded,
+    #[expect(dead_code, reason = "kept to be dropped")]
     owner: Owner,
     file: Option<File>,
 }
@@ -46,47 +65,53 @@ unsafe impl Send for Mapping {}
 // business of the medium's users (`Pmem::view`, `Pmem::store`), as with any device.
 unsafe impl Sync for Mapping {}
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        if matches!(self.owner, Owner::Sync) {
-            // SAFETY: mapped by `file_sync` with this base and length; every view holds an `Arc`
-            // around `self`, so none is left. It can't fail for a range that is mapped.
-            let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
-        }
-    }
-}
-
-fn non_null(base: *mut u8) -> io::Result<NonNull<u8>> {
-    NonNull::new(base).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
-}
-
 impl Mapping {
-    /// Maps the first `bytes` of `file`, shared.
+    /// Guards what has been mapped. `page`: bytes of its pages, 0 for the system's.
+    fn guarded(
+        base: *mut u8,
+        bytes: usize,
+        page: usize,
+        owner: Owner,
+        file: Option<File>,
+    ) -> io::Result<Self> {
+        let base = NonNull::new(base).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self {
+            base,
+            bytes,
+            guard: Guarded::new(base.as_ptr() as usize, bytes, page)?,
+            owner,
+            file,
+        })
+    }
+
+    /// Maps the first `bytes` of `file`, shared. `page`: bytes of its pages, 0 for the system's.
     ///
     /// # Errors
-    /// What mmap says.
-    pub(super) fn file(file: File, bytes: usize) -> io::Result<Self> {
+    /// What mmap says, or the SIGBUS guard.
+    pub(super) fn file(file: File, bytes: usize, page: usize) -> io::Result<Self> {
         let map = MmapOptions::new().len(bytes).map_raw(&file)?;
-        Ok(Self {
-            base: non_null(map.as_mut_ptr())?,
+        Self::guarded(
+            map.as_mut_ptr(),
             bytes,
-            owner: Owner::Memmap(map),
-            file: Some(file),
-        })
+            page,
+            Owner::Memmap(map),
+            Some(file),
+        )
     }
 
     /// Maps the first `bytes` of `file` for reading only: a store would end the process.
     ///
     /// # Errors
-    /// What mmap says.
-    pub(super) fn file_to_read(file: File, bytes: usize) -> io::Result<Self> {
+    /// As [`Mapping::file`].
+    pub(super) fn file_to_read(file: File, bytes: usize, page: usize) -> io::Result<Self> {
         let map = MmapOptions::new().len(bytes).map_raw_read_only(&file)?;
-        Ok(Self {
-            base: non_null(map.as_mut_ptr())?,
+        Self::guarded(
+            map.as_mut_ptr(),
             bytes,
-            owner: Owner::Memmap(map),
-            file: Some(file),
-        })
+            page,
+            Owner::Memmap(map),
+            Some(file),
+        )
     }
 
     /// Maps the first `bytes` of `file` such that a store that has left the CPU's caches is durable
@@ -100,15 +125,15 @@ impl Mapping {
         // SAFETY: a new mapping at an address that the kernel chooses disturbs no other.
         let mapped =
             unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, access, flags, &file, 0) };
-        match mapped
-            .map_err(io::Error::from)
-            .and_then(|base| non_null(base.cast()))
-        {
-            Ok(base) => Ok(Self {
-                base,
-                bytes,
-                owner: Owner::Sync,
+        let base = match mapped {
+            Ok(base) => base,
+            Err(errno) => return Err((file, errno.into())),
+        };
+        let owner = Owner::Sync(SyncMap { base, bytes });
+        match Self::guarded(base.cast(), bytes, 0, owner, None) {
+            Ok(mapping) => Ok(Self {
                 file: Some(file),
+                ..mapping
             }),
             Err(error) => Err((file, error)),
         }
@@ -125,12 +150,7 @@ impl Mapping {
         let skew = (HUGE_PAGE - start as usize % HUGE_PAGE) % HUGE_PAGE;
         // SAFETY: `skew` is less than the slack.
         let base = unsafe { start.add(skew) };
-        Ok(Self {
-            base: non_null(base)?,
-            bytes,
-            owner: Owner::Memmap(map),
-            file: None,
-        })
+        Self::guarded(base, bytes, 0, Owner::Memmap(map), None)
     }
 
     /// How many bytes.
@@ -247,26 +267,58 @@ impl Mapping {
         unsafe { self.base.as_ptr().add(offset.unwrap_or(0)) }
     }
 
+    /// Whether all that was accessed in a range until now was of the medium, and not the guard's
+    /// replacement of a page that is lost.
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`] if not.
+    pub(super) fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+        self.guard.check(at, len)
+    }
+
+    /// How many bytes are known to be lost.
+    pub(super) fn lost_bytes(&self) -> u64 {
+        self.guard.lost_bytes()
+    }
+
     /// Stores `src` at `at`.
-    pub(super) fn store(&self, persist: &Persist, at: u64, src: &[u8]) {
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`].
+    pub(super) fn store(&self, persist: &Persist, at: u64, src: &[u8]) -> Result<(), PmemError> {
         let dst = self.at(at, src.len());
         // SAFETY: `at` has checked the range; pages, and so lines, are mapped as a whole. `src` is
         // not of this mapping, of which no `&[u8]` exists where somebody may store (`MemView::new`).
         unsafe { persist.store(dst, src) };
+        self.check(at, src.len())
     }
 
     /// Stores `src` at `at` and returns its CRC-32C.
-    pub(super) fn store_crc(&self, persist: &Persist, at: u64, src: &[u8]) -> u32 {
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`].
+    pub(super) fn store_crc(
+        &self,
+        persist: &Persist,
+        at: u64,
+        src: &[u8],
+    ) -> Result<u32, PmemError> {
         let dst = self.at(at, src.len());
         // SAFETY: as in `store`.
-        unsafe { persist.store_crc(dst, src) }
+        let crc = unsafe { persist.store_crc(dst, src) };
+        self.check(at, src.len())?;
+        Ok(crc)
     }
 
     /// Copies from `at` to `dst`.
-    pub(super) fn load(&self, at: u64, dst: &mut [u8]) {
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`].
+    pub(super) fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
         let src = self.at(at, dst.len());
         // SAFETY: `at` has checked the range; `dst` is exclusive memory of the caller.
         unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
+        self.check(at, dst.len())
     }
 
     /// Writes back the lines of `len` bytes at `at`.
@@ -277,14 +329,19 @@ impl Mapping {
     }
 
     /// A view of `len` bytes at `at`, which keeps the mapping.
-    pub(super) fn view(self: &Arc<Self>, at: u64, len: usize) -> MemView {
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`] if some are known to be lost.
+    pub(super) fn view(self: &Arc<Self>, at: u64, len: usize) -> Result<MemView, PmemError> {
         let start = self.at(at, len);
+        self.check(at, len)?;
         // SAFETY: an address inside a mapping is not null.
         let start = unsafe { NonNull::new_unchecked(start) };
         let owner = Arc::clone(self);
         // SAFETY: the bytes stay mapped as long as `owner` lives, and the caller of `Pmem::view`
-        // sees to it that nobody stores there meanwhile.
-        unsafe { MemView::new(start, len, owner) }
+        // sees to it that nobody stores there meanwhile. A page that is lost meanwhile becomes zero
+        // when somebody reads it, which `check` tells: until then its bytes had no value to anybody.
+        Ok(unsafe { MemView::new(start, len, owner) })
     }
 }
 
@@ -302,9 +359,9 @@ mod tests {
         let map = Mapping::anonymous(3 * HUGE_PAGE + 4096).unwrap();
         assert_eq!(map.address() % HUGE_PAGE, 0);
         let end = 3 * 2_097_152 + 4096 - 5;
-        map.store(&persist(), end, b"hello");
+        map.store(&persist(), end, b"hello").unwrap();
         let mut back = [0; 5];
-        map.load(end, &mut back);
+        map.load(end, &mut back).unwrap();
         assert_eq!(&back, b"hello");
         assert!(map.forget_pages().is_err());
     }
@@ -313,21 +370,21 @@ mod tests {
     #[should_panic(expected = "leave a medium")]
     fn a_store_that_leaves_the_medium_is_a_bug() {
         let map = Mapping::anonymous(8192).unwrap();
-        map.store(&persist(), 8190, b"abc");
+        let _ = map.store(&persist(), 8190, b"abc");
     }
 
     #[test]
     #[should_panic(expected = "leave a medium")]
     fn a_range_that_overflows_is_a_bug() {
         let map = Mapping::anonymous(8192).unwrap();
-        map.load(u64::MAX, &mut [0; 2]);
+        let _ = map.load(u64::MAX, &mut [0; 2]);
     }
 
     #[test]
     fn a_view_outlives_the_mapping_that_gave_it() {
         let map = Arc::new(Mapping::anonymous(8192).unwrap());
-        map.store(&persist(), 100, b"still here");
-        let view = map.view(100, 10);
+        map.store(&persist(), 100, b"still here").unwrap();
+        let view = map.view(100, 10).unwrap();
         drop(map);
         assert_eq!(&*view, b"still here");
     }

@@ -86,6 +86,11 @@ impl Medium {
         self.mapping.address()
     }
 
+    /// Bytes that are known to be lost.
+    pub(super) fn lost_bytes(&self) -> u64 {
+        self.mapping.lost_bytes()
+    }
+
     /// How stores become durable.
     pub(super) fn flush_method(&self) -> FlushMethod {
         self.persist.flush_method()
@@ -160,21 +165,24 @@ impl Pmem for Medium {
         self.persistence
     }
 
-    fn store(&self, at: u64, src: &[u8]) {
-        self.mapping.store(&self.persist, at, src);
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
+        self.mapping.store(&self.persist, at, src)
     }
 
-    fn store_crc(&self, at: u64, src: &[u8]) -> u32 {
+    fn store_crc(&self, at: u64, src: &[u8]) -> Result<u32, PmemError> {
         self.mapping.store_crc(&self.persist, at, src)
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
-        self.mapping.load(at, dst);
-        Ok(())
+        self.mapping.load(at, dst)
     }
 
-    fn view(&self, at: u64, len: usize) -> MemView {
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         self.mapping.view(at, len)
+    }
+
+    fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+        self.mapping.check(at, len)
     }
 
     fn write_back(&self, at: u64, len: u64) {
@@ -230,7 +238,7 @@ mod tests {
 
     fn synced(file: &File) -> Medium {
         rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, BYTES).unwrap();
-        let mapping = Mapping::file(file.try_clone().unwrap(), 1 << 20).unwrap();
+        let mapping = Mapping::file(file.try_clone().unwrap(), 1 << 20, 0).unwrap();
         medium(mapping, FlushMethod::Msync, Persistence::Msync)
     }
 
@@ -244,13 +252,13 @@ mod tests {
         let medium = medium(mapping, flush, Persistence::Dax);
         for at in [0, 1, 63, 4095, BYTES - 5000] {
             let src: Vec<u8> = (0..=255).cycle().take(5000).collect();
-            assert_eq!(medium.store_crc(at, &src), crc32c::crc32c(&src));
+            assert_eq!(medium.store_crc(at, &src), Ok(crc32c::crc32c(&src)));
             medium.write_back(at, 5000);
             medium.barrier_wait().unwrap();
             let mut back = vec![0; 5000];
             medium.load(at, &mut back).unwrap();
             assert_eq!(back, src);
-            assert_eq!(&*medium.view(at, 5000), src);
+            assert_eq!(&*medium.view(at, 5000).unwrap(), src);
         }
         medium.settle().unwrap();
     }
@@ -284,7 +292,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let medium = synced(&file);
         let bytes = vec![7; 100_000];
-        medium.store(300_000, &bytes);
+        medium.store(300_000, &bytes).unwrap();
         assert!(medium.mapping.pages_in_memory().unwrap() >= 24);
         medium.settle().unwrap();
         if !is_in_ram(&file) {
@@ -303,11 +311,11 @@ mod tests {
             return;
         }
         let medium = synced(&file);
-        medium.store(0, b"held");
+        medium.store(0, b"held").unwrap();
         // The kernel drops no page that is mapped.
-        let other = Mapping::file(file.try_clone().unwrap(), 1 << 20).unwrap();
+        let other = Mapping::file(file.try_clone().unwrap(), 1 << 20, 0).unwrap();
         let mut held = [0; 4];
-        other.load(0, &mut held);
+        other.load(0, &mut held).unwrap();
         let error = medium.empty_memory(3).unwrap_err();
         assert!(matches!(error, PmemError::Unsettled { pages: 1.. }));
         drop(other);
@@ -323,7 +331,7 @@ mod tests {
                 let medium = &medium;
                 scope.spawn(move || {
                     for round in 0..5 {
-                        medium.store(thread * 4096 + round, b"x");
+                        medium.store(thread * 4096 + round, b"x").unwrap();
                         medium.barrier_wait().unwrap();
                     }
                 });

@@ -15,6 +15,7 @@ mod open;
 mod page_size;
 mod persist;
 mod read_only;
+mod sigbus;
 
 pub use config::{PersistenceWish, PmemConfig, PmemDescription, PmemKind};
 pub use device::PmemBdev;

@@ -298,7 +298,8 @@ fn open_ram_file(
         let why = format!("its size, {bytes} bytes, is not a multiple of its {huge}-byte pages");
         return Err(invalid(path, &why));
     }
-    let mapping = Mapping::file(file, bytes).map_err(os("map", path))?;
+    let page = usize::try_from(huge).unwrap_or(0);
+    let mapping = Mapping::file(file, bytes, page).map_err(os("map", path))?;
     mapping.advise_huge();
     populate(&mapping, path)?;
     Ok(Opened {
@@ -341,7 +342,7 @@ fn open_disk_file(config: &PmemConfig, file: File, bytes: usize) -> Result<Opene
         Persistence::Msync
     };
     // Not populated: that would read the whole file and mark every page as changed.
-    let mapping = Mapping::file(file, bytes).map_err(os("map", path))?;
+    let mapping = Mapping::file(file, bytes, 0).map_err(os("map", path))?;
     mapping.advise_huge();
     Ok(Opened {
         medium: medium(mapping, persistence, config)?,
@@ -375,11 +376,11 @@ fn number(file: &Path) -> Result<u64, BdevError> {
 }
 
 /// Opens what exists at `path` for reading, locks it without waiting, and says how many bytes it
-/// has and whether it is a DAX device, which can only be mapped.
+/// has and, if it is a DAX device, which can only be mapped, how large its pages are.
 ///
 /// # Errors
 /// All kinds of [`BdevError`]; [`BdevError::Busy`] if somebody holds the lock.
-pub(super) fn open_to_read(path: &Path) -> Result<(File, u64, bool), BdevError> {
+pub(super) fn open_to_read(path: &Path) -> Result<(File, u64, Option<u64>), BdevError> {
     refuse_type(&fs::metadata(path).map_err(os("look at", path))?, path)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open(path, flags, Mode::empty())
@@ -389,10 +390,12 @@ pub(super) fn open_to_read(path: &Path) -> Result<(File, u64, bool), BdevError> 
     refuse_type(&metadata, path)?;
     lock(&file, path, Duration::ZERO)?;
     if !metadata.file_type().is_char_device() {
-        return Ok((file, metadata.len(), false));
+        return Ok((file, metadata.len(), None));
     }
-    let size = number(&devdax_attributes(path, metadata.rdev())?.join("size"))?;
-    Ok((file, size, true))
+    let sys = devdax_attributes(path, metadata.rdev())?;
+    let size = number(&sys.join("size"))?;
+    let page = number(&sys.join("align")).unwrap_or(0);
+    Ok((file, size, Some(page)))
 }
 
 fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, BdevError> {
@@ -413,7 +416,8 @@ fn open_devdax(config: &PmemConfig, file: File, rdev: u64) -> Result<Opened, Bde
     }
     let bytes = mappable(config, size)?;
     let page_size = number(&sys.join("align")).unwrap_or(0);
-    let mapping = Mapping::file(file, bytes).map_err(os("map", path))?;
+    let page = usize::try_from(page_size).unwrap_or(0);
+    let mapping = Mapping::file(file, bytes, page).map_err(os("map", path))?;
     populate(&mapping, path)?;
     Ok(Opened {
         medium: medium(mapping, persistence, config)?,

@@ -34,13 +34,15 @@ impl ReadOnlyPmem {
     /// [`BdevError::Busy`] if another process has it open; what is missing, can't be read, or is
     /// neither a file nor a DAX device.
     pub fn open(path: &Path) -> Result<Self, BdevError> {
-        let (file, bytes, is_device) = open_to_read(path)?;
-        let source = if is_device {
+        let (file, bytes, device_page) = open_to_read(path)?;
+        let source = if let Some(page) = device_page {
             let len = usize::try_from(bytes).unwrap_or(usize::MAX);
-            let mapping = Mapping::file_to_read(file, len).map_err(|source| BdevError::Os {
-                what: format!("map {}", path.display()),
-                source,
-            })?;
+            let page = usize::try_from(page).unwrap_or(0);
+            let mapping =
+                Mapping::file_to_read(file, len, page).map_err(|source| BdevError::Os {
+                    what: format!("map {}", path.display()),
+                    source,
+                })?;
             Source::Mapped(mapping)
         } else {
             Source::File(file)
@@ -64,7 +66,7 @@ impl Pmem for ReadOnlyPmem {
 
     /// # Panics
     /// Always: whoever stores here has our own bug. The file would not take it either.
-    fn store(&self, at: u64, src: &[u8]) {
+    fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
         unreachable!("{} bytes for {at:#x} of a read-only medium", src.len());
     }
 
@@ -76,20 +78,20 @@ impl Pmem for ReadOnlyPmem {
         }
         match &self.source {
             Source::File(file) => file.read_exact_at(dst, at).map_err(|_| poison),
-            Source::Mapped(mapping) => {
-                mapping.load(at, dst);
-                Ok(())
-            }
+            Source::Mapped(mapping) => mapping.load(at, dst),
         }
     }
 
-    /// A copy; zeroes where nothing can be read.
-    fn view(&self, at: u64, len: usize) -> MemView {
+    /// A copy.
+    fn view(&self, at: u64, len: usize) -> Result<MemView, PmemError> {
         let mut buf = IoBuf::zeroed(len);
-        if self.load(at, &mut buf).is_err() {
-            buf.fill(0);
-        }
-        MemView::from_buf(buf)
+        self.load(at, &mut buf)?;
+        Ok(MemView::from_buf(buf))
+    }
+
+    /// Views are copies.
+    fn check(&self, _at: u64, _len: usize) -> Result<(), PmemError> {
+        Ok(())
     }
 
     /// Nothing: we have stored nothing, and what others left stays as it is.
