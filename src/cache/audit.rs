@@ -162,11 +162,14 @@ impl Cache {
             .filter_map(|cx| cx.local::<GroupCell>(shared.instance))
             .collect();
         let groups: Vec<_> = cells.iter().map(|cell| cell.0.borrow()).collect();
-        let lanes: Vec<&Lane> = groups.iter().flat_map(|group| group.lanes()).collect();
+        let lanes: Vec<&Lane> = groups.iter().flat_map(|group| &group.lanes).collect();
         if lanes.len() != shared.lanes as usize {
             return Err(AuditError::Missing);
         }
-        let is_quiet = groups.iter().all(|group| group.has_no_posts())
+        let is_quiet = groups
+            .iter()
+            .flat_map(|group| &group.inboxes)
+            .all(|inbox| inbox.is_empty())
             && lanes.iter().all(|lane| lane.is_quiet());
         if !gc.is_at_rest() || !is_quiet {
             return Ok(false);

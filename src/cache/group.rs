@@ -262,16 +262,6 @@ impl Group {
         cx.remove_local::<GroupCell>(key);
     }
 
-    /// Its lanes, for an audit.
-    pub(crate) fn lanes(&self) -> &[Lane] {
-        &self.lanes
-    }
-
-    /// Whether it has nothing to do for GC and writeback, for an audit.
-    pub(crate) fn has_no_posts(&self) -> bool {
-        self.inboxes.iter().all(Inbox::is_empty)
-    }
-
     pub(crate) fn attach(&mut self, client: Client) -> usize {
         self.env.clients.insert(client)
     }

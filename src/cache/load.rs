@@ -350,14 +350,11 @@ fn salvaged(
     take_staged(&view, &staged, &mut replayed, &generations, data_crc);
     let references = staged.references(&view, first);
     let free = VecDeque::from(unreferenced(&view, &replayed, &references));
-    let at = Place {
-        segment: replayed.end.segment,
-        offset: replayed.end.offset,
-        salt: replayed.end_salt,
-        sequence: first,
-        epoch: replayed.end.epoch,
-    };
-    let log = LogHead::new(at, VecDeque::new(), view.geometry.segment_data_bytes());
+    let log = LogHead::new(
+        replayed.log_place(),
+        VecDeque::new(),
+        view.geometry.segment_data_bytes(),
+    );
     // Copies, which only these lanes see.
     staged.lanes.iter_mut().for_each(LaneStaging::clear);
     let loaded = Loaded {
@@ -419,16 +416,11 @@ fn load_media(
     let ready = reserve.max(staged.log_segments_needed(first, data_bytes));
     let (mut free, ready) =
         prepare_reserve(&view, &replayed, &references, ready, incarnation, &mut salt)?;
-    let at = Place {
-        segment: replayed.end.segment,
-        offset: replayed.end.offset,
-        salt: replayed.end_salt,
-        sequence: replayed.end.sequence,
-        // What was written before the death belongs to an epoch of its own: a flush that ended it
-        // may have been acknowledged.
-        epoch: replayed.end.epoch + 1,
-    };
-    let mut log = LogHead::new(at, ready, view.geometry.segment_data_bytes());
+    let mut log = LogHead::new(
+        replayed.log_place(),
+        ready,
+        view.geometry.segment_data_bytes(),
+    );
     close_staged(
         &view,
         &mut staged,

@@ -9,6 +9,7 @@ use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
 use super::load_report::{LostClean, Missing};
+use super::log::Place;
 use super::log_damage::{Walked, is_damage, lost_clean, missing};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::plausible::{COUNT_END, check_count, check_incarnation};
@@ -394,6 +395,18 @@ impl Replayed {
             if kset.header.sequence >= dirty_from {
                 self.count_dirty(key);
             }
+        }
+    }
+
+    /// Where the log goes on, in an epoch of its own: a flush that ended the last one may have been
+    /// acknowledged before the death.
+    pub(crate) fn log_place(&self) -> Place {
+        Place {
+            segment: self.end.segment,
+            offset: self.end.offset,
+            salt: self.end_salt,
+            sequence: self.end.sequence,
+            epoch: self.end.epoch + 1,
         }
     }
 
