@@ -124,6 +124,16 @@ impl Sample {
         report.unwrap()
     }
 
+    /// Why a pool of these bytes is not loaded.
+    fn load(&self, bytes: &[u8]) -> String {
+        fs::write(self.path(), bytes).unwrap();
+        let pool = Pool::open(open_file(&self.path())).unwrap();
+        let run_dir = tempfile::tempdir().unwrap();
+        let rig = Rig::over(&RigConfig::default(), pool, disk(), run_dir.path());
+        let refused = rig.pool.load_cache("c0", disk(), &rig.runtime, false);
+        refused.map_or_else(|error| error.to_string(), |_| "it was loaded".into())
+    }
+
     /// As [`Sample::check`], with one bit turned at each of these places.
     fn check_flipped(&self, places: &[usize]) -> CheckReport {
         let mut bytes = self.bytes.clone();
@@ -377,6 +387,48 @@ fn a_generation_that_went_back_is_seen() {
             .iter()
             .any(|d| d.kind == FindingKind::Generation)
     );
+    // Found by fuzzing: a load took the keys for stale, and dirty data were gone without a word.
+    let error = sample.load(&bytes);
+    assert!(
+        error.contains("generation has the impossible value"),
+        "{error}"
+    );
+}
+
+/// Found by fuzzing: each of these values ended the process, though its checksum is right.
+#[test]
+fn impossible_values_are_found_and_not_loaded() {
+    let sample = build(false);
+    let newer = |item: usize| {
+        let seq = |at: usize| u64::from_le_bytes(sample.bytes[at + 8..at + 16].try_into().unwrap());
+        let at = control_of(0) + item;
+        Sealed::new(at + 4096 * usize::from(seq(at + 4096) > seq(at)), 0, 64)
+    };
+    // One that the backing lacks: a load does without the others.
+    let kset = sample.kset_of(WRITES / 2 + 3);
+    let kset = Sealed::new(kset.at, 0, kset.len);
+    let cache = Sealed::new(2 * SUPERBLOCK_BYTES, 8, SUPERBLOCK_BYTES);
+    let max = [0xff; 8];
+    let cases: [(Sealed, usize, &[u8], &str); 8] = [
+        (cache, 1024 + 48, &[0; 4], "0 lanes"),
+        (cache, 1024 + 48, &max[..4], "4294967295 lanes"),
+        (cache, 1024 + 48, &[100, 0, 0, 0], "segments for 100 lanes"),
+        (cache, 1024 + 52, &[0; 4], "block size 0"),
+        (newer(256), 32, &max, "key tail"),
+        (newer(384), 16, &max[..4], "incarnation"),
+        (kset, 40, &max, "epoch has the impossible value"),
+        (kset, 72, &max, "generation has the impossible value"),
+    ];
+    for (place, at, value, expected) in cases {
+        let mut bytes = sample.bytes.clone();
+        bytes[place.at + at..][..value.len()].copy_from_slice(value);
+        place.seal(&mut bytes);
+        let report = sample.check(&bytes);
+        let told = |d: &pmcache::cache::Finding| d.what.contains(expected);
+        assert!(report.damages.iter().any(told), "{:#?}", report.damages);
+        let error = sample.load(&bytes);
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
 }
 
 #[test]

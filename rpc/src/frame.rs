@@ -41,22 +41,41 @@ impl Framer {
     /// Takes the next value off.
     pub(crate) fn next(&mut self) -> Frame {
         let pending = self.buf.get(self.start..).unwrap_or_default();
-        let mut values = serde_json::Deserializer::from_slice(pending).into_iter();
+        let deserializer = serde_json::Deserializer::from_slice(pending);
+        let mut values = deserializer.into_iter::<Box<RawValue>>();
+        let may_go_on = |cut_off: bool| match cut_off && pending.len() < self.bytes_max {
+            true => Frame::Incomplete,
+            false => Frame::Bad,
+        };
         match values.next() {
             None => {
                 self.start = self.buf.len();
                 Frame::Incomplete
             }
             Some(Ok(value)) => {
-                self.start += values.byte_offset();
+                let end = values.byte_offset();
+                // A number or a word may go on with what arrives next.
+                if end == pending.len() && !value.get().starts_with(['{', '[', '"']) {
+                    return may_go_on(true);
+                }
+                self.start += end;
                 Frame::Value(value)
             }
-            Some(Err(error)) if error.is_eof() && pending.len() < self.bytes_max => {
-                Frame::Incomplete
-            }
-            Some(Err(_)) => Frame::Bad,
+            Some(Err(error)) => may_go_on(error.is_eof() || ends_in_a_number(pending)),
         }
     }
+}
+
+/// Whether `pending` ends in the middle of a number and is good so far: of `-`, `1.` and `1e` the parser
+/// does not say that they were cut off.
+fn ends_in_a_number(pending: &[u8]) -> bool {
+    if !pending.last().is_some_and(|byte| b"-+.eE".contains(byte)) {
+        return false;
+    }
+    let with_digit = [pending, b"0"].concat();
+    let mut values = serde_json::Deserializer::from_slice(&with_digit).into_iter();
+    let next: Option<Result<Box<RawValue>, _>> = values.next();
+    next.is_some_and(|next| next.map_or_else(|error| error.is_eof(), |_| true))
 }
 
 #[cfg(test)]
@@ -76,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_split_anywhere_makes_no_difference() {
-        let text = " {\"a\": \"}\\\"é\"}\n[1, {\"b\": []}] {\"c\":2}";
+        let text = " {\"a\": \"}\\\"é\"}\n[1, {\"b\": []}] {\"c\":-2.5e+10}";
         let bytes = text.as_bytes();
         for cut in 0..=bytes.len() {
             let mut framer = Framer::new(1000);
@@ -85,14 +104,44 @@ mod tests {
             let mut found = values(&mut framer);
             framer.push(rest);
             found.extend(values(&mut framer));
-            let expected = ["{\"a\": \"}\\\"é\"}", "[1, {\"b\": []}]", "{\"c\":2}"];
+            let expected = [
+                "{\"a\": \"}\\\"é\"}",
+                "[1, {\"b\": []}]",
+                "{\"c\":-2.5e+10}",
+            ];
             assert_eq!(found, expected, "cut at {cut}");
         }
     }
 
+    /// Found by fuzzing: a number that was cut in two became two of them, or one and an error.
+    #[test]
+    fn a_number_goes_on_until_something_else_comes() {
+        let mut framer = Framer::new(1000);
+        for part in ["1", "2e", "1", "\nnull", "\n"] {
+            framer.push(part.as_bytes());
+            match part {
+                "\nnull" => assert_eq!(values(&mut framer), ["12e1"]),
+                "\n" => assert_eq!(values(&mut framer), ["null"]),
+                _ => assert!(matches!(framer.next(), Frame::Incomplete), "{part}"),
+            }
+        }
+        let mut framer = Framer::new(1000);
+        framer.push(&[b'1'; 1000]);
+        assert!(matches!(framer.next(), Frame::Bad));
+    }
+
     #[test]
     fn what_cannot_become_json_is_bad_at_once() {
-        for garbage in ["hello", "{]", "{\"a\" 1", "\u{1}", "{\"a\":1,}"] {
+        for garbage in [
+            "hello",
+            "{]",
+            "hell-",
+            "1..",
+            "{\"a\":1ee",
+            "{\"a\" 1",
+            "\u{1}",
+            "{\"a\":1,}",
+        ] {
             let mut framer = Framer::new(1000);
             framer.push(garbage.as_bytes());
             assert!(matches!(framer.next(), Frame::Bad), "{garbage:?}");

@@ -59,6 +59,7 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         | CacheError::MediumTooSmall { .. }
         | CacheError::Metadata { .. }
         | CacheError::Identity { .. }
+        | CacheError::Impossible { .. }
         | CacheError::LogDamaged { .. } => Errno::UCLEAN,
         CacheError::DataDamaged { .. } => Errno::BADMSG,
         CacheError::NoSuchCache(_) => Errno::NODEV,

@@ -6,6 +6,7 @@ use super::control_io::{PairState, load_pair, wipe_pair};
 use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
 use super::log_start::salt_seed;
 use super::options::CacheOptions;
+use super::plausible::check_count;
 use super::pool::Pool;
 use crate::bdev::{BdevInfo, PmemError};
 use crate::media::{
@@ -152,6 +153,7 @@ impl Pool {
             let at = control + SegmentItem::Generation as u64;
             let (body, mut pair) =
                 load_pair::<Generation>(&*self.pmem, at, SlotKind::Generation, "generation")?;
+            check_count("generation", at, body.generation.get())?;
             let generation = body.generation.get() + 1;
             highest = highest.max(generation);
             let generation = U64::new(generation);

@@ -60,6 +60,16 @@ pub enum CacheError {
         /// What it should say.
         expected: u64,
     },
+    /// An item is good, but says what no pool of ours says.
+    #[error("metadata corrupt: {item} at {at:#x} has the impossible value {value}")]
+    Impossible {
+        /// Which item.
+        item: &'static str,
+        /// Its place, bytes.
+        at: u64,
+        /// What it says.
+        value: u64,
+    },
     /// The log is broken where it must not be.
     #[error("log damaged in segment {segment} at offset {offset}: {reason}")]
     LogDamaged {
@@ -242,6 +252,14 @@ pub enum LogDamage {
         field: &'static str,
         /// Its value.
         value: u64,
+    },
+    /// An epoch that cannot be.
+    #[error("kset {sequence}: epoch has the impossible value {epoch}")]
+    Epoch {
+        /// The kset.
+        sequence: u64,
+        /// What it says.
+        epoch: u64,
     },
     /// LAST leads nowhere.
     #[error("LAST leads to segment {next}, which is no log segment of this cache")]

@@ -66,6 +66,7 @@ fn begin_run(
 ) -> Result<u32, CacheError> {
     let pmem = &*view.pmem;
     let first = replayed.end.sequence;
+    staged.check_generations(view, generations, first)?;
     for kset in staged.unlogged(first) {
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
             let ident = view.ident(key);

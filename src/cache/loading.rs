@@ -7,6 +7,7 @@ use super::backing_sample::{SamplePlan, compare};
 use super::cache::Cache;
 use super::load::load_and_start;
 use super::look_only::LookOnly;
+use super::plausible::check_shape;
 use super::pool::Pool;
 use super::replay::{Control, ReplayWish, open_view};
 use super::shared::Runtime;
@@ -129,6 +130,7 @@ impl Pool {
     ) -> Result<Loading, CacheError> {
         self.refuse_failed()?;
         let (place, entry) = self.find(name)?;
+        check_shape(&entry, self.geometry.segment_bytes)?;
         check_backing(&entry, &*backing, wish.force)?;
         self.note_loaded(entry.uuid)?;
         Ok(Loading {

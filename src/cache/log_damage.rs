@@ -117,6 +117,7 @@ pub(super) fn is_damage(error: &CacheError) -> bool {
         CacheError::LogDamaged { .. }
             | CacheError::Metadata { .. }
             | CacheError::Identity { .. }
+            | CacheError::Impossible { .. }
             | CacheError::Medium(PmemError::Poison { .. })
     )
 }

@@ -7,6 +7,7 @@ use super::fault::{self, Fault};
 use super::geometry::{PoolGeometry, SegIx, SegmentItem};
 use super::key::KeyIdent;
 use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
+use super::plausible::COUNT_END;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
@@ -79,6 +80,9 @@ impl LogView {
         if range.is_empty() || (range.end() - 1) / SUBTREE_BYTES != offset / SUBTREE_BYTES {
             return Err(("len", len));
         }
+        if key.generation.get() >= COUNT_END {
+            return Err(("generation", key.generation.get()));
+        }
         if !flags.has_data() {
             return Ok(());
         }
@@ -95,6 +99,27 @@ impl LogView {
             return Err(("segment_offset", at));
         }
         Ok(())
+    }
+
+    /// A key of the kset that is of a later life of its segment than `generations` say.
+    pub(crate) fn life_ahead(&self, generations: &[u64], kset: &SealedKset) -> Option<LogDamage> {
+        let mut keys = kset.keys.iter();
+        let index = keys.position(|key| self.is_ahead(generations, key))?;
+        Some(LogDamage::Key {
+            sequence: kset.header.sequence,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            field: "generation",
+            value: kset.keys.get(index)?.generation.get(),
+        })
+    }
+
+    /// Whether a good key is of a later life of its segment than `generations` say. A generation is
+    /// durable before keys carry it, so this one has gone back: its newer slot is lost, and with the
+    /// older one keys of earlier lives would be believed, and those of this one not.
+    pub(crate) fn is_ahead(&self, generations: &[u64], key: &media::Key) -> bool {
+        let ident = self.ident(key);
+        let now = generations.get(ident.segment.index());
+        ident.has_data && now.is_none_or(|now| ident.generation > *now)
     }
 
     /// Names the key for the index.
@@ -165,6 +190,14 @@ impl Incarnations {
             header.incarnation < self.current
         }
     }
+}
+
+fn check_epoch(header: &KsetHeader) -> Result<(), LogDamage> {
+    let (sequence, epoch) = (header.sequence, header.epoch);
+    if epoch < COUNT_END {
+        return Ok(());
+    }
+    Err(LogDamage::Epoch { sequence, epoch })
 }
 
 /// A position that walks along the log.
@@ -256,6 +289,7 @@ impl LogReader {
         if !is_next || header.salt != self.salt || !incarnations.fit(&header) {
             return Err(Stop::NotThere(LogDamage::Sequence { expected, found }));
         }
+        check_epoch(&header).map_err(|damage| Stop::Error(view.damaged(&pos, damage)))?;
         self.pos.sequence = expected + 1;
         self.pos.epoch = header.epoch;
         match parsed {

@@ -43,6 +43,7 @@ mod log_reader;
 mod log_start;
 mod look_only;
 mod options;
+mod plausible;
 mod pool;
 mod read;
 mod relog;

@@ -302,8 +302,9 @@ impl Pool {
     /// Segments that belong to no cache.
     #[must_use]
     pub fn free_segments(&self) -> u32 {
-        let used: u32 = self.caches().iter().map(|entry| entry.segments.get()).sum();
-        self.geometry.segments.saturating_sub(used)
+        let caches = self.caches();
+        let used = caches.iter().map(|entry| entry.segments.get());
+        used.fold(self.geometry.segments, u32::saturating_sub)
     }
 
     /// The cache with this name or UUID, and its place in the table.

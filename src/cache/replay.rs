@@ -12,19 +12,17 @@ use super::load_report::{LostClean, Missing};
 use super::log::Place;
 use super::log_damage::{Walked, is_damage, lost_clean, missing};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::plausible::{COUNT_END, check_count, check_incarnation};
 use super::pool::Pool;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use crate::bdev::Pmem;
 use crate::media::{
     self, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    KeyFlags, SegmentInfo, SlotBody, SlotKind, Tail, WindowEnd,
+    KeyFlags, SealedKset, SegmentInfo, SlotBody, SlotKind, Tail, WindowEnd,
 };
 use crate::units::SegmentId;
 use std::sync::Arc;
-
-/// No log gets here: it leaves room to count on from any sequence below.
-const SEQUENCE_END: u64 = 1 << 63;
 
 /// What a load found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,7 +89,8 @@ pub(crate) fn tail_pos(
     let offset = tail.offset.get();
     let fits = u64::from(offset) <= view.geometry.segment_data_bytes()
         && (offset as usize).is_multiple_of(media::KSET_ALIGN)
-        && (1..SEQUENCE_END).contains(&tail.sequence.get());
+        && (1..COUNT_END).contains(&tail.sequence.get())
+        && tail.epoch.get() < COUNT_END;
     let at = view.geometry.segment_start(view.segments.id(SegIx(0)));
     match segment.filter(|_| fits) {
         Some(segment) => Ok(LogPos {
@@ -135,16 +134,15 @@ impl Control {
             SlotKind::DurableMark,
             "durable mark",
         )?;
+        let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
+        let incarnation = item::<Incarnation>(view, place, slot, "incarnation")?;
+        let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
+        check_incarnation(at, incarnation.0.incarnation.get())?;
         let (boot, boot_pair) = item::<Boot>(view, CacheItem::Boot, SlotKind::Boot, "boot id")?;
         Ok(Self {
             key_tail: (tail_pos(view, &key, "key tail")?, key_pair),
             dirty_tail: (tail_pos(view, &dirty, "dirty tail")?, dirty_pair),
-            incarnation: item(
-                view,
-                CacheItem::Incarnation,
-                SlotKind::Incarnation,
-                "incarnation",
-            )?,
+            incarnation,
             window_end: (window.sequence.get(), window_pair),
             clean_stop: item(
                 view,
@@ -272,6 +270,7 @@ pub(crate) fn load_generations(view: &LogView) -> Result<Vec<u64>, CacheError> {
                 expected,
             });
         }
+        check_count("generation", at, body.generation.get())?;
         generations.push(body.generation.get());
     }
     Ok(generations)
@@ -376,6 +375,29 @@ impl Replayed {
         true
     }
 
+    /// Takes the keys of a kset over.
+    fn take(
+        &mut self,
+        view: &LogView,
+        generations: &[u64],
+        kset: &SealedKset,
+        copies: CopiesUntil,
+        dirty_from: u64,
+    ) {
+        self.report.ksets += 1;
+        self.report.keys += kset.keys.len() as u64;
+        for key in kset.keys {
+            if copies.is_old_copy(key, kset.header.sequence) {
+                self.supersede(view, generations, key);
+            } else {
+                self.apply(view, generations, key);
+            }
+            if kset.header.sequence >= dirty_from {
+                self.count_dirty(key);
+            }
+        }
+    }
+
     /// Where the log goes on, in an epoch of its own: a flush that ended the last one may have been
     /// acknowledged before the death.
     pub(crate) fn log_place(&self) -> Place {
@@ -470,22 +492,15 @@ fn walk(
         let replayed = &mut walked.replayed;
         match walked.reader.next(view, &incarnations) {
             Ok(Entry::Kset(kset)) => {
+                if let Some(damage) = view.life_ahead(generations, &kset) {
+                    walked.reader.return_to(before);
+                    break Stop::Error(view.damaged(&before.0, damage));
+                }
                 let bytes = media::kset_bytes(kset.keys.len()) as u64;
                 view.pmem
                     .write_back(view.data_at(before.0.segment, before.0.offset), bytes);
-                replayed.report.ksets += 1;
-                replayed.report.keys += kset.keys.len() as u64;
-                for key in kset.keys {
-                    walked.seen.note(key);
-                    if copies.is_old_copy(key, kset.header.sequence) {
-                        replayed.supersede(view, generations, key);
-                    } else {
-                        replayed.apply(view, generations, key);
-                    }
-                    if kset.header.sequence >= dirty_from {
-                        replayed.count_dirty(key);
-                    }
-                }
+                kset.keys.iter().for_each(|key| walked.seen.note(key));
+                replayed.take(view, generations, &kset, copies, dirty_from);
             }
             Ok(Entry::Last { .. }) => {
                 let at = view.data_at(before.0.segment, before.0.offset);

@@ -3,7 +3,7 @@
 
 use super::CacheError;
 use super::fault::{self, Fault};
-use super::geometry::largest_ksets;
+use super::geometry::{SegmentItem, largest_ksets};
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::pool::Pool;
@@ -93,6 +93,30 @@ impl Staged {
             0 => 0,
             _ => ksets.div_ceil(largest_ksets(segment_data_bytes).max(1)) + 1,
         }
+    }
+
+    /// Checks that their segments have not gone back to an earlier life.
+    ///
+    /// # Errors
+    /// [`CacheError::Impossible`], naming the generation.
+    pub(crate) fn check_generations(
+        &self,
+        view: &LogView,
+        generations: &[u64],
+        first: u64,
+    ) -> Result<(), CacheError> {
+        let keys = self.unlogged(first).flat_map(|kset| &kset.keys);
+        let mut good = keys.filter(|key| view.check_key(key).is_ok());
+        let Some(key) = good.find(|key| view.is_ahead(generations, key)) else {
+            return Ok(());
+        };
+        let segment = view.ident(key).segment;
+        let start = view.geometry.segment_start(view.segments.id(segment));
+        Err(CacheError::Impossible {
+            item: "generation",
+            at: start + SegmentItem::Generation as u64,
+            value: generations.get(segment.index()).copied().unwrap_or(0),
+        })
     }
 
     /// References that their keys hold, so that the segments are not taken for free.

@@ -114,7 +114,10 @@ fn text(bytes: &[u8; 256], len: U32) -> String {
 }
 
 fn put(bytes: &mut [u8; 256], name: &str) -> U32 {
-    let len = name.len().min(NAME_BYTES_MAX);
+    // Cut between two characters: what is no UTF-8 is refused when it is read.
+    let lens = (0..=NAME_BYTES_MAX).rev();
+    let len = lens.into_iter().find(|&len| name.is_char_boundary(len));
+    let len = len.unwrap_or(0);
     bytes.fill(0);
     bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
     U32::new(u32::try_from(len).unwrap_or(0))
@@ -247,6 +250,12 @@ pub fn decode_superblock(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
     if raw.segments.get() == 0 {
         return field("segments", 0);
     }
+    // It is written again with every change of the table, and must stay what it is.
+    let name_len = raw.name_len.get();
+    let name = raw.name[..NAME_BYTES_MAX].get(..name_len as usize);
+    let Some(name) = name.and_then(|name| str::from_utf8(name).ok()) else {
+        return field("name_len", name_len.into());
+    };
     let caches = <[CacheEntry]>::ref_from_bytes(&bytes[1024..]).map(<[CacheEntry]>::to_vec);
     let Ok(caches) = caches else {
         return field("caches", 0);
@@ -254,7 +263,7 @@ pub fn decode_superblock(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
     Ok(Superblock {
         seq: raw.seq.get(),
         uuid: raw.uuid,
-        name: text(&raw.name, raw.name_len),
+        name: name.to_owned(),
         segment_bytes,
         data_start,
         segments: raw.segments.get(),
@@ -265,6 +274,8 @@ pub fn decode_superblock(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NAME_AT: usize = std::mem::offset_of!(RawHeader, name);
 
     #[test]
     fn a_superblock_reads_back_and_a_flipped_bit_is_seen() {
@@ -291,5 +302,39 @@ mod tests {
         ));
         bytes[0] ^= 1;
         assert_eq!(decode_superblock(&bytes), Err(SuperblockError::Magic));
+    }
+
+    /// Found by fuzzing: such a name was replaced by another one, and written so at the next change.
+    #[test]
+    fn a_name_that_is_no_text_is_refused() {
+        let superblock = Superblock {
+            seq: 1,
+            uuid: [1; 16],
+            name: "é".repeat(200),
+            segment_bytes: 256 << 10,
+            data_start: 256 << 10,
+            segments: 10,
+            caches: vec![CacheEntry::empty(); CACHES_MAX],
+        };
+        let good = encode_superblock(&superblock);
+        let cut = decode_superblock(&good).unwrap();
+        assert_eq!(cut.name, "é".repeat(127));
+        for (at, value) in [(NAME_AT, 0xff), (NAME_AT - 4, 255), (NAME_AT - 3, 1)] {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            let crc = crate::media::crc(&bytes[12..]);
+            bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+            let refused = decode_superblock(&bytes);
+            assert!(
+                matches!(
+                    refused,
+                    Err(SuperblockError::Field {
+                        field: "name_len",
+                        ..
+                    })
+                ),
+                "{refused:?}"
+            );
+        }
     }
 }

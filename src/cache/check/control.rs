@@ -6,6 +6,7 @@ use crate::cache::backing_sample::SAMPLE_ITEMS;
 use crate::cache::control_io::SlotPair;
 use crate::cache::geometry::{CacheItem, SegIx, SegmentItem};
 use crate::cache::log_reader::{Incarnations, LogView};
+use crate::cache::plausible::check_incarnation;
 use crate::cache::replay::tail_pos;
 use crate::cache::shared::LogPos;
 use crate::media::{
@@ -115,10 +116,24 @@ fn tail(
         Err(_) => {
             let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
             let what = format!(
-                "{name} leads to segment {}, offset {}, sequence {}, which can't be",
-                shown.segment, shown.offset, shown.sequence
+                "{name} leads to segment {}, offset {}, sequence {}, epoch {}, which can't be",
+                shown.segment, shown.offset, shown.sequence, shown.epoch
             );
             findings.damage(FindingKind::Tail, at, what, lost);
+            None
+        }
+    }
+}
+
+fn read_incarnation(view: &LogView, findings: &mut Findings) -> Option<Incarnation> {
+    let lost = "which ksets are leftovers: the cache can't be loaded";
+    let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
+    let found: Incarnation = item(view, findings, place, slot, "incarnation", lost)?;
+    let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
+    match check_incarnation(at, found.incarnation.get()) {
+        Ok(()) => Some(found),
+        Err(error) => {
+            findings.damage(FindingKind::ControlItem, at, error.to_string(), lost);
             None
         }
     }
@@ -164,9 +179,7 @@ pub(super) fn read_control(
         "dirty tail",
         lost,
     );
-    let lost = "which ksets are leftovers: the cache can't be loaded";
-    let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
-    let incarnation: Option<Incarnation> = item(view, findings, place, slot, "incarnation", lost);
+    let incarnation = read_incarnation(view, findings);
     let lost = "whether the backing is between flush boundaries: the cache can't be loaded";
     let (place, slot) = (CacheItem::WindowEnd, SlotKind::WindowEnd);
     let window: Option<WindowEnd> = item(view, findings, place, slot, "window end", lost);

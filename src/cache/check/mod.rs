@@ -17,6 +17,7 @@ pub use report::{
 
 use super::CacheError;
 use super::geometry::{PoolGeometry, SegmentItem};
+use super::plausible::check_count;
 use super::replay::view_of;
 use crate::bdev::Pmem;
 use crate::bdev::pmem::ReadOnlyPmem;
@@ -95,7 +96,7 @@ fn check_contents(
     }
     for (entry, cache) in entries.iter().zip(&mut report.caches) {
         findings.cache = Some(entry.name());
-        table::check_entry(entry, findings);
+        table::check_entry(entry, geometry.segment_bytes, findings);
         check_cache(pmem, &geometry, &infos, entry, cache, findings);
     }
     findings.cache = None;
@@ -149,7 +150,14 @@ fn check_generation(
         findings.damage(name.kind, at, what, name.lost);
         return None;
     }
-    Some(body.generation.get())
+    let generation = body.generation.get();
+    match check_count("generation", at, generation) {
+        Ok(()) => Some(generation),
+        Err(error) => {
+            findings.damage(name.kind, at, error.to_string(), name.lost);
+            None
+        }
+    }
 }
 
 fn check_cache(

@@ -5,8 +5,9 @@ use super::report::{FindingKind, PoolCheck};
 use crate::bdev::{BdevError, Pmem, PmemError};
 use crate::cache::CacheError;
 use crate::cache::control_io::is_newer;
-use crate::cache::geometry::{LANES_MAX, PoolGeometry, SUPERBLOCK_SECOND};
+use crate::cache::geometry::{PoolGeometry, SUPERBLOCK_SECOND};
 use crate::cache::options::CacheOptions;
+use crate::cache::plausible::check_shape;
 use crate::media::{
     CacheEntry, FORMAT_VERSION, SUPERBLOCK_BYTES, SegmentInfo, Superblock, SuperblockError,
     decode_superblock,
@@ -170,16 +171,12 @@ pub(super) fn check_size(geometry: &PoolGeometry, available: u64, findings: &mut
 }
 
 /// Checks a cache's place in the table for values that this code does not write.
-pub(super) fn check_entry(entry: &CacheEntry, findings: &mut Findings) {
+pub(super) fn check_entry(entry: &CacheEntry, segment_bytes: u64, findings: &mut Findings) {
     let lost = "nothing yet, but the cache can't be loaded";
     if let Err(error) = CacheOptions::load(entry) {
         findings.damage(KIND, 0, error.to_string(), lost);
     }
-    let (lanes, block) = (entry.lanes.get(), entry.block_bytes.get());
-    if !(1..=LANES_MAX).contains(&lanes) {
-        findings.damage(KIND, 0, format!("superblock: {lanes} lanes"), lost);
-    }
-    if ![512, 4096].contains(&block) {
-        findings.damage(KIND, 0, format!("superblock: blocks of {block}"), lost);
+    if let Err(error) = check_shape(entry, segment_bytes) {
+        findings.damage(KIND, 0, error.to_string(), lost);
     }
 }
