@@ -7,7 +7,7 @@ use super::sectors::SECTOR;
 use super::universe::{CONTROL, Snapshot, State};
 use super::world::{Checked, Violation, World, machine};
 use crate::bdev::{Bdev, Channel, Data, IoBuf, Op, Request};
-use crate::cache::check_pmem;
+use crate::cache::{CacheError, check_pmem};
 use crate::units::ByteRange;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -350,6 +350,8 @@ impl World {
             match cache.stop_step(rounds > patience) {
                 Ok(true) => break,
                 Ok(false) => {}
+                // Somebody is slow to take messages: the next step tries again.
+                Err(CacheError::Busy(_)) => {}
                 // A medium that has failed can't take the mark of a clean stop, and says so.
                 Err(_) if !self.is_well() => break,
                 Err(e) => return Err(Violation::new(format!("stop: {e}"))),
