@@ -31,6 +31,8 @@ const CAUGHT: &[(Fault, Profile, u64)] = &[
     (Fault::FillByAnotherMiss, Profile::Evict, 60),
     (Fault::LoadWithoutBarrier, Profile::Short, 150),
     (Fault::FailedBarrierRetried, Profile::Faults, 60),
+    (Fault::SlotFreedWhenStored, Profile::Faults, 200),
+    (Fault::StagedDataBelieved, Profile::Faults, 200),
 ];
 
 /// Seeds until the fault was caught, and by what; nothing if it was not.

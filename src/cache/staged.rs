@@ -142,6 +142,9 @@ fn believed(
     key: &media::Key,
 ) -> media::Key {
     let (ident, flags) = (view.ident(key), key.flags());
+    if fault::injected(Fault::StagedDataBelieved) {
+        return *key;
+    }
     let is_current = generations[ident.segment.index()] == ident.generation;
     if !ident.has_data || !is_current || !(data_crc || flags.has(KeyFlags::SUMMED)) {
         return *key;
