@@ -1,8 +1,10 @@
 //! Media that decay: bits that flip and lines that can't be read, where it is known what they hold.
 
 use super::rng::index;
+use super::sectors::SECTOR;
 use super::world::{Checked, Violation, World};
-use crate::cache::{SurveyedData, SurveyedKset};
+use crate::cache::{LoadWish, SurveyedData, SurveyedKset};
+use crate::units::ByteRange;
 
 /// Lines of a medium that become unreadable at most.
 const POISONED_MAX: u32 = 6;
@@ -97,26 +99,48 @@ impl World {
         }
     }
 
+    /// Somebody writes to a backing while no cache is loaded, after a clean stop with nothing dirty: the
+    /// load is refused. Then the backing is as it was.
+    pub(super) fn change_backing(&mut self) -> Checked<()> {
+        let sectors = self.plan.volume_bytes.min(1 << 20) / SECTOR;
+        let at = self.rng.below(sectors) * SECTOR;
+        let before = {
+            let state = self.universe.read();
+            state.disks[0].peek(ByteRange::between(at, at + SECTOR))
+        };
+        let foreign: Vec<u8> = before.iter().map(|byte| byte ^ 0xff).collect();
+        self.trace
+            .note(|| format!("byte {at:#x} of the backing is changed"));
+        self.universe.write().disks[0].change(at, &foreign);
+        if self.try_load(0, LoadWish::default())?.is_ok() {
+            return Err(Violation::new(format!(
+                "byte {at:#x} of the backing was changed, and the cache was loaded"
+            )));
+        }
+        self.universe.write().disks[0].change(at, &before);
+        self.restart()?;
+        self.open_pool()
+    }
+
     /// Loads what [`World::damage`] left.
     pub(super) fn load_damaged(&mut self, damage: Option<Damage>) -> Checked<()> {
         let Some(Damage::Middle { at, mask }) = damage else {
             return self.load();
         };
-        let name = self.volumes[0].name.clone();
-        let backing = self.volumes[0].backing.clone();
         let before = self.universe.read().media.peek(0, self.plan.pool_bytes());
-        let loaded = self
-            .pool()?
-            .load_cache(&name, backing, &self.runtime, false);
-        if loaded.is_ok() {
+        if self.try_load(0, LoadWish::default())?.is_ok() {
             return Err(Violation::new(format!(
                 "a cache was loaded whose log is damaged at {at:#x}, in the middle"
             )));
         }
+        if self.rng.permille(500) {
+            self.check_salvaged(0)?;
+            self.restart()?;
+        }
         let after = self.universe.read().media.peek(0, self.plan.pool_bytes());
         if let Some(differs) = (0..before.len()).find(|&place| before[place] != after[place]) {
             return Err(Violation::new(format!(
-                "a load that was refused changed byte {differs:#x}"
+                "a load that was refused, or for salvage, changed byte {differs:#x}"
             )));
         }
         // The medium has a good day: nothing is lost.

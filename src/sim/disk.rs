@@ -140,6 +140,12 @@ impl DiskState {
         self.visible.get(0, self.visible.bytes())
     }
 
+    /// Somebody else writes to the disk while no cache looks.
+    pub(super) fn change(&mut self, at: u64, bytes: &[u8]) {
+        self.visible.write(at, bytes);
+        self.durable.write(at, bytes);
+    }
+
     /// Bytes as a reader sees them now.
     pub(super) fn peek(&self, range: ByteRange) -> Vec<u8> {
         self.visible.get(range.start(), range.len())

@@ -378,6 +378,10 @@ impl World {
         if !in_hurry {
             self.drain_or_give_up()?;
         }
+        let changes = !in_hurry && self.rng.permille(300);
+        if changes {
+            self.flush_and_compare()?;
+        }
         let patience = if in_hurry { self.rng.below(6) } else { 20_000 };
         self.stop(patience)?;
         for volume in &mut self.volumes {
@@ -389,6 +393,9 @@ impl World {
                 break;
             }
             self.turn()?;
+        }
+        if changes && !self.pool()?.has_loaded() {
+            self.change_backing()?;
         }
         if self.rng.permille(400) {
             // After a clean stop nothing is lost, whatever happens.

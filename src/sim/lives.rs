@@ -7,7 +7,7 @@ use super::sectors::SECTOR;
 use super::universe::{CONTROL, Snapshot, State};
 use super::world::{Checked, Violation, World, machine};
 use crate::bdev::{Bdev, Channel, Data, IoBuf, Op, Request};
-use crate::cache::{CacheError, check_pmem};
+use crate::cache::{Cache, CacheError, LoadWish, check_pmem};
 use crate::units::ByteRange;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,23 +42,38 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn load_volume(&mut self, number: usize) -> Checked<()> {
+    /// Loads a cache, or not; its parts have not started yet.
+    pub(super) fn try_load(
+        &mut self,
+        number: usize,
+        wish: LoadWish,
+    ) -> Checked<Result<Arc<Cache>, CacheError>> {
         let name = self.volumes[number].name.clone();
         let backing = self.volumes[number].backing.clone();
-        let loaded = self
-            .pool()?
-            .load_cache(&name, backing, &self.runtime, false);
+        let begun = self.pool()?.load_start(&name, backing, &self.runtime, wish);
+        let mut loading = match begun {
+            Ok(loading) => loading,
+            Err(error) => return Ok(Err(error)),
+        };
+        for round in 0..20_000 {
+            // The backing is being read meanwhile.
+            match loading.step(round == 19_999).transpose() {
+                Some(loaded) => return Ok(loaded),
+                None => self.clock.advance(50_000),
+            }
+            self.step_all();
+        }
+        Err(self.stuck("a load"))
+    }
+
+    pub(super) fn load_volume(&mut self, number: usize) -> Checked<()> {
+        let name = self.volumes[number].name.clone();
+        let loaded = self.try_load(number, LoadWish::default())?;
         let cache = loaded.map_err(|e| Violation::new(format!("load {name}: {e}")))?;
         self.counts.replays += 1;
         self.trace
             .note(|| format!("load {name}: {:?}", cache.replay_report()));
-        for _ in 0..1000 {
-            match cache.is_installed() {
-                Ok(true) => break,
-                Ok(false) => self.step_all(),
-                Err(e) => return Err(Violation::new(format!("start {name}: {e}"))),
-            }
-        }
+        self.await_parts(&cache)?;
         self.volumes[number].options = cache.options();
         self.volumes[number].cache = Some(cache);
         self.after_engine()
@@ -162,6 +177,40 @@ impl World {
             })?;
         }
         Ok(())
+    }
+
+    /// What a cache shows that was loaded for salvage: nothing but what was written there once.
+    pub(super) fn check_salvaged(&mut self, number: usize) -> Checked<()> {
+        let wish = LoadWish {
+            salvage: true,
+            ..LoadWish::default()
+        };
+        let loaded = self.try_load(number, wish)?;
+        let cache = loaded.map_err(|e| Violation::new(format!("salvage: {e}")))?;
+        self.await_parts(&cache)?;
+        let used = self.plan.used();
+        let mut bytes = vec![0; index(used.len())];
+        let opened = cache.open(self.data[0].cx());
+        let mut channel = opened.map_err(|e| Violation::new(format!("open a channel: {e}")))?;
+        let unread = self.read_pieces(&mut *channel, &[used], &mut bytes)?;
+        if unread.is_empty() {
+            let model = &self.volumes[number].model;
+            let checked = model.check_places(used.start(), &bytes);
+            checked.map_err(|wrong| Violation::at(number, wrong))?;
+        }
+        self.counts.checks += 1;
+        Ok(())
+    }
+
+    fn await_parts(&mut self, cache: &Cache) -> Checked<()> {
+        for _ in 0..1000 {
+            match cache.is_installed() {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.step_all(),
+                Err(e) => return Err(Violation::new(format!("start {}: {e}", cache.name()))),
+            }
+        }
+        Err(self.stuck("the start of a cache"))
     }
 
     /// Reads the whole of what is used of a device, on the first reactor.

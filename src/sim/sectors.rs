@@ -249,6 +249,16 @@ impl Sectors {
         Ok(())
     }
 
+    /// Checks that no sector shows what belongs to another place.
+    pub(super) fn check_places(&self, start: u64, bytes: &[u8]) -> Result<(), Wrong> {
+        for (sector, number) in bytes.chunks_exact(index(SECTOR)).zip(start / SECTOR..) {
+            if self.shown(number, sector).is_none() {
+                return Err(self.explain(number, sector, 0));
+            }
+        }
+        Ok(())
+    }
+
     fn explain(&self, number: u64, sector: &[u8], since: u64) -> Wrong {
         let history = &self.history[index(number)];
         let known: Vec<_> = history.iter().map(|&v| (v, self.of(v))).collect();
