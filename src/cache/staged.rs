@@ -131,7 +131,7 @@ impl Staged {
     }
 }
 
-/// The key itself if its data are there, else a BAD key in its place. A process may have ended because a
+/// The key itself if its data are there, else a BAD key in its place, or none for a clean one. A process may have ended because a
 /// barrier failed: then the medium may have lost what these keys speak of, and what stood there before
 /// must not pass for it.
 fn believed(
@@ -140,27 +140,31 @@ fn believed(
     generations: &[u64],
     data_crc: bool,
     key: &media::Key,
-) -> media::Key {
+) -> Option<media::Key> {
     let (ident, flags) = (view.ident(key), key.flags());
     if fault::injected(Fault::StagedDataBelieved) {
-        return *key;
+        return Some(*key);
     }
     let is_current = generations[ident.segment.index()] == ident.generation;
     if !ident.has_data || !is_current || !(data_crc || flags.has(KeyFlags::SUMMED)) {
-        return *key;
+        return Some(*key);
     }
     let mut bytes = vec![0; key.len.get() as usize];
     let at = view.data_at(ident.segment, ident.segment_offset);
     let loaded = view.pmem.load(at, &mut bytes);
     if loaded.is_ok() && media::crc(&bytes) == key.crc.get() {
-        return *key;
+        return Some(*key);
+    }
+    if flags.has(KeyFlags::CLEAN) {
+        // The backing has them.
+        return None;
     }
     let range = ByteRange::between(
         key.offset.get(),
         key.offset.get() + u64::from(key.len.get()),
     );
     tracing::error!(%range, "the medium has lost data of an earlier process: they become BAD");
-    media::Key {
+    Some(media::Key {
         offset: key.offset,
         len: key.len,
         flags: U32::new(KeyFlags::BAD.0),
@@ -169,7 +173,7 @@ fn believed(
         generation: U64::new(replayed.next_serial(key.offset.get())),
         crc: U32::ZERO,
         spare: U32::ZERO,
-    }
+    })
 }
 
 /// Salvage: shows what an earlier process acknowledged and could not log, as far as it fits. Behind a
@@ -189,7 +193,9 @@ pub(crate) fn take_staged(
         return;
     }
     for key in keys {
-        let key = believed(view, replayed, generations, data_crc, key);
+        let Some(key) = believed(view, replayed, generations, data_crc, key) else {
+            continue;
+        };
         if replayed.apply(view, generations, &key) {
             replayed.count_dirty(&key);
             replayed.report.staged_keys += 1;
@@ -220,7 +226,9 @@ pub(crate) fn close_staged(
     for kset in staged.unlogged(first) {
         let mut keys: Vec<media::Key> = Vec::with_capacity(kset.keys.len());
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
-            let key = believed(view, replayed, generations, data_crc, key);
+            let Some(key) = believed(view, replayed, generations, data_crc, key) else {
+                continue;
+            };
             if replayed.apply(view, generations, &key) {
                 replayed.count_dirty(&key);
                 replayed.report.staged_keys += 1;

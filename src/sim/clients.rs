@@ -26,8 +26,6 @@ pub(super) struct Flight {
     version: Version,
     pub(super) since: u64,
     pub(super) turn: u64,
-    /// Something was wrong while it was under way: it may fail.
-    excused: bool,
 }
 
 impl World {
@@ -127,7 +125,6 @@ impl World {
         let (data, version, since) = self.begin(volume, op, range);
         let tag = self.next_tag;
         self.next_tag += 1;
-        let excused = !self.is_well();
         self.trace.at_turn(self.turns);
         let about = |_: &()| format!("request {tag}: {op:?} of {range}, version {version}");
         if op == Op::Flush {
@@ -144,7 +141,6 @@ impl World {
                 version,
                 since,
                 turn: self.turns,
-                excused,
             },
         );
         let request = Request {
@@ -201,7 +197,9 @@ impl World {
         }
         let model = &self.volumes[volume].model;
         let is_lost = flight.op == Op::Read && model.may_fail(flight.range, flight.since);
-        let is_excused = flight.excused || is_lost || status == IoStatus::Aborted;
+        // Something may have been wrong at any time while it was under way.
+        let was_well = self.mended < flight.turn;
+        let is_excused = !was_well || is_lost || status == IoStatus::Aborted;
         if !status.is_ok() && !is_excused && self.is_well() {
             let (op, range) = (flight.op, flight.range);
             return Err(Violation::new(format!(

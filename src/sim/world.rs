@@ -212,7 +212,7 @@ impl World {
             clients: Vec::new(),
             flights: BTreeMap::new(),
             next_tag: 1,
-            turns: 0,
+            turns: 1,
             mended: 0,
             counts: Counts::default(),
             trace,
