@@ -552,8 +552,9 @@ impl Poller for Gc {
                 }
             }
             State::Tail(_) | State::Retire(_) => self.barrier.wake().sooner(soon),
-            State::Relog(_, Some(_)) => self.barrier.wake(),
             State::Relog(..) if self.retry || stop => Wake::Now,
+            State::Relog(_, Some(_)) => self.barrier.wake(),
+            State::Relog(..) if shared.maintenance.kick_gc.load(Ordering::SeqCst) => Wake::Now,
             State::Relog(..) => soon,
             State::Quiesce(_) | State::HandOut => Wake::Now,
         }

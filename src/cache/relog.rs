@@ -65,6 +65,12 @@ impl Gc {
             return 0;
         };
         let (are_in, refill) = (answers.are_in(), *refill);
+        // A kick that stayed up would keep later ones from ringing.
+        self.seed
+            .shared
+            .maintenance
+            .kick_gc
+            .store(false, Ordering::SeqCst);
         if let Some(ticket) = refill {
             if !self.barrier_done(cx, ticket) {
                 return 0;

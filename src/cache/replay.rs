@@ -410,6 +410,14 @@ impl Replayed {
         }
     }
 
+    /// Takes note of the serials of keys that will be applied later, so that none is given out twice.
+    pub(crate) fn note_serials<'a>(&mut self, keys: impl Iterator<Item = &'a media::Key>) {
+        for key in keys.filter(|key| !key.flags().has_data()) {
+            let (lane, _) = lane_and_subtree(key.offset.get(), self.serials.len());
+            self.serials[lane] = self.serials[lane].max(key.generation.get());
+        }
+    }
+
     /// A serial that the lane of the bytes at `offset` has not used.
     pub(crate) fn next_serial(&self, offset: u64) -> u64 {
         let (lane, _) = lane_and_subtree(offset, self.serials.len());

@@ -192,6 +192,8 @@ pub(crate) fn take_staged(
         missing.add_staged(keys);
         return;
     }
+    let keys: Vec<&media::Key> = keys.collect();
+    replayed.note_serials(keys.iter().copied());
     for key in keys {
         let Some(key) = believed(view, replayed, generations, data_crc, key) else {
             continue;
@@ -223,6 +225,8 @@ pub(crate) fn close_staged(
         durable,
         epoch: place.epoch,
     };
+    let keys = staged.unlogged(first).flat_map(|kset| &kset.keys);
+    replayed.note_serials(keys.filter(|key| view.check_key(key).is_ok()));
     for kset in staged.unlogged(first) {
         let mut keys: Vec<media::Key> = Vec::with_capacity(kset.keys.len());
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
