@@ -233,6 +233,14 @@ pub enum LogDamage {
         /// What is there.
         found: u64,
     },
+    /// A kset of a run that the cache's control knows nothing of: the control item was lost.
+    #[error("a kset of incarnation {found}, though the control says that {current} is the newest")]
+    Incarnation {
+        /// What the control says.
+        current: u32,
+        /// What the kset says.
+        found: u32,
+    },
     /// A later kset proves that this one was durable.
     #[error("kset {expected} is missing, though a later one shows that the log went on to {proof}")]
     Hole {

@@ -10,7 +10,7 @@ use super::key_index::{BLOCK, LEAF_BYTES, SUBTREE_BYTES};
 use super::plausible::COUNT_END;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
-use crate::bdev::Pmem;
+use crate::bdev::{Pmem, PmemError};
 use crate::media::Tail;
 use crate::media::{
     self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
@@ -200,6 +200,21 @@ fn check_epoch(header: &KsetHeader) -> Result<(), LogDamage> {
     Err(LogDamage::Epoch { sequence, epoch })
 }
 
+/// Fills `bytes` up to the first line that can't be read, which is the error, and zeroes what is behind:
+/// a kset is shorter than what is read ahead of it.
+fn load_front(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), PmemError> {
+    if view.pmem.load(at, bytes).is_ok() {
+        return Ok(());
+    }
+    bytes.fill(0);
+    let mut from = at;
+    for line in bytes.chunks_mut(media::KSET_ALIGN) {
+        view.pmem.load(from, line)?;
+        from += line.len() as u64;
+    }
+    Ok(())
+}
+
 /// A position that walks along the log.
 #[derive(Clone, Debug)]
 pub(crate) struct LogReader {
@@ -275,17 +290,23 @@ impl LogReader {
             .min(KSET_BYTES_MAX);
         let at = view.data_at(pos.segment, pos.offset);
         let expected = pos.sequence;
-        view.pmem
-            .load(at, &mut self.buf[..len])
-            .map_err(|e| Stop::Error(e.into()))?;
-        let parsed = parse_kset(&self.buf[..len])
-            .map_err(|error| Stop::NotThere(LogDamage::Kset { expected, error }))?;
+        let unreadable = load_front(view, at, &mut self.buf[..len]).err();
+        let parsed = parse_kset(&self.buf[..len]).map_err(|error| match unreadable {
+            Some(error) => Stop::Error(error.into()),
+            None => Stop::NotThere(LogDamage::Kset { expected, error }),
+        })?;
         let header = match &parsed {
             Parsed::Kset(kset) => kset.header,
             Parsed::Last(header, _) => *header,
         };
         let found = header.sequence;
         let is_next = found == expected || fault::injected(Fault::SequenceUnchecked);
+        if header.salt == self.salt && header.incarnation > incarnations.current {
+            // A leftover is never newer than the run that control speaks of: that item has gone back.
+            let (current, found) = (incarnations.current, header.incarnation);
+            let damage = LogDamage::Incarnation { current, found };
+            return Err(Stop::Error(view.damaged(&pos, damage)));
+        }
         if !is_next || header.salt != self.salt || !incarnations.fit(&header) {
             return Err(Stop::NotThere(LogDamage::Sequence { expected, found }));
         }
