@@ -331,7 +331,7 @@ impl Lane {
     fn free_slots(&mut self, env: &Env) {
         let durable = env.shared.durable.mark();
         for placed in &mut self.placed {
-            if placed.sequence > durable && !fault::injected(Fault::SlotFreedWhenStored) {
+            if placed.sequence > durable {
                 break;
             }
             if let Some(slot) = placed.slot.take() {

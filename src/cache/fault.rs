@@ -78,9 +78,6 @@ pub enum Fault {
     /// A failed barrier counts as if a second try had succeeded. Breaks: a failed barrier is final;
     /// what it was for is acknowledged and lost.
     FailedBarrierRetried,
-    /// A staging slot is free once its kset is stored. Breaks: it holds the keys until they are durable; a
-    /// barrier that fails loses the kset, and the next process shows what was there before.
-    SlotFreedWhenStored,
     /// Load believes staged keys without a look at their data. Breaks: data that a failed barrier has
     /// lost become BAD; else what stood there before passes for them.
     StagedDataBelieved,
@@ -88,7 +85,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 21] = [
         Self::MissingKsetFence,
         Self::MissingFlushFence,
         Self::SequenceUnchecked,
@@ -109,7 +106,6 @@ impl Fault {
         Self::FillByAnotherMiss,
         Self::LoadWithoutBarrier,
         Self::FailedBarrierRetried,
-        Self::SlotFreedWhenStored,
         Self::StagedDataBelieved,
     ];
 
@@ -137,7 +133,6 @@ impl Fault {
             Self::FillByAnotherMiss => "fill-by-another-miss",
             Self::LoadWithoutBarrier => "load-without-barrier",
             Self::FailedBarrierRetried => "failed-barrier-retried",
-            Self::SlotFreedWhenStored => "slot-freed-when-stored",
             Self::StagedDataBelieved => "staged-data-believed",
         }
     }
