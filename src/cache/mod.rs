@@ -9,6 +9,7 @@ mod audit;
 mod backing_read;
 mod backing_sample;
 mod bad;
+mod bulk_insert;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -18,6 +19,7 @@ mod channel;
 mod check;
 mod close;
 mod control_io;
+mod copies;
 mod create;
 mod damaged;
 mod error;
@@ -27,6 +29,8 @@ mod gather;
 mod gc;
 mod geometry;
 mod group;
+#[cfg(test)]
+mod hot_path_tests;
 mod key;
 mod key_index;
 mod lag;
@@ -45,6 +49,7 @@ mod look_only;
 mod options;
 mod plausible;
 mod pool;
+mod prefetch;
 mod read;
 mod relog;
 mod replay;
