@@ -247,7 +247,8 @@ impl Lane {
         if !self.has_unplaced() {
             env.mark_unplaced(self.number, false);
         }
-        let stored = self.store_placed(env, slot, count, &placed);
+        let bytes = &mut *env.kset_bytes;
+        let stored = self.store_placed(&shared, bytes, slot, count, &placed);
         let barrier = if fault::injected(Fault::MissingFlushFence) {
             BarrierTicket(0)
         } else {
@@ -275,15 +276,15 @@ impl Lane {
 
     /// Stores a kset, and the LAST before it. What is not stored never counts as stored or durable.
     fn store_placed(
-        &mut self,
-        env: &mut Env,
+        &self,
+        shared: &Shared,
+        bytes: &mut [u8; KSET_BYTES_MAX],
         slot: usize,
         count: usize,
         placed: &Placed,
     ) -> Result<(), PmemError> {
-        let shared = env.shared.clone();
         if !fault::injected(Fault::LastNotDurable) {
-            store_last(&shared, placed)?;
+            store_last(shared, placed)?;
         }
         if placed.last.is_some() {
             shared.log_deficit.fetch_add(1, Ordering::SeqCst);
@@ -293,9 +294,8 @@ impl Lane {
                 .fetch_add(1, Ordering::SeqCst);
             shared.kick_gc();
         }
-        let mut bytes = [0; KSET_BYTES_MAX];
         let keys = self.staging.keys(slot, count);
-        let len = encode_kset(&header_at(&shared, &placed.kset), keys, &mut bytes);
+        let len = encode_kset(&header_at(shared, &placed.kset), keys, bytes);
         let at = shared.data_at(placed.kset.segment, placed.kset.offset);
         shared.pmem.store(at, &bytes[..len])?;
         // Writeback shall not find a full pool when its period ends. The sum over all lanes is taken
@@ -365,7 +365,14 @@ impl Lane {
                 env.reply(client, done);
             }
         }
-        env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
+        self.forget_acks(env);
+    }
+
+    /// None of its requests waits for durability any more.
+    fn forget_acks(&mut self, env: &Env) {
+        if std::mem::take(&mut self.acks_counted) {
+            env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     /// The medium failed: what waits for durability is not acknowledged.
@@ -382,7 +389,7 @@ impl Lane {
                 },
             );
         }
-        env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
+        self.forget_acks(env);
     }
 
     /// Whether nothing of it is on its way to the log.

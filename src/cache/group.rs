@@ -10,6 +10,7 @@ use super::shared::Shared;
 use crate::bdev::{
     Barrier, BarrierTicket, BdevError, BufPool, Channel, Completion, IoStatus, Request,
 };
+use crate::media::KSET_BYTES_MAX;
 use reactors::ring::{Consumer, Producer};
 use reactors::{Cx, Nanos, Poller, ReactorHandle, Wake};
 use slab::Slab;
@@ -51,6 +52,8 @@ pub(crate) struct Env {
     pub(crate) barrier_done: BarrierTicket,
     barrier_submitted: BarrierTicket,
     pub(crate) pool: BufPool,
+    /// Where ksets are made ready to be stored.
+    pub(crate) kset_bytes: Box<[u8; KSET_BYTES_MAX]>,
     pub(crate) now: Nanos,
     clients: Slab<Client>,
     /// Something was parked that no doorbell announces: the reactor must not sleep.
@@ -224,6 +227,7 @@ impl Group {
             barrier_done: BarrierTicket(0),
             barrier_submitted: BarrierTicket(0),
             pool: BufPool::default(),
+            kset_bytes: Box::new([0; KSET_BYTES_MAX]),
             now: cx.now(),
             clients: Slab::new(),
             retry: false,

@@ -141,6 +141,8 @@ pub(crate) struct Lane {
     pub(crate) durable_order: u64,
     /// Writes that wait until a kset is durable: (order, client, end).
     pub(crate) acks: VecDeque<(u64, usize, LaneDone)>,
+    /// They are counted among those who want to hear of durable ksets.
+    pub(crate) acks_counted: bool,
     /// Close the open kset as soon as no other is closing.
     pub(crate) close_wanted: bool,
     /// Requests that wait for space, and all writes behind them, in order.
@@ -181,6 +183,7 @@ impl Lane {
             placed_order: 0,
             durable_order: 0,
             acks: VecDeque::new(),
+            acks_counted: false,
             close_wanted: false,
             waiting: VecDeque::new(),
             reads: Slab::new(),

@@ -16,7 +16,7 @@ use crate::bdev::{Data, IoStatus, PmemError};
 use crate::media::{self, KEYS_MAX, KeyFlags};
 use crate::units::ByteRange;
 use reactors::Cx;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use zerocopy::little_endian::{U32, U64};
 
 /// Whom a kset is opened for.
@@ -116,9 +116,6 @@ impl Lane {
         done: LaneDone,
         fua: bool,
     ) {
-        if self.acks.is_empty() {
-            env.shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
-        }
         // The newest kset holds it: the open one, or the one that it has just filled.
         self.acks.push_back((self.next_order - 1, client, done));
         if let Some(open) = &mut self.open {
@@ -134,6 +131,13 @@ impl Lane {
             self.close_wanted = true;
         }
         self.pump(env, cx);
+        if !self.acks.is_empty() && !self.acks_counted {
+            self.acks_counted = true;
+            env.shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
+            // What was durable before this was counted rang no bell.
+            fence(Ordering::SeqCst);
+            self.pump(env, cx);
+        }
     }
 
     fn write_extents(&mut self, env: &mut Env, cx: &Cx, job: &mut Job) -> Result<(), Refused> {
