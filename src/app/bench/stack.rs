@@ -1,6 +1,6 @@
 //! The devices that `pmcache bench` builds for itself.
 
-use super::caches::{boot_id, start_parts, stop_parts};
+use crate::app::caches::{boot_id, start_parts, stop_parts};
 use crate::bdev::pmem::{PmemBdev, PmemConfig};
 use crate::bdev::{Bdev, MallocBdev, MallocConfig, NullBdev, NullConfig};
 use crate::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime};

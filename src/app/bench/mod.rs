@@ -1,70 +1,21 @@
 //! `pmcache bench`: builds a stack in this process and drives it; no service, no sockets.
 
-use super::bench_stack::{Device, Stack};
+mod args;
+mod stack;
+
+pub(super) use args::BenchArgs;
+
 use super::cli::{UNUSABLE, fail};
-use super::serve::RUN_DIR;
 use crate::bdev::Bdev;
-use crate::bench::{self, Pattern, Report, Workload};
+use crate::bench::{self, Report, Workload};
 use crate::units::ByteRange;
-use clap::{Args, ValueEnum};
-use reactors::{CoreSet, IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
+use reactors::{IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
 use serde_json::json;
+use stack::Stack;
 use std::error::Error;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Measures latencies in this process; every device with every pattern at every depth.
-#[derive(Debug, Args)]
-pub(super) struct BenchArgs {
-    /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
-    bdev: Vec<Device>,
-    /// Which requests.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Rw::Randwrite, Rw::Randread])]
-    rw: Vec<Rw>,
-    /// Requests under way.
-    #[arg(long, value_delimiter = ',', default_values_t = [1])]
-    depth: Vec<u32>,
-    /// Bytes of each request.
-    #[arg(long, value_name = "BYTES", default_value_t = 4096)]
-    block_size: u32,
-    /// Size of each device in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    size_mib: u64,
-    /// Seconds to count.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    /// Seconds to run before that.
-    #[arg(long, default_value_t = 1.0)]
-    warmup: f64,
-    /// The core to run on: the first of the set.
-    #[arg(long, value_name = "MASK", default_value = "0x1")]
-    cpumask: CoreSet,
-    /// Where the cache's staging file goes; on tmpfs.
-    #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
-    run_dir: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Rw {
-    Randread,
-    Randwrite,
-    Read,
-    Write,
-}
-
-impl From<Rw> for Pattern {
-    fn from(rw: Rw) -> Self {
-        match rw {
-            Rw::Randread => Self::RandRead,
-            Rw::Randwrite => Self::RandWrite,
-            Rw::Read => Self::SeqRead,
-            Rw::Write => Self::SeqWrite,
-        }
-    }
-}
 
 /// Bytes of the requests that fill a device before it is measured.
 const FILL_BYTES: u32 = 64 << 10;
