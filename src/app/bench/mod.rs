@@ -1,145 +1,241 @@
-//! `pmcache bench`: builds a stack in this process and drives it; no service, no sockets.
+//! `pmcache bench`: builds devices in this process and drives them; no service, no sockets.
 
 mod args;
+mod bars;
+mod document;
+mod floors;
+mod row;
 mod stack;
+mod stages;
 
 pub(super) use args::BenchArgs;
 
 use super::cli::{UNUSABLE, fail};
-use crate::bdev::Bdev;
-use crate::bench::{self, Report, Workload};
+use crate::bdev::pmem::CopyKernel;
+use crate::bench::{Load, Order, RunReport, Size, Workload};
+use crate::cache::CacheOptions;
 use crate::units::ByteRange;
-use reactors::{IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
-use serde_json::json;
-use stack::Stack;
+use args::{Pattern, Preset};
+use bars::BarsConfig;
+use document::{Document, Host};
+use floors::{FloorRig, Floors};
+use row::{Row, Submit};
+use stack::{Device, StackConfig};
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
-/// Bytes of the requests that fill a device before it is measured.
-const FILL_BYTES: u32 = 64 << 10;
-
-/// How long a job may take beyond the time that it was given, or at all if it is bounded otherwise.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a floor is measured, at least and at most.
+const FLOOR_NS: (u64, u64) = (2_000_000, 250_000_000);
 
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, json: bool) -> ExitCode {
-    let times = [args.seconds, args.warmup].map(Duration::try_from_secs_f64);
-    let [Ok(seconds), Ok(warmup)] = times else {
-        return fail(UNUSABLE, json, "--seconds and --warmup must be 0 or more");
-    };
-    match measure(args, seconds, warmup, json) {
-        Ok(failed) => ExitCode::from(u8::from(failed)),
+    match measure(args, json) {
+        Ok(is_good) => ExitCode::from(u8::from(!is_good)),
         Err(error) => fail(UNUSABLE, json, error),
     }
 }
 
-/// Runs all jobs and prints them. Returns whether a request failed.
-fn measure(
-    args: &BenchArgs,
-    seconds: Duration,
-    warmup: Duration,
-    json: bool,
-) -> Result<bool, Box<dyn Error>> {
-    let core = args.cpumask.iter().next().ok_or("no core to run on")?;
-    let reactors = Reactors::start(ReactorsConfig {
-        cores: vec![core],
-        maintenance: vec![None; 2],
-        idle: IdlePolicy::Poll,
-        seed: 1,
-        clock: Arc::new(MonotonicClock),
-    })?;
-    let bytes = args.size_mib.checked_mul(1 << 20);
-    let bytes = bytes.ok_or("--size-mib is too large")?;
+/// In nanoseconds, up to a century: sums of two stay within 64 bits.
+fn nanos(seconds: f64) -> Result<u64, Box<dyn Error>> {
+    let duration = Duration::try_from_secs_f64(seconds)
+        .map_err(|_| "--seconds and --warmup must be 0 or more")?;
+    let century = Duration::from_secs(36_525 * 86_400);
+    Ok(u64::try_from(duration.min(century).as_nanos()).unwrap_or(0))
+}
+
+fn mib(count: u64) -> Result<u64, Box<dyn Error>> {
+    let bytes = count.checked_mul(1 << 20).filter(|bytes| *bytes < 1 << 56);
+    bytes.ok_or_else(|| format!("{count} MiB are too much").into())
+}
+
+/// Runs all rows and prints them. Returns whether all requests went well.
+fn measure(args: &BenchArgs, json: bool) -> Result<bool, Box<dyn Error>> {
+    let cores = cores(args);
+    let rows = match args.preset {
+        Some(Preset::Bars) => bars(args, cores.len() > 1)?,
+        None => rows(args)?,
+    };
     // In a directory of its own, so that what an interrupted run leaves is easily found.
     let run_dir = args
         .run_dir
         .join(format!("pmcache-bench.{}", std::process::id()));
     std::fs::create_dir(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
-    let mut reports = Vec::new();
-    let mut jobs = || {
-        for device in &args.bdev {
-            let stack = Stack::build(*device, bytes, &reactors, &run_dir)?;
-            let times = (nanos(warmup), nanos(seconds));
-            let measured = measure_device(args, &reactors, &stack.bdev, times, &mut |report| {
-                if !json {
-                    println!("{report}");
-                }
-                reports.push(report);
-            });
-            stack.finish().and(measured)?;
-        }
-        Ok::<(), Box<dyn Error>>(())
-    };
-    let done = jobs();
+    let measured = measure_rows(args, &cores, &rows, &run_dir, json);
     std::fs::remove_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
-    done?;
-    let failed = reports.iter().any(|report| report.errors > 0);
-    if json {
-        println!("{}", json!({"cpu": core, "jobs": reports}));
+    measured
+}
+
+/// The cores of the mask; a preset takes one more to submit from, if there is one.
+fn cores(args: &BenchArgs) -> Vec<usize> {
+    let mut cores: Vec<usize> = args.cpumask.iter().collect();
+    if args.preset.is_some() {
+        let others = core_affinity::get_core_ids().unwrap_or_default();
+        let others = others.iter().map(|core| core.id);
+        cores.extend(others.filter(|core| !args.cpumask.contains(*core)));
+        cores.truncate(2);
     }
-    Ok(failed)
+    cores
 }
 
-/// Fills a device, then runs each pattern at each depth; `times`: to warm up and to count, in
-/// nanoseconds.
-fn measure_device(
-    args: &BenchArgs,
-    reactors: &Reactors,
-    bdev: &Arc<dyn Bdev>,
-    times: (u64, u64),
-    found: &mut dyn FnMut(Report),
-) -> Result<(), Box<dyn Error>> {
-    let handle = reactors.data_handles().first().ok_or("no reactor")?;
-    let range = ByteRange::between(0, bdev.info().bytes());
-    run_job(handle, bdev.clone(), Workload::fill(range, FILL_BYTES))?;
-    for rw in &args.rw {
-        for depth in &args.depth {
-            let workload = Workload {
-                pattern: (*rw).into(),
-                block_bytes: args.block_size,
-                depth: *depth,
-                range,
-                warmup_ns: times.0,
-                run_ns: times.1,
-                requests_max: None,
-            };
-            found(run_job(handle, bdev.clone(), workload)?);
-        }
-    }
-    Ok(())
-}
-
-/// In nanoseconds, up to a century: sums of two stay within 64 bits.
-fn nanos(duration: Duration) -> u64 {
-    let century = Duration::from_secs(36_525 * 86_400);
-    u64::try_from(duration.min(century).as_nanos()).unwrap_or(0)
-}
-
-/// Runs one job on the reactor and waits for its report.
-fn run_job(
-    handle: &ReactorHandle,
-    bdev: Arc<dyn Bdev>,
-    workload: Workload,
-) -> Result<Report, Box<dyn Error>> {
-    let patience = match workload.requests_max {
-        Some(_) => PATIENCE,
-        None => PATIENCE + Duration::from_nanos(workload.warmup_ns + workload.run_ns),
+fn bars(args: &BenchArgs, has_ring: bool) -> Result<Vec<Row>, Box<dyn Error>> {
+    let config = BarsConfig {
+        bytes: mib(args.size_mib)?,
+        warmup_ns: nanos(args.warmup)?,
+        run_ns: nanos(args.seconds)?,
+        series_ns: args.series_ms.saturating_mul(1_000_000),
+        seed: args.seed,
+        has_ring,
     };
-    let report = handle.call_with_reply(patience, move |cx, reply| {
-        let reply = std::rc::Rc::new(std::cell::Cell::new(Some(reply)));
-        let at_end = std::rc::Rc::clone(&reply);
-        let done = Box::new(move |report| {
-            if let Some(reply) = at_end.take() {
-                reply.send(Ok(report));
+    Ok(config.rows())
+}
+
+/// Every device with every pattern at every depth.
+fn rows(args: &BenchArgs) -> Result<Vec<Row>, Box<dyn Error>> {
+    let mut rows = Vec::new();
+    for device in &args.bdev {
+        for rw in &args.rw {
+            for depth in &args.depth {
+                rows.push(row(args, *device, *rw, *depth)?);
             }
-        });
-        if let Err(error) = bench::start(cx, &*bdev, &workload, done)
-            && let Some(reply) = reply.take()
-        {
-            reply.send(Err(error.to_string()));
         }
-    })??;
-    Ok(report)
+    }
+    Ok(rows)
+}
+
+fn row(args: &BenchArgs, device: Device, rw: Pattern, depth: u32) -> Result<Row, Box<dyn Error>> {
+    let stack = stack(args, device)?;
+    let start = mib(args.offset_mib)?;
+    let end = match args.working_set_mib {
+        Some(size) => start + mib(size)?,
+        None => stack.bytes.max(start),
+    };
+    let sizes = match &args.bssplit {
+        Some(split) => split.0.clone(),
+        None => vec![Size {
+            bytes: args.block_size,
+            weight: 1,
+        }],
+    };
+    let job = Workload {
+        read_percent: rw.read_percent(args.rwmixread),
+        order: if rw.is_random() {
+            args.distribution
+        } else {
+            Order::Sequential
+        },
+        sizes,
+        depth,
+        range: ByteRange::between(start, end),
+        load: match args.rate {
+            Some(rate) => Load::Open {
+                rate,
+                arrival: args.arrival.into(),
+            },
+            None => Load::Closed,
+        },
+        warmup_ns: nanos(args.warmup)?,
+        run_ns: nanos(args.seconds)?,
+        requests_max: args.count,
+        fua_every: args.fua_every,
+        flush_every: args.flush_every,
+        seed: args.seed,
+        series_ns: args.series_ms.saturating_mul(1_000_000),
+        ..Workload::new(ByteRange::default(), args.block_size)
+    };
+    Ok(Row {
+        name: format!("{}-{}-qd{depth}", device.name(), job.rw()),
+        stack,
+        job,
+        jobs: args.jobs,
+        submit: args.submit,
+        fill: args.prefill,
+    })
+}
+
+fn stack(args: &BenchArgs, device: Device) -> Result<StackConfig, Box<dyn Error>> {
+    let cache = &args.cache;
+    let bytes = mib(args.size_mib)?;
+    let mut stack = StackConfig::of(device, bytes);
+    if let Some(pool) = cache.pool_mib {
+        stack.pool_bytes = mib(pool)?;
+    }
+    stack.segment_bytes = mib(cache.segment_mib)?;
+    stack.lanes = cache.lanes;
+    stack.options = CacheOptions {
+        data_crc: cache.data_crc,
+        verify_reads: cache.verify_reads,
+        durability: cache.durability.into(),
+        ..CacheOptions::default()
+    };
+    stack.options.check()?;
+    stack.backing = cache.backing;
+    stack.backing_delay_us = cache.backing_delay_us;
+    Ok(stack)
+}
+
+/// Measures floors and rows in turns, and prints the document. Returns whether all went well.
+fn measure_rows(
+    args: &BenchArgs,
+    cores: &[usize],
+    rows: &[Row],
+    run_dir: &Path,
+    json: bool,
+) -> Result<bool, Box<dyn Error>> {
+    let floor_ns = (nanos(args.seconds)? / 8).clamp(FLOOR_NS.0, FLOOR_NS.1);
+    let mut rig = match args.floors {
+        true => Some(FloorRig::new(
+            cores,
+            run_dir,
+            mib(args.size_mib)?,
+            floor_ns,
+        )?),
+        false => None,
+    };
+    let mut floors = Vec::new();
+    let mut runs: Vec<Vec<RunReport>> = rows.iter().map(|_| Vec::new()).collect();
+    for turn in 0..args.repeat {
+        if let Some(rig) = &rig {
+            floors.push(rig.measure()?);
+        }
+        for (row, runs) in rows.iter().zip(&mut runs) {
+            let used = if args.preset.is_some() && row.submit == Submit::Local {
+                cores.split_at(cores.len().min(1)).0
+            } else {
+                cores
+            };
+            runs.push(row.run(used, run_dir)?);
+            if !json && args.repeat > 1 {
+                eprintln!("{} of {}: {}", turn + 1, args.repeat, row.name);
+            }
+        }
+    }
+    let floors = (!floors.is_empty()).then(|| Floors::median(&floors));
+    let mut reports = Vec::new();
+    for (row, runs) in rows.iter().zip(runs) {
+        let Some(mut report) = RunReport::median(runs) else {
+            continue;
+        };
+        if let (Some(rig), Some(floors)) = (&mut rig, &floors) {
+            rig.relate(floors, row, &mut report)?;
+        }
+        reports.push(report);
+    }
+    let is_good = reports.iter().all(|report| report.errors == 0);
+    let kernel = rig
+        .as_ref()
+        .map_or_else(CopyKernel::detect, FloorRig::kernel);
+    let host = Host::of(cores, kernel, rig.as_ref().map(FloorRig::page_bytes));
+    print(Document::new(host, floors, reports), json)?;
+    Ok(is_good)
+}
+
+fn print(document: Document, json: bool) -> Result<(), Box<dyn Error>> {
+    if json {
+        println!("{}", serde_json::to_string(&document)?);
+        return Ok(());
+    }
+    print!("{document}");
+    Ok(())
 }

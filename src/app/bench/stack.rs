@@ -2,10 +2,12 @@
 
 use crate::app::caches::{boot_id, start_parts, stop_parts};
 use crate::bdev::pmem::{PmemBdev, PmemConfig};
-use crate::bdev::{Bdev, MallocBdev, MallocConfig, NullBdev, NullConfig};
+use crate::bdev::{
+    Bdev, DelayBdev, DelayLatencies, MallocBdev, MallocConfig, NullBdev, NullConfig,
+};
 use crate::cache::{Cache, CacheOptions, CreateCache, Pool, PoolFormat, Runtime};
 use clap::ValueEnum;
-use reactors::{MonotonicClock, Reactors};
+use reactors::{MonotonicClock, ReactorHandle, Reactors};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,46 +22,85 @@ pub(super) enum Device {
     Malloc,
     /// Volatile memory as a pmem bdev.
     Pmem,
-    /// A cache on volatile memory, in front of a RAM disk.
+    /// A cache on volatile memory, in front of the backing.
     Cache,
+    /// The backing alone, with its delay.
+    Backing,
+}
+
+impl Device {
+    /// Its name in rows.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null",
+            Self::Malloc => "malloc",
+            Self::Pmem => "pmem",
+            Self::Cache => "cache",
+            Self::Backing => "backing",
+        }
+    }
+}
+
+/// What is behind a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Backing {
+    /// A RAM disk.
+    Malloc,
+    /// Nothing: writes vanish, and reads give what the buffer held.
+    Null,
 }
 
 const BLOCK_BYTES: u32 = 512;
-const SEGMENT_BYTES: u64 = 2 << 20;
-/// Lanes of the cache: as many as `serve` gives one data reactor.
-const LANES: u32 = 4;
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub(super) struct StackConfig {
+    /// Which kind.
+    pub(super) device: Device,
+    /// Bytes of the device.
+    pub(super) bytes: u64,
+    /// Bytes of the cache's pool; at least 64 segments are made.
+    pub(super) pool_bytes: u64,
+    /// Bytes of a segment.
+    pub(super) segment_bytes: u64,
+    /// Lanes of the cache.
+    pub(super) lanes: u32,
+    /// Its options.
+    pub(super) options: CacheOptions,
+    /// What is behind it.
+    pub(super) backing: Backing,
+    /// What that takes longer, in microseconds.
+    pub(super) backing_delay_us: u64,
+}
 
 /// A device and what is below it.
 #[derive(Debug)]
 pub(super) struct Stack {
     /// What to drive.
     pub(super) bdev: Arc<dyn Bdev>,
-    cache: Option<Arc<Cache>>,
+    /// The same, if it is a cache.
+    pub(super) cache: Option<Arc<Cache>>,
 }
 
 impl Stack {
-    /// Makes a new device of `bytes`; a cache gets a pool of twice that, so that nothing that was
-    /// written ever leaves it. Staging files go to `run_dir`.
+    /// Makes a new device. A cache has its lanes on `data`, and its staging file in `run_dir`.
     ///
     /// # Errors
     /// What could not be made.
     pub(super) fn build(
-        device: Device,
-        bytes: u64,
+        config: &StackConfig,
+        data: &[ReactorHandle],
         reactors: &Reactors,
         run_dir: &Path,
     ) -> Result<Self, Box<dyn Error>> {
-        let bdev: Arc<dyn Bdev> = match device {
-            Device::Null => Arc::new(NullBdev::new(NullConfig {
-                name: "null".to_owned(),
-                uuid: Uuid::new_v4(),
-                block_size: BLOCK_BYTES,
-                blocks: bytes / u64::from(BLOCK_BYTES),
-            })?),
-            Device::Malloc => malloc(bytes)?,
+        let bytes = config.bytes;
+        let bdev: Arc<dyn Bdev> = match config.device {
+            Device::Null => null("null", bytes)?,
+            Device::Malloc => malloc("malloc", bytes)?,
             Device::Pmem => memory("pmem", bytes)?,
+            Device::Backing => backing(config)?,
             Device::Cache => {
-                let cache = build_cache(bytes, reactors, run_dir)?;
+                let cache = build_cache(config, data, reactors, run_dir)?;
                 let (bdev, cache) = (Arc::clone(&cache) as Arc<dyn Bdev>, Some(cache));
                 return Ok(Self { bdev, cache });
             }
@@ -79,9 +120,18 @@ impl Stack {
     }
 }
 
-fn malloc(bytes: u64) -> Result<Arc<MallocBdev>, Box<dyn Error>> {
+fn null(name: &str, bytes: u64) -> Result<Arc<dyn Bdev>, Box<dyn Error>> {
+    Ok(Arc::new(NullBdev::new(NullConfig {
+        name: name.to_owned(),
+        uuid: Uuid::new_v4(),
+        block_size: BLOCK_BYTES,
+        blocks: bytes / u64::from(BLOCK_BYTES),
+    })?))
+}
+
+fn malloc(name: &str, bytes: u64) -> Result<Arc<dyn Bdev>, Box<dyn Error>> {
     Ok(Arc::new(MallocBdev::new(MallocConfig {
-        name: "malloc".to_owned(),
+        name: name.to_owned(),
         uuid: Uuid::new_v4(),
         block_size: BLOCK_BYTES,
         blocks: bytes / u64::from(BLOCK_BYTES),
@@ -94,34 +144,56 @@ fn memory(name: &str, bytes: u64) -> Result<Arc<PmemBdev>, Box<dyn Error>> {
     Ok(PmemBdev::open(config)?)
 }
 
+fn backing(config: &StackConfig) -> Result<Arc<dyn Bdev>, Box<dyn Error>> {
+    let base = match config.backing {
+        Backing::Malloc => malloc("backing", config.bytes)?,
+        Backing::Null => null("backing", config.bytes)?,
+    };
+    let us = config.backing_delay_us;
+    if us == 0 {
+        return Ok(base);
+    }
+    let latencies = DelayLatencies {
+        avg_read_us: us,
+        p99_read_us: us,
+        avg_write_us: us,
+        p99_write_us: us,
+    };
+    let slow = DelayBdev::new("slow".to_owned(), base, latencies, None)?;
+    Ok(Arc::new(slow))
+}
+
 fn build_cache(
-    bytes: u64,
+    config: &StackConfig,
+    data: &[ReactorHandle],
     reactors: &Reactors,
     run_dir: &Path,
 ) -> Result<Arc<Cache>, Box<dyn Error>> {
-    let medium = memory("pool", bytes.saturating_mul(2).max(64 * SEGMENT_BYTES))?;
+    let segment_bytes = config.segment_bytes;
+    let pool_bytes = config.pool_bytes.max(segment_bytes.saturating_mul(64));
+    let medium = memory("pool", pool_bytes)?;
     let pmem = medium.pmem().ok_or("the pool's memory is no pmem")?;
     let format = PoolFormat {
         name: "bench".to_owned(),
         uuid: *Uuid::new_v4().as_bytes(),
-        segment_bytes: SEGMENT_BYTES,
+        segment_bytes,
         force: false,
     };
     Pool::format(&*pmem, &format)?;
     let pool = Pool::open(pmem)?;
-    let backing = malloc(bytes)?;
+    let backing = backing(config)?;
     let create = CreateCache {
         name: "cache".to_owned(),
         uuid: *Uuid::new_v4().as_bytes(),
-        bytes: u64::from(pool.geometry().segments) * SEGMENT_BYTES,
-        lanes: LANES,
+        bytes: u64::from(pool.geometry().segments) * segment_bytes,
+        lanes: config.lanes,
         block_bytes: BLOCK_BYTES,
-        options: CacheOptions::default(),
+        options: config.options.clone(),
         seed: Uuid::new_v4().as_u64_pair().0,
     };
     pool.create_cache(&create, &backing.info())?;
     let runtime = Runtime {
-        data: reactors.data_handles().to_vec(),
+        data: data.to_vec(),
         maintenance: reactors.maintenance_handles().to_vec(),
         quiescence: reactors.quiescence(),
         clock: Arc::new(MonotonicClock),
