@@ -148,6 +148,8 @@ fn the_bars_have_their_rows_and_floors() {
         "read_hit_qd1_local",
         "write_qd32_local",
         "write_qd1_gc_wb",
+        "write_qd1_gc_wb_paced",
+        "write_qd1_idle_paced",
         "write_qd1_durable",
         "backing_slow_qd",
         "write_full_pool",
@@ -209,6 +211,44 @@ fn mixes_sizes_rates_and_jobs_show_in_the_report() {
 }
 
 #[test]
+fn verification_reads_what_was_written_and_finds_a_device_that_forgets() {
+    let line = "--size-mib 8 --seconds 0.1 --warmup 0 --floors false --rw randrw --depth 8 \
+                --jobs 2 --verify --flush-every 50";
+    let document = bench(&format!("{line} --bdev malloc,pmem,cache"));
+    for run in document["runs"].as_array().unwrap() {
+        check_run(run);
+        assert_eq!(run["verify"]["mismatches"], 0, "{run}");
+        assert!(number(run, "/verify/sectors") > 16384.0, "{run}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = vec!["bench", "--json", "--bdev", "null", "--run-dir"];
+    args.push(dir.path().to_str().unwrap());
+    args.extend(line.split_whitespace());
+    let output = run(&args);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = &document["runs"][0]["verify"];
+    assert!(number(found, "/mismatches") > 0.0);
+    let text = found["first"].as_str().unwrap();
+    assert!(
+        text.contains("the sector at 0x") && text.contains("has"),
+        "{text}"
+    );
+}
+
+#[test]
+fn percentile_files_are_written_for_every_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = dir.path().join("percentiles");
+    let line = "--bdev null,malloc --rw write --count 1000 --warmup 0 --floors false --size-mib 8";
+    bench(&format!("{line} --hgrm {}", files.display()));
+    for name in ["null-write-qd1.hgrm", "malloc-write-qd1.hgrm"] {
+        let text = std::fs::read_to_string(files.join(name)).unwrap();
+        assert!(text.trim_start().starts_with("Value") && text.contains("Total count"));
+    }
+}
+
+#[test]
 fn a_count_ends_a_run() {
     let line = "--bdev null --rw write --count 1000 --seconds 60 --warmup 0 --floors false \
                 --size-mib 8";
@@ -226,6 +266,7 @@ fn what_cannot_be_measured_is_refused() {
         "--bdev null --distribution zipf:0",
         "--bdev null --rwmixread 101",
         "--bdev null --rate 0",
+        "--bdev null,null",
         "--bdev null --arrival poisson",
         "--bdev null --seconds -1",
         "--bdev null --cpumask [1023]",

@@ -10,7 +10,8 @@ use super::outcome::Outcome;
 use super::requests::Requests;
 use super::rng::Rng;
 use super::schedule::Schedule;
-use super::{Workload, WorkloadError};
+use super::verify::Verifier;
+use super::{Load, Workload, WorkloadError};
 use crate::bdev::{Bdev, BdevError, Channel, Completion, Data, IoBuf, Op, Request};
 use crate::units::ByteRange;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
@@ -50,6 +51,19 @@ pub fn start(cx: &Cx, bdev: &dyn Bdev, workload: &Workload, done: Done) -> Resul
     let slots: Vec<Slot> = slots.collect();
     let mut driver = Driver {
         requests: Requests::new(workload, places),
+        verifier: workload.verify.then(|| {
+            let unit = u64::from(workload.unit());
+            let start = workload.range.start();
+            Verifier::new(cx.random(), start, unit, places, workload.depth)
+        }),
+        walk: Walk::new(workload, places),
+        phase: if workload.verify {
+            Phase::Write
+        } else {
+            Phase::Run
+        },
+        warmup_ns: workload.warmup_ns,
+        arrivals: (workload.load, workload.seed),
         schedule: None,
         free: (0..slots.len()).rev().collect(),
         slots,
@@ -71,9 +85,7 @@ pub fn start(cx: &Cx, bdev: &dyn Bdev, workload: &Workload, done: Done) -> Resul
         done: Some(done),
     };
     driver.channel = Some(bdev.open(cx)?);
-    let begun = cx.read_clock();
-    driver.counted_from = begun.after(workload.warmup_ns);
-    driver.schedule = Schedule::new(workload.load, begun, workload.seed);
+    driver.begin(cx.read_clock());
     let own_id = Rc::clone(&driver.own_id);
     own_id.set(Some(cx.add_poller("bench", Box::new(driver))));
     Ok(())
@@ -85,9 +97,13 @@ struct Slot {
     /// Away with its request while that is under way.
     buf: Option<IoBuf>,
     kind: Kind,
-    bytes: u64,
+    range: ByteRange,
     /// When it was submitted, or should have been.
     started: Nanos,
+    /// Whether it is one that counts.
+    counts: bool,
+    /// What the verifier calls it.
+    version: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,14 +123,61 @@ impl Slot {
         Self {
             buf: Some(buf),
             kind: Kind::Flush,
-            bytes: 0,
+            range: ByteRange::default(),
             started: Nanos(0),
+            counts: false,
+            version: 0,
         }
+    }
+}
+
+/// What a job is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// With verification: tags all places.
+    Write,
+    /// Its own requests.
+    Run,
+    /// With verification: reads all places.
+    Read,
+}
+
+/// All places, one after the other.
+#[derive(Debug)]
+struct Walk {
+    start: u64,
+    bytes: u64,
+    places: u64,
+    next: u64,
+}
+
+impl Walk {
+    fn new(workload: &Workload, places: u64) -> Self {
+        Self {
+            start: workload.range.start(),
+            bytes: u64::from(workload.unit()),
+            places,
+            next: 0,
+        }
+    }
+
+    fn next(&mut self) -> Option<ByteRange> {
+        let start = self.start + self.next * self.bytes;
+        let is_left = self.next < self.places;
+        self.next += u64::from(is_left);
+        is_left.then(|| ByteRange::between(start, start + self.bytes))
     }
 }
 
 struct Driver {
     requests: Requests,
+    /// None: nothing is tagged.
+    verifier: Option<Verifier>,
+    walk: Walk,
+    phase: Phase,
+    warmup_ns: u64,
+    /// What the schedule is made of, and its seed.
+    arrivals: (Load, u64),
     /// None: a closed loop.
     schedule: Option<Schedule>,
     slots: Vec<Slot>,
@@ -147,6 +210,12 @@ struct Driver {
 }
 
 impl Driver {
+    /// The job's own requests begin now.
+    fn begin(&mut self, now: Nanos) {
+        self.counted_from = now.after(self.warmup_ns);
+        self.schedule = Schedule::new(self.arrivals.0, now, self.arrivals.1);
+    }
+
     /// When the next request starts, or should have started; None if not yet, or none is left.
     /// `now` is recent.
     fn next_start(&mut self, cx: &Cx, now: Nanos) -> Option<Nanos> {
@@ -200,6 +269,9 @@ impl Driver {
 
     /// Submits what may start now.
     fn refill(&mut self, cx: &Cx, now: Nanos) {
+        if self.phase != Phase::Run {
+            return self.refill_walk(cx);
+        }
         loop {
             if self.left > 0
                 && !self.free.is_empty()
@@ -224,11 +296,27 @@ impl Driver {
         }
     }
 
+    /// Submits what is left of a walk over all places.
+    fn refill_walk(&mut self, cx: &Cx) {
+        let op = match self.phase {
+            Phase::Read => Op::Read,
+            Phase::Write | Phase::Run => Op::Write { fua: false },
+        };
+        while let Some(index) = self.free.pop() {
+            let Some(range) = self.walk.next() else {
+                self.free.push(index);
+                return;
+            };
+            self.submit(cx, index, op, range, Nanos(0));
+        }
+    }
+
     fn submit(&mut self, cx: &Cx, index: usize, op: Op, range: ByteRange, start: Nanos) {
         let (Some(slot), Some(channel)) = (self.slots.get_mut(index), &mut self.channel) else {
             return;
         };
-        slot.bytes = range.len();
+        slot.range = range;
+        slot.counts = self.is_counting && self.phase == Phase::Run;
         slot.kind = match op {
             Op::Read => Kind::Read,
             Op::Flush => Kind::Flush,
@@ -239,6 +327,12 @@ impl Driver {
                 let bytes = usize::try_from(range.len()).unwrap_or(0);
                 if buf.len() != bytes {
                     buf.set_len(bytes);
+                }
+                if let Some(verifier) = &mut self.verifier {
+                    slot.version = match slot.kind {
+                        Kind::Read => verifier.begin_read(),
+                        _ => verifier.begin_write(range.start(), &mut buf),
+                    };
                 }
                 Data::Buf(buf)
             }
@@ -262,6 +356,7 @@ impl Driver {
         let Ok(index) = usize::try_from(completion.tag) else {
             return;
         };
+        let is_ok = completion.status.is_ok();
         let Some(slot) = self.slots.get_mut(index) else {
             return;
         };
@@ -269,29 +364,43 @@ impl Driver {
             slot.buf = completion.data.into_buf();
         }
         debug_assert!(slot.buf.is_some(), "a completion without its buffer");
+        if let Some(verifier) = &mut self.verifier {
+            let is_right = verify(verifier, slot, is_ok, &mut self.outcome);
+            if !is_right {
+                // One is enough.
+                self.left = 0;
+            }
+        }
         if self.schedule.is_some() && self.free.is_empty() {
             self.blocked_at = Some(now);
         }
+        let (kind, bytes, latency) = (slot.kind, slot.range.len(), now.since(slot.started));
+        let counts = slot.counts;
         self.free.push(index);
-        if !self.is_counting || slot.started < self.counted_from {
-            return;
+        if counts {
+            self.count(kind, bytes, latency, is_ok, now);
+        } else if self.phase != Phase::Run {
+            self.outcome.errors += u64::from(!is_ok);
         }
-        let is_ok = completion.status.is_ok();
-        let latency = now.since(slot.started);
+    }
+
+    /// Puts a request that counts into the outcome.
+    fn count(&mut self, kind: Kind, bytes: u64, latency: u64, is_ok: bool, now: Nanos) {
         let outcome = &mut self.outcome;
         outcome.ended = now;
-        if slot.kind == Kind::Flush {
-            outcome.errors += u64::from(!is_ok);
-            outcome.flushes.saturating_record(latency);
+        outcome.errors += u64::from(!is_ok);
+        if kind == Kind::Flush {
+            if is_ok {
+                outcome.flushes.saturating_record(latency);
+            }
             return;
         }
         outcome.requests += 1;
         if !is_ok {
-            outcome.errors += 1;
             return;
         }
-        outcome.bytes += slot.bytes;
-        match slot.kind {
+        outcome.bytes += bytes;
+        match kind {
             Kind::Read => outcome.reads.saturating_record(latency),
             _ => outcome.writes.saturating_record(latency),
         }
@@ -301,6 +410,25 @@ impl Driver {
         }
         if let Some(interval) = outcome.series.get_mut(self.interval) {
             interval.saturating_record(latency);
+        }
+    }
+
+    /// Goes on to what comes after a phase that is over. True once that is nothing.
+    fn is_through(&mut self, now: Nanos) -> bool {
+        let failed = self.outcome.mismatches > 0;
+        match self.phase {
+            Phase::Write if self.walk.next >= self.walk.places || failed => {
+                self.phase = Phase::Run;
+                self.begin(now);
+                failed
+            }
+            Phase::Run if self.is_over(now) => {
+                self.phase = Phase::Read;
+                self.walk.next = 0;
+                self.verifier.is_none() || failed
+            }
+            Phase::Read => self.walk.next >= self.walk.places || failed,
+            Phase::Write | Phase::Run => false,
         }
     }
 
@@ -333,6 +461,26 @@ impl Driver {
     }
 }
 
+/// Tells the verifier that a slot's request has ended. False if it has found what must not be.
+fn verify(verifier: &mut Verifier, slot: &Slot, is_ok: bool, outcome: &mut Outcome) -> bool {
+    let (at, len) = (slot.range.start(), slot.range.len());
+    match slot.kind {
+        Kind::Flush => true,
+        Kind::Write => {
+            verifier.end_write(at, len, slot.version, is_ok);
+            true
+        }
+        Kind::Read => {
+            let found = slot.buf.as_deref().filter(|_| is_ok);
+            outcome.verified += found.map_or(0, |bytes| bytes.len() as u64 / 512);
+            let (wrong, first) = verifier.end_read(at, found, slot.version);
+            outcome.mismatches += wrong;
+            outcome.first_mismatch = outcome.first_mismatch.or(first);
+            wrong == 0
+        }
+    }
+}
+
 impl Poller for Driver {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
         let mut completions = std::mem::take(&mut self.completions);
@@ -356,7 +504,7 @@ impl Poller for Driver {
         // An open loop starts requests when it is time, and a job its first ones.
         let now = cx.read_clock();
         self.refill(cx, now);
-        if self.free.len() == self.slots.len() && self.is_over(now) {
+        if self.free.len() == self.slots.len() && self.is_through(now) {
             self.finish(cx);
         }
         handled
@@ -369,3 +517,5 @@ impl Poller for Driver {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verify_tests;

@@ -6,6 +6,7 @@
 
 mod driver;
 pub mod floor;
+mod hgrm;
 mod outcome;
 mod places;
 mod report;
@@ -16,8 +17,11 @@ mod verify;
 mod workload;
 
 pub use driver::{Done, StartError, start};
+pub use hgrm::write_hgrm;
 pub use outcome::Outcome;
 pub use places::Order;
-pub use report::{Interval, Part, Percentiles, Ratios, RunHead, RunReport, Sample, Stage};
-pub use verify::Mismatch;
+pub use report::{
+    Interval, Part, Percentiles, Ratios, RunHead, RunReport, Sample, Stage, Verified,
+};
+pub use verify::{Found, Mismatch};
 pub use workload::{Arrival, Load, Size, Workload, WorkloadError};

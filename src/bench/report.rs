@@ -60,6 +60,17 @@ impl Part {
     }
 }
 
+/// What verification found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    /// Sectors that were checked.
+    pub sectors: u64,
+    /// How many of them were wrong.
+    pub mismatches: u64,
+    /// The first of these: where, what should be there, and what is.
+    pub first: Option<String>,
+}
+
 /// One interval of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
@@ -198,8 +209,8 @@ pub struct RunReport {
     pub queue_wait_max_ns: u64,
     /// Requests of an open loop that were never started.
     pub abandoned: u64,
-    /// Sectors that were checked; null without `--verify`.
-    pub verified_sectors: Option<u64>,
+    /// What verification found; null without it.
+    pub verify: Option<Verified>,
     /// The figures as multiples of the floor; null without one.
     pub ratios: Option<Ratios>,
     /// Where a cache's requests spent their time, by `write.engine` and the like.
@@ -212,6 +223,9 @@ pub struct RunReport {
     pub series: Vec<Interval>,
     /// Quantiles and their nanoseconds.
     pub curve: Vec<(f64, u64)>,
+    /// All latencies, of all repeated runs together.
+    #[serde(skip)]
+    pub all: Histogram<u64>,
     /// What repeated runs had; empty for one run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<Sample>,
@@ -260,11 +274,19 @@ pub struct RunHead {
     pub submit: &'static str,
     /// How many jobs.
     pub jobs: u32,
-    /// Whether sectors were checked.
-    pub verify: bool,
 }
 
 impl RunReport {
+    /// Whether all requests went well, and all sectors were right.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.errors == 0
+            && self
+                .verify
+                .as_ref()
+                .is_none_or(|found| found.mismatches == 0)
+    }
+
     /// The report of `jobs` alike, of which `job` is one.
     #[must_use]
     pub fn new(head: RunHead, job: &super::Workload, outcome: &Outcome) -> Self {
@@ -297,13 +319,18 @@ impl RunReport {
             queued: outcome.queued,
             queue_wait_max_ns: outcome.queue_wait_max_ns,
             abandoned: outcome.abandoned,
-            verified_sectors: head.verify.then_some(outcome.verified),
+            verify: job.verify.then(|| Verified {
+                sectors: outcome.verified,
+                mismatches: outcome.mismatches,
+                first: outcome.first_mismatch.map(|found| found.to_string()),
+            }),
             ratios: None,
             stages: None,
             hit_ratio: None,
             maintenance: None,
             series: series(outcome),
             curve: curve(&all),
+            all,
             samples: Vec::new(),
             spread: BTreeMap::new(),
         }
@@ -322,6 +349,11 @@ impl RunReport {
             })
             .collect();
         let errors = runs.iter().map(|run| run.errors).sum();
+        let wrong = runs.iter().filter_map(|run| run.verify.clone());
+        let wrong = wrong.max_by_key(|found| found.mismatches);
+        let mut all = runs.first()?.all.clone();
+        let added = runs.iter().skip(1).all(|run| all.add(&run.all).is_ok());
+        debug_assert!(added, "the same bounds");
         let middle = runs.len().saturating_sub(1) / 2;
         let mut median = runs.into_iter().nth(middle)?;
         if samples.len() == 1 {
@@ -351,7 +383,9 @@ impl RunReport {
             max: ns("max"),
             mean: of("mean").unwrap_or(0.0),
         };
+        median.all = all;
         median.errors = errors;
+        median.verify = wrong;
         let ends = |list: &Vec<f64>| Some([*list.first()?, *list.last()?]);
         median.spread = values
             .iter()

@@ -76,6 +76,9 @@ pub struct Workload {
     pub seed: u64,
     /// Latencies over time are told for each so many nanoseconds; 0 for not at all.
     pub series_ns: u64,
+    /// Tag every sector of the range before, check all reads, and read everything at the end.
+    /// Nobody else may write there.
+    pub verify: bool,
 }
 
 /// Why a job can't run on a device.
@@ -115,6 +118,14 @@ pub enum WorkloadError {
     /// A rate that no job can have.
     #[error("a rate of {0} requests a second is not within 0.001 to 1e9")]
     Rate(f64),
+    /// A size that would leave parts of units untagged.
+    #[error("with verification sizes must be multiples of the smallest: {bytes} is none of {unit}")]
+    Unit {
+        /// The size.
+        bytes: u32,
+        /// The smallest size.
+        unit: u32,
+    },
     /// Writes to a device that takes none.
     #[error("the device is read-only")]
     ReadOnly,
@@ -140,6 +151,7 @@ impl Workload {
             flush_every: 0,
             seed: 1,
             series_ns: 0,
+            verify: false,
         }
     }
 
@@ -199,7 +211,7 @@ impl Workload {
         {
             return Err(WorkloadError::Rate(rate));
         }
-        if self.read_percent < 100 && info.read_only {
+        if (self.read_percent < 100 || self.verify) && info.read_only {
             return Err(WorkloadError::ReadOnly);
         }
         let places = self.range.len() / u64::from(self.unit());
@@ -231,6 +243,12 @@ impl Workload {
             }
             if size.bytes > BLOCK_BYTES_MAX {
                 return Err(WorkloadError::TooLarge(size.bytes));
+            }
+            if self.verify && !size.bytes.is_multiple_of(self.unit()) {
+                return Err(WorkloadError::Unit {
+                    bytes: size.bytes,
+                    unit: self.unit(),
+                });
             }
         }
         Ok(())

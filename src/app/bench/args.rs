@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 pub(in crate::app) struct BenchArgs {
     /// Rows that belong together, instead of those that --bdev, --rw and --depth span.
-    #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "submit", "pool_mib"])]
+    #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "verify", "submit", "pool_mib"])]
     pub(super) preset: Option<Preset>,
     /// What to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
@@ -78,6 +78,10 @@ pub(in crate::app) struct BenchArgs {
     /// Where requests come from: the reactor that serves them, or another one through the rings.
     #[arg(long, value_enum, default_value_t = Submit::Local)]
     pub(super) submit: Submit,
+    /// Tag every sector before, check all that is read, and read everything at the end. A sector
+    /// that is wrong is told, and the exit code is 1.
+    #[arg(long)]
+    pub(super) verify: bool,
     /// Seed of places, sizes and arrivals.
     #[arg(long, default_value_t = 1)]
     pub(super) seed: u64,

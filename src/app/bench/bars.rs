@@ -2,7 +2,8 @@
 //!
 //! A cache is a log, so that a stream of writes always ends with writeback and GC at work. What a
 //! write costs while they rest is measured on a pool that holds all writes of the row; the row ends
-//! when that is nearly full. What it costs while they work is a row of its own.
+//! when that is nearly full. What it costs while they work is a row of its own, and one more at half
+//! the rate that it reached: where they keep up, and nobody waits for room.
 
 use super::row::{Row, Submit};
 use super::stack::{Device, StackConfig};
@@ -63,6 +64,14 @@ impl BarsConfig {
             }),
             self.busy("write_qd1_gc_wb", 1),
             self.busy("write_qd32_gc_wb", 32),
+            Row {
+                half_rate_of: Some("write_qd1_gc_wb"),
+                ..self.busy("write_qd1_gc_wb_paced", 1)
+            },
+            Row {
+                half_rate_of: Some("write_qd1_gc_wb"),
+                ..self.idle("write_qd1_idle_paced", |_| ())
+            },
             self.slow("backing_slow_qd", Device::Backing),
             self.slow("write_full_pool", Device::Cache),
         ];
@@ -91,6 +100,7 @@ impl BarsConfig {
             jobs: 1,
             submit: Submit::Local,
             fill: true,
+            half_rate_of: None,
         }
     }
 

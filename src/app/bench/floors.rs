@@ -204,6 +204,7 @@ impl FloorRig {
             jobs: 1,
             submit: Submit::Local,
             fill: false,
+            half_rate_of: None,
         };
         let (first, _) = self.cores.split_at(self.cores.len().min(1));
         Ok(row.run(first, &self.run_dir)?.latency_ns.p50)

@@ -12,7 +12,7 @@ pub(super) use args::BenchArgs;
 
 use super::cli::{UNUSABLE, fail};
 use crate::bdev::pmem::CopyKernel;
-use crate::bench::{Load, Order, RunReport, Size, Workload};
+use crate::bench::{Arrival, Load, Order, RunReport, Size, Workload, write_hgrm};
 use crate::cache::CacheOptions;
 use crate::units::ByteRange;
 use args::{Pattern, Preset};
@@ -21,6 +21,7 @@ use document::{Document, Host};
 use floors::{FloorRig, Floors};
 use row::{Row, Submit};
 use stack::{Device, StackConfig};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -93,11 +94,15 @@ fn bars(args: &BenchArgs, has_ring: bool) -> Result<Vec<Row>, Box<dyn Error>> {
 
 /// Every device with every pattern at every depth.
 fn rows(args: &BenchArgs) -> Result<Vec<Row>, Box<dyn Error>> {
-    let mut rows = Vec::new();
+    let mut rows: Vec<Row> = Vec::new();
     for device in &args.bdev {
         for rw in &args.rw {
             for depth in &args.depth {
-                rows.push(row(args, *device, *rw, *depth)?);
+                let row = row(args, *device, *rw, *depth)?;
+                if rows.iter().any(|other| other.name == row.name) {
+                    return Err(format!("{} is wanted twice", row.name).into());
+                }
+                rows.push(row);
             }
         }
     }
@@ -142,6 +147,7 @@ fn row(args: &BenchArgs, device: Device, rw: Pattern, depth: u32) -> Result<Row,
         flush_every: args.flush_every,
         seed: args.seed,
         series_ns: args.series_ms.saturating_mul(1_000_000),
+        verify: args.verify,
         ..Workload::new(ByteRange::default(), args.block_size)
     };
     Ok(Row {
@@ -151,6 +157,7 @@ fn row(args: &BenchArgs, device: Device, rw: Pattern, depth: u32) -> Result<Row,
         jobs: args.jobs,
         submit: args.submit,
         fill: args.prefill,
+        half_rate_of: None,
     })
 }
 
@@ -199,13 +206,15 @@ fn measure_rows(
         if let Some(rig) = &rig {
             floors.push(rig.measure()?);
         }
+        let mut rates = BTreeMap::new();
         for (row, runs) in rows.iter().zip(&mut runs) {
             let used = if args.preset.is_some() && row.submit == Submit::Local {
                 cores.split_at(cores.len().min(1)).0
             } else {
                 cores
             };
-            runs.push(row.run(used, run_dir)?);
+            runs.push(paced(row, &rates).run(used, run_dir)?);
+            rates.extend(runs.last().map(|run| (row.name.clone(), run.iops)));
             if !json && args.repeat > 1 {
                 eprintln!("{} of {}: {}", turn + 1, args.repeat, row.name);
             }
@@ -222,13 +231,40 @@ fn measure_rows(
         }
         reports.push(report);
     }
-    let is_good = reports.iter().all(|report| report.errors == 0);
+    if let Some(dir) = &args.hgrm {
+        write_percentiles(dir, &reports)?;
+    }
+    let is_good = reports.iter().all(RunReport::is_good);
     let kernel = rig
         .as_ref()
         .map_or_else(CopyKernel::detect, FloorRig::kernel);
     let host = Host::of(cores, kernel, rig.as_ref().map(FloorRig::page_bytes));
     print(Document::new(host, floors, reports), json)?;
     Ok(is_good)
+}
+
+/// `row`, at half the rate of another one if it wants that.
+fn paced(row: &Row, rates: &BTreeMap<String, f64>) -> Row {
+    let mut row = row.clone();
+    if let Some(rate) = row.half_rate_of.and_then(|name| rates.get(name)) {
+        row.job.load = Load::Open {
+            rate: (rate / 2.0).max(1.0),
+            arrival: Arrival::Constant,
+        };
+    }
+    row
+}
+
+/// Writes one percentile file for each run.
+fn write_percentiles(dir: &Path, reports: &[RunReport]) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    for report in reports {
+        let path = dir.join(format!("{}.hgrm", report.name));
+        let mut text = Vec::new();
+        write_hgrm(&report.all, &mut text)?;
+        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn print(document: Document, json: bool) -> Result<(), Box<dyn Error>> {

@@ -55,6 +55,8 @@ pub(super) struct Row {
     pub(super) submit: Submit,
     /// Whether the device is written once before.
     pub(super) fill: bool,
+    /// Makes it an open loop, at half of what this row has reached in the same turn.
+    pub(super) half_rate_of: Option<&'static str>,
 }
 
 /// Starts data reactors on `cores`, and two maintenance reactors where they leave room.
@@ -100,7 +102,8 @@ impl Row {
         stack: &Stack,
         drivers: &[ReactorHandle],
     ) -> Result<RunReport, Box<dyn Error>> {
-        if self.fill {
+        // Verification fills the device with tags of its own.
+        if self.fill && !self.job.verify {
             let range = ByteRange::between(0, stack.bdev.info().bytes());
             let fill = Workload::fill(range, FILL_BYTES);
             let (first, _) = drivers.split_at(drivers.len().min(1));
@@ -117,7 +120,6 @@ impl Row {
             bdev: stack.bdev.info().name.clone(),
             submit: self.submit.name(),
             jobs: self.jobs,
-            verify: false,
         };
         let mut report = RunReport::new(head, &self.job, &outcome);
         if let (Some(before), Some(cache)) = (before, &stack.cache) {
@@ -132,7 +134,17 @@ impl Row {
         job.seed = job
             .seed
             .wrapping_add(u64::from(number).wrapping_mul(SEED_STEP));
-        job.first = job.range.len() / u64::from(self.jobs.max(1)) * u64::from(number);
+        let jobs = u64::from(self.jobs.max(1));
+        let number = u64::from(number);
+        if job.verify {
+            // Each knows what it has written itself: nobody else may write there.
+            let share = job.range.len() / jobs / u64::from(job.unit().max(1));
+            let start = job.range.start() + number * share * u64::from(job.unit());
+            job.range = ByteRange::between(start, start + share * u64::from(job.unit()));
+            job.first = 0;
+        } else {
+            job.first = job.range.len() / jobs * number;
+        }
         job
     }
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use uuid::Uuid;
 
-struct Rig {
+pub(super) struct Rig {
     clock: Arc<ManualClock>,
     reactor: Reactor,
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let clock = Arc::new(ManualClock::default());
         let config = ReactorConfig {
             id: ReactorId(0),
@@ -24,7 +24,7 @@ impl Rig {
     }
 
     /// Runs a job, `step_ns` passing in each round.
-    fn run(&mut self, bdev: &dyn Bdev, workload: &Workload, step_ns: u64) -> Outcome {
+    pub(super) fn run(&mut self, bdev: &dyn Bdev, workload: &Workload, step_ns: u64) -> Outcome {
         let found = Rc::new(Cell::new(None));
         let put = Rc::clone(&found);
         let done: Done = Box::new(move |outcome| put.set(Some(outcome)));
@@ -40,7 +40,7 @@ impl Rig {
     }
 }
 
-fn malloc(blocks: u64) -> MallocBdev {
+pub(super) fn malloc(blocks: u64) -> MallocBdev {
     let config = MallocConfig {
         name: "m".to_owned(),
         uuid: Uuid::nil(),
@@ -50,7 +50,7 @@ fn malloc(blocks: u64) -> MallocBdev {
     MallocBdev::new(config).unwrap()
 }
 
-fn whole(blocks: u64) -> ByteRange {
+pub(super) fn whole(blocks: u64) -> ByteRange {
     ByteRange::between(0, blocks * 512)
 }
 

@@ -20,7 +20,6 @@ fn report(count: u64, scale: u64) -> RunReport {
         bdev: "d".to_owned(),
         submit: "local",
         jobs: 1,
-        verify: false,
     };
     let job = Workload::new(ByteRange::between(0, 1 << 20), 4096);
     assert_eq!(job.load, Load::Closed);
