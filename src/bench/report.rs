@@ -510,6 +510,13 @@ impl fmt::Display for RunReport {
                 self.abandoned
             )?;
         }
+        if let Some(found) = &self.verify {
+            let (sectors, wrong) = (found.sectors, found.mismatches);
+            write!(f, "\n{:<24} {sectors} sectors checked, {wrong} wrong", "")?;
+            if let Some(first) = &found.first {
+                write!(f, ": {first}")?;
+            }
+        }
         if self.errors > 0 {
             write!(
                 f,

@@ -86,3 +86,25 @@ fn several_runs_give_medians_and_their_spread() {
     let alone = RunReport::median(vec![report(10, 1)]).unwrap();
     assert!(alone.spread.is_empty() && alone.samples.is_empty());
 }
+
+#[test]
+fn in_words_a_report_tells_what_is_wrong() {
+    let mut report = report(10, 1);
+    assert!(report.is_good());
+    let text = report.to_string();
+    assert!(text.starts_with("row ") && text.contains("p99.9"), "{text}");
+    report.errors = 3;
+    assert!(report.to_string().contains("ERRORS 3 of 10"));
+    report.errors = 0;
+    report.verify = Some(Verified {
+        sectors: 7,
+        mismatches: 1,
+        first: Some("it is elsewhere".to_owned()),
+    });
+    assert!(!report.is_good());
+    let text = report.to_string();
+    assert!(
+        text.contains("7 sectors checked, 1 wrong: it is elsewhere"),
+        "{text}"
+    );
+}
