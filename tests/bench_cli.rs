@@ -10,46 +10,278 @@ mod common;
 
 use common::run;
 use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Runs `pmcache bench --json` with these flags, and a directory for what it keeps meanwhile.
+fn bench(line: &str) -> Value {
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = vec!["bench", "--json", "--run-dir", dir.path().to_str().unwrap()];
+    args.extend(line.split_whitespace());
+    let output = run(&args);
+    assert!(output.status.success(), "{output:?}");
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 0, "nothing stays behind");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn number(value: &Value, name: &str) -> f64 {
+    let found = value.pointer(name).and_then(Value::as_f64);
+    found.unwrap_or_else(|| panic!("{name} of {value}"))
+}
+
+/// That a run has all of the schema, and that its figures fit together.
+fn check_run(run: &Value) {
+    let keys: BTreeSet<&str> = run
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    for key in [
+        "name",
+        "bdev",
+        "rw",
+        "block_bytes",
+        "depth",
+        "jobs",
+        "submit",
+        "rate",
+        "seconds",
+        "requests",
+        "errors",
+        "bytes",
+        "iops",
+        "mib_s",
+        "latency_ns",
+        "read",
+        "write",
+        "flush",
+        "ratios",
+        "stages",
+        "hit_ratio",
+        "maintenance",
+        "series",
+        "curve",
+    ] {
+        assert!(keys.contains(key), "{key} of {run}");
+    }
+    assert_eq!(run["errors"], 0, "{run}");
+    assert!(number(run, "/requests") > 0.0, "{run}");
+    let rising = ["min", "p50", "p90", "p99", "p999", "p9999", "max"];
+    let rising = rising.map(|name| number(run, &format!("/latency_ns/{name}")));
+    assert!(rising[0] > 0.0 && rising.is_sorted(), "{run}");
+    let curve = run["curve"].as_array().unwrap();
+    assert_eq!(curve[0][0], 0.0);
+    assert_eq!(curve.last().unwrap()[0], 1.0);
+    assert!(
+        curve
+            .iter()
+            .map(|point| point[1].as_u64().unwrap())
+            .is_sorted()
+    );
+    let parts = ["/read/requests", "/write/requests"];
+    let sum: f64 = parts
+        .iter()
+        .map(|part| run.pointer(part).map_or(0.0, |n| n.as_f64().unwrap()))
+        .sum();
+    assert_eq!(sum, number(run, "/requests"), "{run}");
+}
 
 #[test]
 fn every_device_is_measured_at_every_depth_in_one_document() {
-    let dir = tempfile::tempdir().unwrap();
-    let line = "bench --json --bdev null,malloc,pmem,cache --rw randwrite,read --depth 1,4 \
-                --size-mib 8 --seconds 0.05 --warmup 0.01 --run-dir";
-    let mut args: Vec<&str> = line.split_whitespace().collect();
-    args.push(dir.path().to_str().unwrap());
-    let output = run(&args);
-    assert!(output.status.success(), "{output:?}");
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let jobs = document["jobs"].as_array().unwrap();
-    let expected = ["null", "malloc", "pmem", "cache"];
-    assert_eq!(jobs.len(), expected.len() * 4);
-    for (job, device) in jobs.iter().zip(expected.iter().flat_map(|d| [d; 4])) {
-        assert_eq!(job["bdev"], **device);
-        assert_eq!(job["errors"], 0, "{job}");
-        assert!(job["requests"].as_u64().unwrap() > 0, "{job}");
-        let latency = |name: &str| job["latency_ns"][name].as_u64().unwrap();
-        assert!(
-            latency("min") > 0 && latency("min") <= latency("p50"),
-            "{job}"
-        );
-        assert!(latency("p50") <= latency("p99.99"), "{job}");
-        assert!(latency("p99.99") <= latency("max"), "{job}");
+    let document = bench(
+        "--bdev null,malloc,pmem,cache,backing --rw randwrite,read --depth 1,4 --size-mib 8 \
+         --seconds 0.05 --warmup 0.01 --series-ms 10",
+    );
+    let runs = document["runs"].as_array().unwrap();
+    let expected = ["null", "malloc", "pmem", "cache", "backing"];
+    assert_eq!(runs.len(), expected.len() * 4);
+    for (run, device) in runs.iter().zip(expected.iter().flat_map(|d| [d; 4])) {
+        check_run(run);
+        let name = run["name"].as_str().unwrap();
+        assert!(name.starts_with(*device), "{run}");
+        assert!(!run["series"].as_array().unwrap().is_empty());
+        let has_floor = !["null", "backing"].contains(device);
+        assert_eq!(run["ratios"].is_object(), has_floor, "{run}");
+        assert_eq!(run["stages"].is_object(), *device == "cache", "{run}");
     }
-    let left = std::fs::read_dir(dir.path()).unwrap().count();
-    assert_eq!(left, 0, "nothing stays behind");
+    let hits = runs.iter().find(|run| run["name"] == "cache-read-qd1");
+    assert_eq!(number(hits.unwrap(), "/hit_ratio"), 1.0);
+    assert_eq!(document["schema"], 1);
+    assert!(number(&document, "/floors/harness_ns") > 0.0);
+}
+
+#[test]
+fn the_bars_have_their_rows_and_floors() {
+    let document = bench("--preset bars --size-mib 8 --seconds 0.05 --warmup 0.02 --repeat 2");
+    let names = [
+        "memory_ns",
+        "memory_crc_ns",
+        "read_cold_ns",
+        "jitter_p999_ns",
+        "clock_ns",
+        "harness_ns",
+    ];
+    for name in names {
+        assert!(
+            number(&document, &format!("/floors/{name}")) > 0.0,
+            "{name}"
+        );
+    }
+    for key in [
+        "cpu_model",
+        "cores",
+        "page_bytes",
+        "copy_kernel",
+        "crc_kernel",
+    ] {
+        assert!(!document["host"][key].is_null(), "{key}");
+    }
+    let runs = document["runs"].as_array().unwrap();
+    let find = |name: &str| {
+        let found = runs.iter().find(|run| run["name"] == name);
+        found.unwrap_or_else(|| panic!("no {name}"))
+    };
+    for name in [
+        "write_qd1_local",
+        "write_qd1_local_crc",
+        "read_hit_qd1_local",
+        "write_qd32_local",
+        "write_qd1_gc_wb",
+        "write_qd1_gc_wb_paced",
+        "write_qd1_idle_paced",
+        "write_qd1_durable",
+        "backing_slow_qd",
+        "write_full_pool",
+    ] {
+        let run = find(name);
+        check_run(run);
+        assert_eq!(run["samples"].as_array().unwrap().len(), 2, "{name}");
+        let [least, most] = ["/spread/p50/0", "/spread/p50/1"].map(|at| number(run, at));
+        let p50 = number(run, "/latency_ns/p50");
+        assert!(least <= p50 && p50 <= most, "{run}");
+    }
+    // With a second core there is a way through the rings.
+    let has_ring = !document["floors"]["ring_round_trip_ns"].is_null();
+    assert_eq!(
+        runs.iter().any(|run| run["name"] == "write_qd1_ring"),
+        has_ring
+    );
+    if has_ring {
+        assert_eq!(find("write_qd1_ring")["submit"], "ring");
+        assert!(number(find("write_qd1_ring"), "/stages/write.ring/count") > 0.0);
+    }
+    // Rows differ in what they are about.
+    assert_eq!(
+        number(find("write_qd1_local"), "/maintenance/writeback_bytes"),
+        0.0
+    );
+    assert_eq!(
+        number(find("write_qd1_local"), "/maintenance/gc_ksets"),
+        0.0
+    );
+    assert!(number(find("write_full_pool"), "/maintenance/writeback_bytes") > 0.0);
+    let ratio = number(find("write_qd1_local_crc"), "/ratios/p50");
+    let expected = number(find("write_qd1_local_crc"), "/latency_ns/p50")
+        / number(&document, "/floors/memory_crc_ns");
+    assert!((ratio - expected).abs() < 0.001, "{ratio} {expected}");
+}
+
+#[test]
+fn mixes_sizes_rates_and_jobs_show_in_the_report() {
+    let document = bench(
+        "--bdev malloc --rw randrw --rwmixread 70 --bssplit 4k/70:64k/30 --distribution zipf:1.1 \
+         --size-mib 8 --working-set-mib 4 --offset-mib 2 --seconds 0.2 --warmup 0 --jobs 2 \
+         --depth 2 --flush-every 10 --fua-every 3 --rate 5000 --arrival poisson --floors false",
+    );
+    let run = &document["runs"][0];
+    check_run(run);
+    assert_eq!(run["rw"], "randrw");
+    assert_eq!(run["jobs"], 2);
+    assert_eq!(number(run, "/rate"), 5000.0);
+    // 2 jobs of 5000 a second in 0.2 s.
+    let requests = number(run, "/requests");
+    assert!((1_700.0..2_300.0).contains(&requests), "{requests}");
+    let share = number(run, "/read/requests") / requests;
+    assert!((0.6..0.8).contains(&share), "{share}");
+    let mean = number(run, "/bytes") / requests;
+    assert!((17_000.0..28_000.0).contains(&mean), "{mean}");
+    assert!(number(run, "/flush/requests") > 0.0);
+    assert!(document["floors"].is_null() && run["ratios"].is_null());
+}
+
+#[test]
+fn verification_reads_what_was_written_and_finds_a_device_that_forgets() {
+    let line = "--size-mib 8 --seconds 0.1 --warmup 0 --floors false --rw randrw --depth 8 \
+                --jobs 2 --verify --flush-every 50";
+    let document = bench(&format!("{line} --bdev malloc,pmem,cache"));
+    for run in document["runs"].as_array().unwrap() {
+        check_run(run);
+        assert_eq!(run["verify"]["mismatches"], 0, "{run}");
+        assert!(number(run, "/verify/sectors") > 16384.0, "{run}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = vec!["bench", "--json", "--bdev", "null", "--run-dir"];
+    args.push(dir.path().to_str().unwrap());
+    args.extend(line.split_whitespace());
+    let output = run(&args);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = &document["runs"][0]["verify"];
+    assert!(number(found, "/mismatches") > 0.0);
+    let text = found["first"].as_str().unwrap();
+    assert!(
+        text.contains("the sector at 0x") && text.contains("has"),
+        "{text}"
+    );
+}
+
+#[test]
+fn percentile_files_are_written_for_every_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = dir.path().join("percentiles");
+    let line = "--bdev null,malloc --rw write --count 1000 --warmup 0 --floors false --size-mib 8";
+    bench(&format!("{line} --hgrm {}", files.display()));
+    for name in ["null-write-qd1.hgrm", "malloc-write-qd1.hgrm"] {
+        let text = std::fs::read_to_string(files.join(name)).unwrap();
+        assert!(text.trim_start().starts_with("Value") && text.contains("Total count"));
+    }
+}
+
+#[test]
+fn a_count_ends_a_run() {
+    let line = "--bdev null --rw write --count 1000 --seconds 60 --warmup 0 --floors false \
+                --size-mib 8";
+    assert_eq!(number(&bench(line)["runs"][0], "/requests"), 1000.0);
 }
 
 #[test]
 fn what_cannot_be_measured_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
     for line in [
-        "bench --json --bdev null --depth 0",
-        "bench --json --bdev null --block-size 100",
-        "bench --json --bdev null --seconds -1",
-        "bench --json --bdev null --cpumask [1023]",
+        "--bdev null --depth 0",
+        "--bdev null --block-size 100",
+        "--bdev null --bssplit 4k/0",
+        "--bdev null --bssplit 4k",
+        "--bdev null --distribution zipf:0",
+        "--bdev null --rwmixread 101",
+        "--bdev null --rate 0",
+        "--bdev null,null",
+        "--bdev null --arrival poisson",
+        "--bdev null --seconds -1",
+        "--bdev null --cpumask [1023]",
+        "--bdev null --submit ring --cpumask [0]",
+        "--bdev null --working-set-mib 9 --size-mib 8",
+        "--bdev null --offset-mib 8 --size-mib 8",
+        "--bdev cache --verify-reads true --data-crc false",
+        "--bdev cache --lanes 0",
+        "--preset bars --depth 4",
     ] {
-        let args: Vec<&str> = line.split(' ').collect();
+        let mut args = vec!["bench", "--json", "--floors", "false", "--run-dir"];
+        args.push(dir.path().to_str().unwrap());
+        args.extend(line.split(' '));
         let output = run(&args);
         assert_eq!(output.status.code(), Some(2), "{line}: {output:?}");
     }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

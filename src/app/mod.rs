@@ -6,7 +6,6 @@
 mod announce;
 mod bdevs;
 mod bench;
-mod bench_stack;
 mod caches;
 mod check;
 mod cli;

@@ -1,67 +1,88 @@
 //! What a bench job does.
 
+use super::places::Order;
 use crate::bdev::BdevInfo;
 use crate::units::ByteRange;
 
-/// Which requests a job makes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pattern {
-    /// Reads at uniformly random blocks.
-    RandRead,
-    /// Writes at uniformly random blocks.
-    RandWrite,
-    /// Reads, each behind the one before, wrapping around.
-    SeqRead,
-    /// Writes, each behind the one before, wrapping around.
-    SeqWrite,
+/// Sizes that requests of one job may have.
+const SIZES_MAX: usize = 64;
+/// Bytes that a request may have.
+const BLOCK_BYTES_MAX: u32 = 16 << 20;
+
+/// When the requests of a job start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Load {
+    /// As soon as one before has completed: always `depth` of them under way.
+    Closed,
+    /// At set times, whatever the device does; latencies count from there. At most `depth` are
+    /// under way, the others wait.
+    Open {
+        /// Requests a second, on average; above 0.
+        rate: f64,
+        /// How the times lie.
+        arrival: Arrival,
+    },
 }
 
-impl Pattern {
-    /// As fio spells it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RandRead => "randread",
-            Self::RandWrite => "randwrite",
-            Self::SeqRead => "read",
-            Self::SeqWrite => "write",
-        }
-    }
+/// How the times lie at which requests of an open loop should start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// At equal distances.
+    Constant,
+    /// Independent of each other: distances are exponentially distributed.
+    Poisson,
+}
 
-    /// Whether it writes.
-    #[must_use]
-    pub fn writes(self) -> bool {
-        matches!(self, Self::RandWrite | Self::SeqWrite)
-    }
-
-    /// Whether the place of a request is drawn.
-    #[must_use]
-    pub fn is_random(self) -> bool {
-        matches!(self, Self::RandRead | Self::RandWrite)
-    }
+/// One size of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Bytes; a multiple of the device's block.
+    pub bytes: u32,
+    /// How often, against the weights of the others.
+    pub weight: u32,
 }
 
 /// A job for [`crate::bench::start`].
 #[derive(Clone, Debug)]
 pub struct Workload {
-    /// Which requests.
-    pub pattern: Pattern,
-    /// Bytes of each; a multiple of the device's block.
-    pub block_bytes: u32,
+    /// Of 100 requests, how many read; the others write.
+    pub read_percent: u32,
+    /// Where they go.
+    pub order: Order,
+    /// Their sizes, at least one. Places are multiples of the smallest.
+    pub sizes: Vec<Size>,
     /// Requests under way at any time, 1 to 4096.
     pub depth: u32,
-    /// The part of the device to touch; whole blocks of it are used.
+    /// The part of the device to touch; whole blocks of the smallest size of it are used.
     pub range: ByteRange,
-    /// How long to run before anything is counted, in nanoseconds.
+    /// Where in `range` a sequential job begins, in bytes: jobs that share it need not follow each
+    /// other.
+    pub first: u64,
+    /// When requests start.
+    pub load: Load,
+    /// How long to run before anything is counted, in nanoseconds …
     pub warmup_ns: u64,
+    /// … or for so many requests, if that is less.
+    pub warmup_requests_max: Option<u64>,
     /// How long to count, in nanoseconds.
     pub run_ns: u64,
     /// Ends earlier, after this many requests (warm-up included).
     pub requests_max: Option<u64>,
+    /// One write in so many is FUA; 0 for none.
+    pub fua_every: u32,
+    /// A flush after so many writes; 0 for none.
+    pub flush_every: u32,
+    /// From which its generator is seeded.
+    pub seed: u64,
+    /// Latencies over time are told for each so many nanoseconds; 0 for not at all.
+    pub series_ns: u64,
+    /// Tag every sector of the range before, check all reads, and read everything at the end.
+    /// Nobody else may write there.
+    pub verify: bool,
 }
 
 /// Why a job can't run on a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum WorkloadError {
     /// No requests, or more than a job keeps.
     #[error("depth {0} is not within 1 to 4096")]
@@ -74,6 +95,12 @@ pub enum WorkloadError {
         /// The device's block in bytes.
         device_block: u32,
     },
+    /// Larger than a request may be.
+    #[error("{0} bytes are more than a request may have ({BLOCK_BYTES_MAX})")]
+    TooLarge(u32),
+    /// No size, too many, or all of weight 0.
+    #[error("{0} sizes of requests: 1 to {SIZES_MAX} are wanted, one of a weight above 0")]
+    Sizes(usize),
     /// Not one request fits.
     #[error("range {range} of a device of {device_bytes} bytes has no room for a request")]
     Range {
@@ -82,24 +109,86 @@ pub enum WorkloadError {
         /// The device's size.
         device_bytes: u64,
     },
+    /// More than all requests.
+    #[error("{0} % reads are more than all")]
+    Reads(u32),
+    /// The numbers of a distribution are out of their bounds.
+    #[error("{0:?} is out of bounds")]
+    Order(Order),
+    /// A rate that no job can have.
+    #[error("a rate of {0} requests a second is not within 0.001 to 1e9")]
+    Rate(f64),
+    /// A size that would leave parts of units untagged.
+    #[error("with verification sizes must be multiples of the smallest: {bytes} is none of {unit}")]
+    Unit {
+        /// The size.
+        bytes: u32,
+        /// The smallest size.
+        unit: u32,
+    },
     /// Writes to a device that takes none.
     #[error("the device is read-only")]
     ReadOnly,
 }
 
 impl Workload {
+    /// Requests of `bytes` over `range`: uniformly random writes, one at a time, for ever.
+    #[must_use]
+    pub fn new(range: ByteRange, bytes: u32) -> Self {
+        Self {
+            read_percent: 0,
+            order: Order::Uniform,
+            sizes: vec![Size { bytes, weight: 1 }],
+            depth: 1,
+            range,
+            first: 0,
+            load: Load::Closed,
+            warmup_ns: 0,
+            warmup_requests_max: None,
+            run_ns: u64::MAX,
+            requests_max: None,
+            fua_every: 0,
+            flush_every: 0,
+            seed: 1,
+            series_ns: 0,
+            verify: false,
+        }
+    }
+
     /// Writes all of `range` once, in order: memory is there, and no read is of a hole.
     #[must_use]
     pub fn fill(range: ByteRange, block_bytes: u32) -> Self {
         Self {
-            pattern: Pattern::SeqWrite,
-            block_bytes,
+            order: Order::Sequential,
             depth: 4,
-            range,
-            warmup_ns: 0,
-            run_ns: u64::MAX,
             requests_max: Some(range.len() / u64::from(block_bytes.max(1))),
+            ..Self::new(range, block_bytes)
         }
+    }
+
+    /// As fio spells it.
+    #[must_use]
+    pub fn rw(&self) -> &'static str {
+        match (self.order.is_random(), self.read_percent) {
+            (true, 0) => "randwrite",
+            (true, 100) => "randread",
+            (true, _) => "randrw",
+            (false, 0) => "write",
+            (false, 100) => "read",
+            (false, _) => "rw",
+        }
+    }
+
+    /// The largest of the sizes.
+    #[must_use]
+    pub fn bytes_max(&self) -> u32 {
+        self.sizes.iter().map(|size| size.bytes).max().unwrap_or(0)
+    }
+
+    /// The smallest of the sizes: places are multiples of it.
+    #[must_use]
+    pub fn unit(&self) -> u32 {
+        self.sizes.iter().map(|size| size.bytes).min().unwrap_or(0)
     }
 
     /// The number of places for a request on a device, once the job is known to fit it.
@@ -110,27 +199,59 @@ impl Workload {
         if !(1..=4096).contains(&self.depth) {
             return Err(WorkloadError::Depth(self.depth));
         }
-        if self.block_bytes == 0 || !self.block_bytes.is_multiple_of(info.block_size) {
-            return Err(WorkloadError::Block {
-                block_bytes: self.block_bytes,
-                device_block: info.block_size,
-            });
+        self.check_sizes(info)?;
+        if self.read_percent > 100 {
+            return Err(WorkloadError::Reads(self.read_percent));
         }
-        if self.pattern.writes() && info.read_only {
+        if !self.order.is_valid() {
+            return Err(WorkloadError::Order(self.order));
+        }
+        if let Load::Open { rate, .. } = self.load
+            && !(0.001..=1e9).contains(&rate)
+        {
+            return Err(WorkloadError::Rate(rate));
+        }
+        if (self.read_percent < 100 || self.verify) && info.read_only {
             return Err(WorkloadError::ReadOnly);
         }
-        let places = self.range.len() / u64::from(self.block_bytes);
+        let places = self.range.len() / u64::from(self.unit());
         let aligned = self
             .range
             .start()
             .is_multiple_of(u64::from(info.block_size));
-        if places == 0 || !aligned || self.range.end() > info.bytes() {
+        let has_room = places * u64::from(self.unit()) >= u64::from(self.bytes_max());
+        if places == 0 || !has_room || !aligned || self.range.end() > info.bytes() {
             return Err(WorkloadError::Range {
                 range: self.range,
                 device_bytes: info.bytes(),
             });
         }
         Ok(places)
+    }
+
+    fn check_sizes(&self, info: &BdevInfo) -> Result<(), WorkloadError> {
+        let used = self.sizes.iter().any(|size| size.weight > 0);
+        if !used || self.sizes.len() > SIZES_MAX {
+            return Err(WorkloadError::Sizes(self.sizes.len()));
+        }
+        for size in &self.sizes {
+            if size.bytes == 0 || !size.bytes.is_multiple_of(info.block_size) {
+                return Err(WorkloadError::Block {
+                    block_bytes: size.bytes,
+                    device_block: info.block_size,
+                });
+            }
+            if size.bytes > BLOCK_BYTES_MAX {
+                return Err(WorkloadError::TooLarge(size.bytes));
+            }
+            if self.verify && !size.bytes.is_multiple_of(self.unit()) {
+                return Err(WorkloadError::Unit {
+                    bytes: size.bytes,
+                    unit: self.unit(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -140,9 +261,8 @@ mod tests {
     use crate::bdev::Supports;
     use uuid::Uuid;
 
-    #[test]
-    fn a_job_that_does_not_fit_is_refused() {
-        let info = BdevInfo {
+    fn info() -> BdevInfo {
+        BdevInfo {
             name: "d".to_owned(),
             product_name: "test",
             uuid: Uuid::nil(),
@@ -151,34 +271,67 @@ mod tests {
             volatile_cache: false,
             read_only: true,
             supports: Supports::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_job_that_does_not_fit_is_refused() {
+        let info = info();
         let good = Workload {
-            pattern: Pattern::RandRead,
-            block_bytes: 4096,
-            depth: 1,
-            range: ByteRange::between(0, 8192),
-            warmup_ns: 0,
-            run_ns: 1,
-            requests_max: None,
+            read_percent: 100,
+            ..Workload::new(ByteRange::between(0, 8192), 4096)
         };
         assert_eq!(good.places(&info), Ok(2));
-        let mut bad = good.clone();
-        bad.depth = 0;
-        assert_eq!(bad.places(&info), Err(WorkloadError::Depth(0)));
-        let mut bad = good.clone();
-        bad.block_bytes = 700;
+        let refused = |change: &dyn Fn(&mut Workload)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            bad.places(&info).unwrap_err()
+        };
+        let size = |bytes, weight| Size { bytes, weight };
+        assert_eq!(refused(&|job| job.depth = 0), WorkloadError::Depth(0));
         assert!(matches!(
-            bad.places(&info),
-            Err(WorkloadError::Block { .. })
+            refused(&|job| job.sizes = vec![size(700, 1)]),
+            WorkloadError::Block { .. }
         ));
-        let mut bad = good.clone();
-        bad.range = ByteRange::between(4096, 12288);
+        assert_eq!(
+            refused(&|job| job.sizes = vec![size(512, 0)]),
+            WorkloadError::Sizes(1)
+        );
+        assert_eq!(refused(&|job| job.sizes.clear()), WorkloadError::Sizes(0));
         assert!(matches!(
-            bad.places(&info),
-            Err(WorkloadError::Range { .. })
+            refused(&|job| job.range = ByteRange::between(4096, 12288)),
+            WorkloadError::Range { .. }
         ));
-        let mut bad = good;
-        bad.pattern = Pattern::SeqWrite;
-        assert_eq!(bad.places(&info), Err(WorkloadError::ReadOnly));
+        assert!(matches!(
+            refused(&|job| job.sizes = vec![size(512, 1), size(16384, 1)]),
+            WorkloadError::Range { .. }
+        ));
+        assert_eq!(
+            refused(&|job| job.read_percent = 99),
+            WorkloadError::ReadOnly
+        );
+        assert_eq!(
+            refused(&|job| job.read_percent = 101),
+            WorkloadError::Reads(101)
+        );
+        let zipf = Order::Zipf { theta: -1.0 };
+        assert_eq!(refused(&|job| job.order = zipf), WorkloadError::Order(zipf));
+        let load = Load::Open {
+            rate: 0.0,
+            arrival: Arrival::Constant,
+        };
+        assert_eq!(refused(&|job| job.load = load), WorkloadError::Rate(0.0));
+    }
+
+    #[test]
+    fn a_job_has_the_name_that_fio_gives_it() {
+        let mut job = Workload::new(ByteRange::between(0, 8192), 4096);
+        assert_eq!(job.rw(), "randwrite");
+        job.read_percent = 70;
+        assert_eq!(job.rw(), "randrw");
+        job.order = Order::Sequential;
+        assert_eq!(job.rw(), "rw");
+        job.read_percent = 100;
+        assert_eq!(job.rw(), "read");
     }
 }

@@ -4,7 +4,7 @@ use super::CacheError;
 use super::channel::CacheChannel;
 use super::gc::{Gc, GcCell, GcDriver, GcSeed};
 use super::group::{Group, GroupSeed};
-use super::latency::LatencyFigures;
+use super::latency::{LatencyFigures, LatencySnapshot};
 use super::options::{CacheOptions, Durability};
 use super::pool::Pool;
 use super::replay::ReplayReport;
@@ -438,7 +438,13 @@ impl Cache {
     /// Latencies of every kind of request at every stage since the load.
     #[must_use]
     pub fn latencies(&self) -> Vec<LatencyFigures> {
-        super::latency::figures(self.shared.latency.iter().map(|stats| &**stats))
+        self.latency_snapshot().figures()
+    }
+
+    /// The histograms behind [`Cache::latencies`].
+    #[must_use]
+    pub fn latency_snapshot(&self) -> LatencySnapshot {
+        LatencySnapshot::of(self.shared.latency.iter().map(|stats| &**stats))
     }
 
     /// Each lane's counters.

@@ -158,32 +158,58 @@ pub struct LatencyFigures {
     pub max_ns: u64,
 }
 
-/// Sums the reactors' histograms; leaves out what never happened.
-pub(crate) fn figures<'a>(
-    reactors: impl Iterator<Item = &'a LatencyStats> + Clone,
-) -> Vec<LatencyFigures> {
-    let kinds = [
-        ("read", Timed::Read),
-        ("write", Timed::Write),
-        ("zero", Timed::Zero),
-        ("flush", Timed::Flush),
-    ];
-    let mut found = Vec::new();
-    for (op, kind) in kinds {
-        // Three digits hold what the buckets know.
-        let fresh = || Histogram::<u64>::new_with_bounds(1, 1 << 37, 3);
-        let (Ok(ring), Ok(engine), Ok(backing)) = (fresh(), fresh(), fresh()) else {
-            return found;
-        };
-        let mut sum = [ring, engine, backing];
-        reactors
-            .clone()
-            .for_each(|stats| stats.add_to(kind, &mut sum));
-        for (stage, histogram) in ["ring", "engine", "backing"].into_iter().zip(&sum) {
-            if histogram.is_empty() {
-                continue;
-            }
-            found.push(LatencyFigures {
+/// The histograms of all reactors at one time, so that what happened between two times can be told.
+#[derive(Clone, Debug, Default)]
+pub struct LatencySnapshot {
+    /// Operation, stage, and the summed histogram.
+    stages: Vec<(&'static str, &'static str, Histogram<u64>)>,
+}
+
+impl LatencySnapshot {
+    /// Sums the reactors' histograms.
+    pub(crate) fn of<'a>(reactors: impl Iterator<Item = &'a LatencyStats> + Clone) -> Self {
+        let kinds = [
+            ("read", Timed::Read),
+            ("write", Timed::Write),
+            ("zero", Timed::Zero),
+            ("flush", Timed::Flush),
+        ];
+        let mut stages = Vec::new();
+        for (op, kind) in kinds {
+            // Three digits hold what the buckets know.
+            let fresh = || Histogram::<u64>::new_with_bounds(1, 1 << 37, 3);
+            let (Ok(ring), Ok(engine), Ok(backing)) = (fresh(), fresh(), fresh()) else {
+                return Self { stages };
+            };
+            let mut sum = [ring, engine, backing];
+            reactors
+                .clone()
+                .for_each(|stats| stats.add_to(kind, &mut sum));
+            let named = ["ring", "engine", "backing"].into_iter().zip(sum);
+            stages.extend(named.map(|(stage, histogram)| (op, stage, histogram)));
+        }
+        Self { stages }
+    }
+
+    /// What came after `earlier`, a snapshot of the same cache. The longest is known to one part in
+    /// sixteen only.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut stages = self.stages.clone();
+        for (now, before) in stages.iter_mut().zip(&earlier.stages) {
+            // Counts only grow, and the bounds are the same.
+            let taken = now.2.subtract(&before.2).is_ok();
+            debug_assert!(taken, "an older snapshot has no more than a newer one");
+        }
+        Self { stages }
+    }
+
+    /// Figures of what happened; what never did is left out.
+    #[must_use]
+    pub fn figures(&self) -> Vec<LatencyFigures> {
+        let happened = self.stages.iter().filter(|stage| !stage.2.is_empty());
+        happened
+            .map(|(op, stage, histogram)| LatencyFigures {
                 op,
                 stage,
                 count: histogram.len(),
@@ -192,10 +218,9 @@ pub(crate) fn figures<'a>(
                 p999_ns: histogram.value_at_quantile(0.999),
                 p9999_ns: histogram.value_at_quantile(0.9999),
                 max_ns: histogram.max(),
-            });
-        }
+            })
+            .collect()
     }
-    found
 }
 
 #[cfg(test)]
@@ -236,10 +261,26 @@ mod tests {
             begun: Nanos(200),
         };
         stats.end(waited, Nanos(10_200), &clock);
-        let figures = figures([&stats].into_iter());
+        let snapshot = LatencySnapshot::of([&stats].into_iter());
+        let figures = snapshot.figures();
         let engine = figures.iter().find(|f| f.stage == "engine").unwrap();
         assert_eq!((engine.op, engine.count), ("write", 161));
         assert!((500..540).contains(&engine.p50_ns), "{engine:?}");
         assert!((10_000..10_700).contains(&engine.max_ns), "{engine:?}");
+    }
+
+    #[test]
+    fn a_difference_has_only_what_came_between() {
+        let stats = LatencyStats::default();
+        stats.backing_read(Nanos(0), Nanos(1_000_000));
+        let before = LatencySnapshot::of([&stats].into_iter());
+        stats.backing_read(Nanos(0), Nanos(5_000));
+        let after = LatencySnapshot::of([&stats].into_iter());
+        let figures = after.since(&before).figures();
+        let [only] = figures.as_slice() else {
+            panic!("{figures:?}");
+        };
+        assert_eq!((only.op, only.stage, only.count), ("read", "backing", 1));
+        assert!((5_000..5_400).contains(&only.max_ns), "{only:?}");
     }
 }

@@ -82,7 +82,7 @@ pub use geometry::{
     LANES_MAX, PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_CONTROL_BYTES,
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
-pub use latency::LatencyFigures;
+pub use latency::{LatencyFigures, LatencySnapshot};
 pub use load_report::{BadPlace, LostClean, Missing};
 pub use loading::{LoadWish, Loading};
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};

@@ -1,0 +1,277 @@
+//! `pmcache bench`: builds devices in this process and drives them; no service, no sockets.
+
+mod args;
+mod bars;
+mod document;
+mod floors;
+mod row;
+mod stack;
+mod stages;
+
+pub(super) use args::BenchArgs;
+
+use super::cli::{UNUSABLE, fail};
+use crate::bdev::pmem::CopyKernel;
+use crate::bench::{Arrival, Load, Order, RunReport, Size, Workload, write_hgrm};
+use crate::cache::CacheOptions;
+use crate::units::ByteRange;
+use args::{Pattern, Preset};
+use bars::BarsConfig;
+use document::{Document, Host};
+use floors::{FloorRig, Floors};
+use row::{Row, Submit};
+use stack::{Device, StackConfig};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long a floor is measured, at least and at most.
+const FLOOR_NS: (u64, u64) = (2_000_000, 250_000_000);
+
+/// Runs the command.
+pub(super) fn run(args: &BenchArgs, json: bool) -> ExitCode {
+    match measure(args, json) {
+        Ok(is_good) => ExitCode::from(u8::from(!is_good)),
+        Err(error) => fail(UNUSABLE, json, error),
+    }
+}
+
+/// In nanoseconds, up to a century: sums of two stay within 64 bits.
+fn nanos(seconds: f64) -> Result<u64, Box<dyn Error>> {
+    let duration = Duration::try_from_secs_f64(seconds)
+        .map_err(|_| "--seconds and --warmup must be 0 or more")?;
+    let century = Duration::from_secs(36_525 * 86_400);
+    Ok(u64::try_from(duration.min(century).as_nanos()).unwrap_or(0))
+}
+
+fn mib(count: u64) -> Result<u64, Box<dyn Error>> {
+    let bytes = count.checked_mul(1 << 20).filter(|bytes| *bytes < 1 << 56);
+    bytes.ok_or_else(|| format!("{count} MiB are too much").into())
+}
+
+/// Runs all rows and prints them. Returns whether all requests went well.
+fn measure(args: &BenchArgs, json: bool) -> Result<bool, Box<dyn Error>> {
+    let cores = cores(args);
+    let rows = match args.preset {
+        Some(Preset::Bars) => bars(args, cores.len() > 1)?,
+        None => rows(args)?,
+    };
+    // In a directory of its own, so that what an interrupted run leaves is easily found.
+    let run_dir = args
+        .run_dir
+        .join(format!("pmcache-bench.{}", std::process::id()));
+    std::fs::create_dir(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
+    let measured = measure_rows(args, &cores, &rows, &run_dir, json);
+    std::fs::remove_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
+    measured
+}
+
+/// The cores of the mask; a preset takes one more to submit from, if there is one.
+fn cores(args: &BenchArgs) -> Vec<usize> {
+    let mut cores: Vec<usize> = args.cpumask.iter().collect();
+    if args.preset.is_some() {
+        let others = core_affinity::get_core_ids().unwrap_or_default();
+        let others = others.iter().map(|core| core.id);
+        cores.extend(others.filter(|core| !args.cpumask.contains(*core)));
+        cores.truncate(2);
+    }
+    cores
+}
+
+fn bars(args: &BenchArgs, has_ring: bool) -> Result<Vec<Row>, Box<dyn Error>> {
+    let config = BarsConfig {
+        bytes: mib(args.size_mib)?,
+        warmup_ns: nanos(args.warmup)?,
+        run_ns: nanos(args.seconds)?,
+        series_ns: args.series_ms.saturating_mul(1_000_000),
+        seed: args.seed,
+        has_ring,
+    };
+    Ok(config.rows())
+}
+
+/// Every device with every pattern at every depth.
+fn rows(args: &BenchArgs) -> Result<Vec<Row>, Box<dyn Error>> {
+    let mut rows: Vec<Row> = Vec::new();
+    for device in &args.bdev {
+        for rw in &args.rw {
+            for depth in &args.depth {
+                let row = row(args, *device, *rw, *depth)?;
+                if rows.iter().any(|other| other.name == row.name) {
+                    return Err(format!("{} is wanted twice", row.name).into());
+                }
+                rows.push(row);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+fn row(args: &BenchArgs, device: Device, rw: Pattern, depth: u32) -> Result<Row, Box<dyn Error>> {
+    let stack = stack(args, device)?;
+    let start = mib(args.offset_mib)?;
+    let end = match args.working_set_mib {
+        Some(size) => start + mib(size)?,
+        None => stack.bytes.max(start),
+    };
+    let sizes = match &args.bssplit {
+        Some(split) => split.0.clone(),
+        None => vec![Size {
+            bytes: args.block_size,
+            weight: 1,
+        }],
+    };
+    let job = Workload {
+        read_percent: rw.read_percent(args.rwmixread),
+        order: if rw.is_random() {
+            args.distribution
+        } else {
+            Order::Sequential
+        },
+        sizes,
+        depth,
+        range: ByteRange::between(start, end),
+        load: match args.rate {
+            Some(rate) => Load::Open {
+                rate,
+                arrival: args.arrival.into(),
+            },
+            None => Load::Closed,
+        },
+        warmup_ns: nanos(args.warmup)?,
+        run_ns: nanos(args.seconds)?,
+        requests_max: args.count,
+        fua_every: args.fua_every,
+        flush_every: args.flush_every,
+        seed: args.seed,
+        series_ns: args.series_ms.saturating_mul(1_000_000),
+        verify: args.verify,
+        ..Workload::new(ByteRange::default(), args.block_size)
+    };
+    Ok(Row {
+        name: format!("{}-{}-qd{depth}", device.name(), job.rw()),
+        stack,
+        job,
+        jobs: args.jobs,
+        submit: args.submit,
+        fill: args.prefill,
+        half_rate_of: None,
+    })
+}
+
+fn stack(args: &BenchArgs, device: Device) -> Result<StackConfig, Box<dyn Error>> {
+    let cache = &args.cache;
+    let bytes = mib(args.size_mib)?;
+    let mut stack = StackConfig::of(device, bytes);
+    if let Some(pool) = cache.pool_mib {
+        stack.pool_bytes = mib(pool)?;
+    }
+    stack.segment_bytes = mib(cache.segment_mib)?;
+    stack.lanes = cache.lanes;
+    stack.options = CacheOptions {
+        data_crc: cache.data_crc,
+        verify_reads: cache.verify_reads,
+        durability: cache.durability.into(),
+        ..CacheOptions::default()
+    };
+    stack.options.check()?;
+    stack.backing = cache.backing;
+    stack.backing_delay_us = cache.backing_delay_us;
+    Ok(stack)
+}
+
+/// Measures floors and rows in turns, and prints the document. Returns whether all went well.
+fn measure_rows(
+    args: &BenchArgs,
+    cores: &[usize],
+    rows: &[Row],
+    run_dir: &Path,
+    json: bool,
+) -> Result<bool, Box<dyn Error>> {
+    let floor_ns = (nanos(args.seconds)? / 8).clamp(FLOOR_NS.0, FLOOR_NS.1);
+    let mut rig = match args.floors {
+        true => Some(FloorRig::new(
+            cores,
+            run_dir,
+            mib(args.size_mib)?,
+            floor_ns,
+        )?),
+        false => None,
+    };
+    let mut floors = Vec::new();
+    let mut runs: Vec<Vec<RunReport>> = rows.iter().map(|_| Vec::new()).collect();
+    for turn in 0..args.repeat {
+        if let Some(rig) = &rig {
+            floors.push(rig.measure()?);
+        }
+        let mut rates = BTreeMap::new();
+        for (row, runs) in rows.iter().zip(&mut runs) {
+            let used = if args.preset.is_some() && row.submit == Submit::Local {
+                cores.split_at(cores.len().min(1)).0
+            } else {
+                cores
+            };
+            runs.push(paced(row, &rates).run(used, run_dir)?);
+            rates.extend(runs.last().map(|run| (row.name.clone(), run.iops)));
+            if !json && args.repeat > 1 {
+                eprintln!("{} of {}: {}", turn + 1, args.repeat, row.name);
+            }
+        }
+    }
+    let floors = (!floors.is_empty()).then(|| Floors::median(&floors));
+    let mut reports = Vec::new();
+    for (row, runs) in rows.iter().zip(runs) {
+        let Some(mut report) = RunReport::median(runs) else {
+            continue;
+        };
+        if let (Some(rig), Some(floors)) = (&mut rig, &floors) {
+            rig.relate(floors, row, &mut report)?;
+        }
+        reports.push(report);
+    }
+    if let Some(dir) = &args.hgrm {
+        write_percentiles(dir, &reports)?;
+    }
+    let is_good = reports.iter().all(RunReport::is_good);
+    let kernel = rig
+        .as_ref()
+        .map_or_else(CopyKernel::detect, FloorRig::kernel);
+    let host = Host::of(cores, kernel, rig.as_ref().map(FloorRig::page_bytes));
+    print(Document::new(host, floors, reports), json)?;
+    Ok(is_good)
+}
+
+/// `row`, at half the rate of another one if it wants that.
+fn paced(row: &Row, rates: &BTreeMap<String, f64>) -> Row {
+    let mut row = row.clone();
+    if let Some(rate) = row.half_rate_of.and_then(|name| rates.get(name)) {
+        row.job.load = Load::Open {
+            rate: (rate / 2.0).max(1.0),
+            arrival: Arrival::Constant,
+        };
+    }
+    row
+}
+
+/// Writes one percentile file for each run.
+fn write_percentiles(dir: &Path, reports: &[RunReport]) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    for report in reports {
+        let path = dir.join(format!("{}.hgrm", report.name));
+        let mut text = Vec::new();
+        write_hgrm(&report.all, &mut text)?;
+        std::fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn print(document: Document, json: bool) -> Result<(), Box<dyn Error>> {
+    if json {
+        println!("{}", serde_json::to_string(&document)?);
+        return Ok(());
+    }
+    print!("{document}");
+    Ok(())
+}

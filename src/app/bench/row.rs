@@ -1,0 +1,212 @@
+//! One row of a report: a device built anew, filled, and driven by jobs on its reactors.
+
+use super::stack::{Stack, StackConfig};
+use super::stages::CacheBefore;
+use crate::bdev::Bdev;
+use crate::bench::{self, Outcome, RunHead, RunReport, Workload};
+use crate::units::ByteRange;
+use clap::ValueEnum;
+use reactors::{Cx, IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
+use std::cell::Cell;
+use std::error::Error;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// Bytes of the requests that fill a device before it is measured.
+const FILL_BYTES: u32 = 64 << 10;
+/// How long a job may take beyond the time that it was given, or at all if it is bounded otherwise.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Far apart on the generators' common sequence.
+const SEED_STEP: u64 = 0xd6e8_feb8_6659_fd93;
+
+/// Where requests come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Submit {
+    /// The reactor that serves them.
+    Local,
+    /// Another reactor, through the rings.
+    Ring,
+}
+
+impl Submit {
+    /// As flags and reports spell it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Ring => "ring",
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    /// Its name in the report.
+    pub(super) name: String,
+    /// The device.
+    pub(super) stack: StackConfig,
+    /// What each job does.
+    pub(super) job: Workload,
+    /// How many jobs at once.
+    pub(super) jobs: u32,
+    /// Where they run.
+    pub(super) submit: Submit,
+    /// Whether the device is written once before.
+    pub(super) fill: bool,
+    /// Makes it an open loop, at half of what this row has reached in the same turn.
+    pub(super) half_rate_of: Option<&'static str>,
+}
+
+/// Starts data reactors on `cores`, and two maintenance reactors where they leave room.
+///
+/// # Errors
+/// If a core is not to be had.
+pub(super) fn start_reactors(cores: &[usize], seed: u64) -> Result<Reactors, Box<dyn Error>> {
+    Ok(Reactors::start(ReactorsConfig {
+        cores: cores.to_vec(),
+        maintenance: vec![None; 2],
+        idle: IdlePolicy::Poll,
+        seed,
+        clock: Arc::new(MonotonicClock),
+    })?)
+}
+
+impl Row {
+    /// Builds the device on `cores`, runs the jobs, and takes it down.
+    ///
+    /// # Errors
+    /// What could not be built, or why a job did not start or end.
+    pub(super) fn run(&self, cores: &[usize], run_dir: &Path) -> Result<RunReport, Box<dyn Error>> {
+        let cores = match self.submit {
+            Submit::Local => cores,
+            Submit::Ring if cores.len() > 1 => cores,
+            Submit::Ring => return Err("--submit ring wants two cores in --cpumask".into()),
+        };
+        let reactors = start_reactors(cores, self.job.seed)?;
+        let handles = reactors.data_handles();
+        let (data, drivers) = match (self.submit, handles) {
+            (Submit::Ring, [first, others @ ..]) => (std::slice::from_ref(first), others),
+            _ => (handles, handles),
+        };
+        let stack = Stack::build(&self.stack, data, &reactors, run_dir)?;
+        let measured = self.measure(&stack, drivers);
+        stack.finish()?;
+        reactors.stop();
+        measured
+    }
+
+    fn measure(
+        &self,
+        stack: &Stack,
+        drivers: &[ReactorHandle],
+    ) -> Result<RunReport, Box<dyn Error>> {
+        // Verification fills the device with tags of its own.
+        if self.fill && !self.job.verify {
+            let range = ByteRange::between(0, stack.bdev.info().bytes());
+            let fill = Workload::fill(range, FILL_BYTES);
+            let (first, _) = drivers.split_at(drivers.len().min(1));
+            let filled = run_jobs(first, stack, std::slice::from_ref(&fill), Duration::ZERO)?.0;
+            if filled.errors > 0 {
+                return Err(format!("{} of the writes that fill it failed", filled.errors).into());
+            }
+        }
+        let jobs: Vec<Workload> = (0..self.jobs).map(|number| self.job_of(number)).collect();
+        let warmup = Duration::from_nanos(self.job.warmup_ns);
+        let (outcome, before) = run_jobs(drivers, stack, &jobs, warmup)?;
+        let head = RunHead {
+            name: self.name.clone(),
+            bdev: stack.bdev.info().name.clone(),
+            submit: self.submit.name(),
+            jobs: self.jobs,
+        };
+        let mut report = RunReport::new(head, &self.job, &outcome);
+        if let (Some(before), Some(cache)) = (before, &stack.cache) {
+            before.note_difference(cache, &mut report);
+        }
+        Ok(report)
+    }
+
+    /// Jobs differ by their seeds, and sequences by where they begin.
+    fn job_of(&self, number: u32) -> Workload {
+        let mut job = self.job.clone();
+        job.seed = job
+            .seed
+            .wrapping_add(u64::from(number).wrapping_mul(SEED_STEP));
+        let jobs = u64::from(self.jobs.max(1));
+        let number = u64::from(number);
+        if job.verify {
+            // Each knows what it has written itself: nobody else may write there.
+            let share = job.range.len() / jobs / u64::from(job.unit().max(1));
+            let start = job.range.start() + number * share * u64::from(job.unit());
+            job.range = ByteRange::between(start, start + share * u64::from(job.unit()));
+            job.first = 0;
+        } else {
+            job.first = job.range.len() / jobs * number;
+        }
+        job
+    }
+}
+
+/// Runs `jobs`, each on the next of `drivers`, and waits for what they found together, and for what
+/// a cache had done when the warm-up was over.
+fn run_jobs(
+    drivers: &[ReactorHandle],
+    stack: &Stack,
+    jobs: &[Workload],
+    warmup: Duration,
+) -> Result<(Outcome, Option<CacheBefore>), Box<dyn Error>> {
+    let (sender, receiver) = mpsc::sync_channel(jobs.len());
+    let mut patience = PATIENCE;
+    for (job, driver) in jobs.iter().zip(drivers.iter().cycle()) {
+        if job.requests_max.is_none() {
+            let drain = Duration::from_nanos(job.run_ns);
+            patience = patience.saturating_add(warmup).saturating_add(2 * drain);
+        }
+        let (bdev, job, sender) = (Arc::clone(&stack.bdev), job.clone(), sender.clone());
+        let message = move |cx: &Cx| start_job(cx, &*bdev, &job, sender);
+        let sent = driver.send(Box::new(message));
+        sent.map_err(|_full| "a reactor's inbox is full")?;
+    }
+    drop(sender);
+    let mut before = stack.cache.as_deref().map(CacheBefore::now);
+    let mut early = Vec::new();
+    match receiver.recv_timeout(warmup) {
+        Ok(found) => early.push(found),
+        Err(_not_yet) => before = stack.cache.as_deref().map(CacheBefore::now),
+    }
+    let mut sum: Option<Outcome> = None;
+    for number in 0..jobs.len() {
+        let found = match early.pop() {
+            Some(found) => found,
+            None => receiver
+                .recv_timeout(patience)
+                .map_err(|_| format!("job {number} of {} does not end", jobs.len()))?,
+        };
+        let found = found?;
+        match &mut sum {
+            Some(sum) => sum.merge(&found),
+            None => sum = Some(found),
+        }
+    }
+    Ok((sum.ok_or("no jobs")?, before))
+}
+
+type Found = Result<Outcome, String>;
+
+fn start_job(cx: &Cx, bdev: &dyn Bdev, job: &Workload, sender: mpsc::SyncSender<Found>) {
+    // There is room for one answer of each job, so sending never waits; who has given up is gone.
+    let sender = Rc::new(Cell::new(Some(sender)));
+    let at_end = Rc::clone(&sender);
+    let done = Box::new(move |outcome| {
+        if let Some(sender) = at_end.take() {
+            let _ = sender.try_send(Ok(outcome));
+        }
+    });
+    if let Err(error) = bench::start(cx, bdev, job, done)
+        && let Some(sender) = sender.take()
+    {
+        let _ = sender.try_send(Err(error.to_string()));
+    }
+}
