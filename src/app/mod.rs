@@ -1,7 +1,7 @@
 //! The one binary: its commands, the service that `serve` runs, and the RPC methods.
 //!
 //! Only this module knows everybody. Its state lives on control threads, which may wait for each
-//! other ([`shared`]); reactors are reached by messages only.
+//! other (`shared`); reactors are reached by messages only.
 
 mod announce;
 mod bdevs;

@@ -36,7 +36,7 @@ pub enum FloorError {
 /// What is done to the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryWork {
-    /// Copy to it and fence.
+    /// Copy to it, and a barrier.
     Store,
     /// The same with the CRC of what is copied.
     StoreCrc,
@@ -44,7 +44,8 @@ pub enum MemoryWork {
     Load,
 }
 
-/// Times `work` on random places of `medium`, each `bytes` long and a multiple of it.
+/// Times `work` on random places of `medium`, each `bytes` long and a multiple of it. Its barrier must be
+/// a fence: the reactor would wait for any other.
 ///
 /// # Errors
 /// If the medium fails.
@@ -67,9 +68,12 @@ pub fn memory(
         let at = rng.below(places) * u64::from(bytes);
         let from = cx.read_clock();
         match work {
-            MemoryWork::Store => medium.store(at, &buf)?,
-            MemoryWork::StoreCrc => crc ^= medium.store_crc(at, &buf)?,
+            MemoryWork::Store => medium.store_data(at, &buf)?,
+            MemoryWork::StoreCrc => crc ^= medium.store_data_crc(at, &buf)?,
             MemoryWork::Load => medium.load(at, &mut buf)?,
+        }
+        if work != MemoryWork::Load {
+            medium.barrier_wait()?;
         }
         let to = cx.read_clock();
         if warm > 0 {

@@ -28,7 +28,7 @@ pub(super) struct Host {
     cores_used: Vec<usize>,
     page_bytes: Option<u64>,
     copy_kernel: String,
-    crc_kernel: &'static str,
+    crc_kernel: String,
     version: &'static str,
     /// Whether the compiler optimised: figures of a debug build say nothing.
     optimised: bool,
@@ -48,7 +48,7 @@ impl Host {
             cores_used: cores.to_vec(),
             page_bytes,
             copy_kernel: format!("{kernel:?}").to_ascii_lowercase(),
-            crc_kernel: "crc32c",
+            crc_kernel: crc_fast::get_calculator_target(crc_fast::CrcAlgorithm::Crc32Iscsi),
             version: env!("CARGO_PKG_VERSION"),
             optimised: !cfg!(debug_assertions),
         }
