@@ -2,9 +2,9 @@
 
 use super::connection::Connection;
 use super::export::NbdExports;
-use super::pace::Pace;
 use super::socket::accept;
 use super::status::ServerShared;
+use crate::bdev::stream::Pace;
 use reactors::{Cx, Message, Nanos, Poller, PollerId, ReactorHandle, Wake};
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};

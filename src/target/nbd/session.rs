@@ -2,10 +2,10 @@
 
 use super::export::ExportClaim;
 use super::handshake::{Begin, Contexts};
-use super::input::Input;
 use super::output::Output;
 use super::session_rules::{Job, Rules};
 use super::session_status::put_extents;
+use crate::bdev::stream::Input;
 use crate::bdev::{BufPool, Channel, Completion, Data, IoBuf, IoStatus, Op, Request};
 use crate::units::ByteRange;
 use crate::wire::nbd::{

@@ -11,7 +11,7 @@ const WAIT_SHARE: u64 = 16;
 
 /// Spares the system call that finds nothing.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     heard: Nanos,
     next: Nanos,
     /// The reactor may have slept and been woken by this very socket.
@@ -20,25 +20,25 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Whether to look now.
-    pub(super) fn is_due(&self, now: Nanos) -> bool {
+    pub(crate) fn is_due(&self, now: Nanos) -> bool {
         now >= self.next || self.may_have_slept.get()
     }
 
     /// Something was there.
-    pub(super) fn heard(&mut self, now: Nanos) {
+    pub(crate) fn heard(&mut self, now: Nanos) {
         self.heard = now;
         self.next = now;
     }
 
     /// Nothing was there.
-    pub(super) fn silent(&mut self, now: Nanos) {
+    pub(crate) fn silent(&mut self, now: Nanos) {
         self.may_have_slept.set(false);
         let wait = (now.since(self.heard) / WAIT_SHARE).min(WAIT_MAX_NS);
         self.next = now.after(wait);
     }
 
     /// The reactor asks whether it may sleep: the next look is not to be spared.
-    pub(super) fn before_sleep(&self) {
+    pub(crate) fn before_sleep(&self) {
         self.may_have_slept.set(true);
     }
 }
