@@ -1,5 +1,14 @@
 //! `pmcache bench`: builds a stack in this process and drives it; no service, no sockets.
 
+#[cfg(test)]
+mod compare;
+#[cfg(test)]
+mod confidence;
+#[cfg(test)]
+mod document;
+#[cfg(test)]
+mod plot;
+
 use super::bench_stack::{Device, Stack};
 use super::cli::{UNUSABLE, fail};
 use super::serve::RUN_DIR;
