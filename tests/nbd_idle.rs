@@ -8,10 +8,10 @@
 
 mod nbd_common;
 
-use nbd_common::{Client, GO, RamDisk, config, named};
+use nbd_common::{Client, GO, RamDisk, config, named, wait_until};
 use pmcache::target::nbd::{NbdAddress, NbdExports, NbdOptions, NbdServer};
 use pmcache::wire::nbd::Command;
-use reactors::{Clock, Wake};
+use reactors::{Clock, MonotonicClock, Reactors, ReactorsConfig, Wake};
 use reactors::{IdlePolicy, ManualClock, Nanos, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -156,4 +156,46 @@ fn a_client_that_waits_for_a_stalled_device_is_looked_after_by_the_clock() {
         bench.client.receive(512);
     }
     assert_eq!(bench.settle(), Wake::OnEvent);
+}
+
+/// While requests stream in, the socket is not watched; before the reactor sleeps it must be.
+#[test]
+fn a_client_that_has_streamed_still_wakes_the_reactor() {
+    let reactors = Reactors::start(ReactorsConfig {
+        cores: vec![0],
+        maintenance: vec![],
+        idle: IdlePolicy::Adaptive { idle_us: 50 },
+        seed: 1,
+        clock: Arc::new(MonotonicClock),
+    })
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd.sock");
+    let exports = NbdExports::new();
+    let disk = Arc::new(RamDisk::new("disk", 1 << 20));
+    exports.add(config("vol", &disk)).unwrap();
+    let handles = reactors.data_handles().to_vec();
+    let address = NbdAddress::Unix(path.clone());
+    let mut server =
+        NbdServer::start(&address, &exports, handles.clone(), NbdOptions::default()).unwrap();
+    let mut client = Client::connect(&path);
+    client.greet();
+    client.go("vol");
+    for round in 0..20 {
+        // One behind the other, each sent before the answer to the last is read.
+        client.write(0, 0, &[7; 512]);
+        for cookie in 1..200 {
+            client.write(cookie, 0, &[7; 512]);
+            assert_eq!(client.simple_reply(), (0, cookie - 1), "round {round}");
+        }
+        assert_eq!(client.simple_reply(), (0, 199));
+        wait_until("the reactor sleeps", || {
+            handles[0].stats().asleep_since.is_some()
+        });
+        client.request(Command::Flush, 1000, 0, 0);
+        assert_eq!(client.simple_reply(), (0, 1000));
+    }
+    server.stop();
+    wait_until("the server stops", || server.is_stopped());
+    reactors.stop();
 }

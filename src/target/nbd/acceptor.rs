@@ -62,7 +62,7 @@ impl Acceptor {
             next: 0,
             homeless: None,
             paused: None,
-            pace: Pace::default(),
+            pace: Pace::of_listener(),
         };
         own_id.set(Some(cx.add_poller("nbd acceptor", Box::new(poller))));
     }

@@ -241,7 +241,7 @@ impl Session {
                         left: len,
                     };
                 }
-                Ok(_) if len == 0 => self.reply_ok(output, cookie),
+                Ok((_, job)) if len == 0 => self.reply_ok(output, cookie, job),
                 Ok(_) => {
                     self.held_bytes += len;
                     self.incoming = Incoming::Payload {
@@ -257,7 +257,7 @@ impl Session {
             Err(errno) => self.reply_error(output, cookie, errno),
             Ok((op, job)) if job.needs_range() && header.len == 0 => {
                 debug_assert!(op != Op::Flush);
-                self.reply_ok(output, cookie);
+                self.reply_ok(output, cookie, job);
             }
             Ok((op, job)) => {
                 let data = if op == Op::Read {
@@ -391,7 +391,7 @@ impl Session {
             }
             (_, data) => {
                 self.give(data);
-                self.reply_ok(output, slot.cookie);
+                self.reply_ok(output, slot.cookie, slot.job);
             }
         }
     }
@@ -408,9 +408,11 @@ impl Session {
         output.put_body(buf);
     }
 
-    fn reply_ok(&self, output: &mut Output, cookie: u64) {
+    /// Says that it is done. Only what may carry a payload must be answered in chunks; for all else
+    /// clients need one read less for a simple reply.
+    fn reply_ok(&self, output: &mut Output, cookie: u64, job: Job) {
         output.put(|out| {
-            if self.structured {
+            if self.structured && job.may_carry() {
                 put_none_chunk(cookie, out);
             } else {
                 put_simple_reply(cookie, 0, out);
