@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn a_stream_ends_with_silence_or_sleep() {
         let mut pace = Pace::default();
-        let mut stream = |pace: &mut Pace, from: u64| {
+        let stream = |pace: &mut Pace, from: u64| {
             for at in 0..33 {
                 assert!(!pace.is_stream());
                 pace.heard(Nanos(from + at * 10_000));
