@@ -11,10 +11,10 @@ mod nbd_common;
 use nbd_common::{Client, GO, RamDisk, config, named, wait_until};
 use pmcache::target::nbd::{NbdAddress, NbdExports, NbdOptions, NbdServer};
 use pmcache::wire::nbd::Command;
-use reactors::{Clock, MonotonicClock, Reactors, ReactorsConfig, Wake};
+use reactors::{Clock, Wake};
 use reactors::{IdlePolicy, ManualClock, Nanos, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A reactor in the test's own hands, with a server and one disk of 1 MiB.
 struct Bench {
@@ -161,41 +161,32 @@ fn a_client_that_waits_for_a_stalled_device_is_looked_after_by_the_clock() {
 /// While requests stream in, the socket is not watched; before the reactor sleeps it must be.
 #[test]
 fn a_client_that_has_streamed_still_wakes_the_reactor() {
-    let reactors = Reactors::start(ReactorsConfig {
-        cores: vec![0],
-        maintenance: vec![],
-        idle: IdlePolicy::Adaptive { idle_us: 50 },
-        seed: 1,
-        clock: Arc::new(MonotonicClock),
-    })
-    .unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("nbd.sock");
-    let exports = NbdExports::new();
-    let disk = Arc::new(RamDisk::new("disk", 1 << 20));
-    exports.add(config("vol", &disk)).unwrap();
-    let handles = reactors.data_handles().to_vec();
-    let address = NbdAddress::Unix(path.clone());
-    let mut server =
-        NbdServer::start(&address, &exports, handles.clone(), NbdOptions::default()).unwrap();
-    let mut client = Client::connect(&path);
-    client.greet();
-    client.go("vol");
-    for round in 0..20 {
-        // One behind the other, each sent before the answer to the last is read.
-        client.write(0, 0, &[7; 512]);
-        for cookie in 1..200 {
-            client.write(cookie, 0, &[7; 512]);
-            assert_eq!(client.simple_reply(), (0, cookie - 1), "round {round}");
+    let mut bench = Bench::new();
+    bench.handshake();
+    // The clock stands still, and nobody asks to sleep: no silence in between.
+    for cookie in 0..100 {
+        bench.client.write(cookie, 0, &[7; 512]);
+        while bench.disk.switches.submitted.load(Ordering::SeqCst) <= cookie {
+            bench.reactor.step();
         }
-        assert_eq!(client.simple_reply(), (0, 199));
+        bench.reactor.step();
+        assert_eq!(bench.client.simple_reply(), (0, cookie));
+    }
+    assert_eq!(bench.reactor.wake(), Wake::Now, "it must watch first");
+    let stop = Arc::new(AtomicBool::new(false));
+    let handle = bench.reactor.handle();
+    let (mut client, end) = (bench.client, Arc::clone(&stop));
+    let asking = std::thread::spawn(move || {
         wait_until("the reactor sleeps", || {
-            handles[0].stats().asleep_since.is_some()
+            handle.stats().asleep_since.is_some()
         });
         client.request(Command::Flush, 1000, 0, 0);
-        assert_eq!(client.simple_reply(), (0, 1000));
-    }
-    server.stop();
-    wait_until("the server stops", || server.is_stopped());
-    reactors.stop();
+        let mut reply = [0; 16];
+        let answered = std::io::Read::read_exact(&mut client.stream, &mut reply);
+        end.store(true, Ordering::SeqCst);
+        handle.ring();
+        answered.expect("the reactor sleeps through a request");
+    });
+    bench.reactor.run(&stop);
+    asking.join().unwrap();
 }
