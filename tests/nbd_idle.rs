@@ -8,13 +8,13 @@
 
 mod nbd_common;
 
-use nbd_common::{Client, GO, RamDisk, config, named};
+use nbd_common::{Client, GO, RamDisk, config, named, wait_until};
 use pmcache::target::nbd::{NbdAddress, NbdExports, NbdOptions, NbdServer};
 use pmcache::wire::nbd::Command;
 use reactors::{Clock, Wake};
 use reactors::{IdlePolicy, ManualClock, Nanos, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A reactor in the test's own hands, with a server and one disk of 1 MiB.
 struct Bench {
@@ -156,4 +156,37 @@ fn a_client_that_waits_for_a_stalled_device_is_looked_after_by_the_clock() {
         bench.client.receive(512);
     }
     assert_eq!(bench.settle(), Wake::OnEvent);
+}
+
+/// While requests stream in, the socket is not watched; before the reactor sleeps it must be.
+#[test]
+fn a_client_that_has_streamed_still_wakes_the_reactor() {
+    let mut bench = Bench::new();
+    bench.handshake();
+    // The clock stands still, and nobody asks to sleep: no silence in between.
+    for cookie in 0..100 {
+        bench.client.write(cookie, 0, &[7; 512]);
+        while bench.disk.switches.submitted.load(Ordering::SeqCst) <= cookie {
+            bench.reactor.step();
+        }
+        bench.reactor.step();
+        assert_eq!(bench.client.simple_reply(), (0, cookie));
+    }
+    assert_eq!(bench.reactor.wake(), Wake::Now, "it must watch first");
+    let stop = Arc::new(AtomicBool::new(false));
+    let handle = bench.reactor.handle();
+    let (mut client, end) = (bench.client, Arc::clone(&stop));
+    let asking = std::thread::spawn(move || {
+        wait_until("the reactor sleeps", || {
+            handle.stats().asleep_since.is_some()
+        });
+        client.request(Command::Flush, 1000, 0, 0);
+        let mut reply = [0; 16];
+        let answered = std::io::Read::read_exact(&mut client.stream, &mut reply);
+        end.store(true, Ordering::SeqCst);
+        handle.ring();
+        answered.expect("the reactor sleeps through a request");
+    });
+    bench.reactor.run(&stop);
+    asking.join().unwrap();
 }

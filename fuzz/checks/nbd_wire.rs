@@ -3,8 +3,9 @@
 
 use super::input::Input;
 use pmcache::wire::nbd::{
-    ClientFlags, ExportSummary, InfoRequest, MetaRequest, NbdOption, OptionHeader, OptionReply,
-    RequestHeader, StatusExtent, WireErrno, put_block_status, put_error_chunk,
+    ClientFlags, ExportSummary, Greeting, InfoAnswer, InfoRequest, MetaRequest, NbdOption,
+    OptionHeader, OptionReply, OptionReplyHeader, ReplyHeader, RequestHeader, StatusExtent,
+    WireErrno, data_offset, error_code, hole, put_block_status, put_error_chunk,
     put_export_name_reply,
 };
 
@@ -15,6 +16,7 @@ pub(crate) fn check(data: &[u8]) {
         1 => option_header(input.rest()),
         2 => request_header(input.rest()),
         3 => replies(&mut input),
+        7 => for_clients(input.rest()),
         _ => option(u32::from(input.u8() % 16), input.rest()),
     }
 }
@@ -65,6 +67,25 @@ fn request_header(bytes: &[u8]) {
     if let Some(header) = header {
         assert_eq!(header.encode(), bytes[..RequestHeader::BYTES]);
         let _ = header.flags.fit(header.command);
+    }
+}
+
+/// What a client decodes of a server's bytes.
+fn for_clients(bytes: &[u8]) {
+    arrives_bit_by_bit(bytes, Greeting::BYTES, Greeting::decode);
+    arrives_bit_by_bit(bytes, OptionReplyHeader::BYTES, OptionReplyHeader::decode);
+    let reply = ReplyHeader::decode(bytes);
+    let needed = reply.ok().flatten().map_or(usize::MAX - 1, |r| r.bytes());
+    arrives_bit_by_bit(bytes, needed, ReplyHeader::decode);
+    let _ = (
+        InfoAnswer::decode(bytes),
+        data_offset(bytes),
+        error_code(bytes),
+    );
+    assert!(hole(bytes).is_none() || bytes.len() == 12);
+    for no_zeroes in [false, true] {
+        let answer = InfoAnswer::decode_export_name(bytes, no_zeroes);
+        assert!(answer.is_none_or(|(_, taken)| taken <= bytes.len()));
     }
 }
 

@@ -133,6 +133,7 @@ pub(super) fn no_such_device() -> Error {
 pub(super) fn bdev_error(error: &BdevError) -> Error {
     let errno = match error {
         BdevError::Os { source, .. } => source.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
+        BdevError::Nbd { source, .. } => source.errno().raw_os_error(),
         BdevError::Invalid(_) => Errno::INVAL.raw_os_error(),
         BdevError::Busy(_) => Errno::BUSY.raw_os_error(),
         BdevError::NotSupported(_) => Errno::OPNOTSUPP.raw_os_error(),

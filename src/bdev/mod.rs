@@ -11,6 +11,7 @@ mod identity;
 mod in_flight;
 mod inline;
 mod malloc;
+mod nbd;
 mod null;
 mod passthru;
 pub mod pmem;
@@ -19,6 +20,7 @@ mod request;
 #[cfg(test)]
 mod rig;
 mod shared_mem;
+pub(crate) mod stream;
 mod uring;
 
 pub use buf::{BufPool, IoBuf, MemView};
@@ -26,6 +28,7 @@ pub use delay::{DelayBdev, DelayKind, DelayLatencies};
 pub use error::{ErrorBdev, ErrorIo, ErrorKind, Injection};
 pub use identity::{check_block_size, check_name, derived_uuid};
 pub use malloc::{MallocBdev, MallocConfig};
+pub use nbd::{NbdBdev, NbdConfig, NbdFault, NbdPlace, NbdUri};
 pub use null::{NullBdev, NullConfig};
 pub use passthru::PassthruBdev;
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
@@ -125,6 +128,15 @@ pub enum BdevError {
     /// Somebody else holds it.
     #[error("{0} is in use by another process or bdev")]
     Busy(String),
+    /// The NBD server at the other end of the address refused, or is none.
+    #[error("{uri}: {source}")]
+    Nbd {
+        /// What was dialled.
+        uri: String,
+        /// What went wrong.
+        #[source]
+        source: NbdFault,
+    },
     /// Not possible with this kind, here.
     #[error("{0}")]
     NotSupported(String),

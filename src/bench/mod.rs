@@ -7,6 +7,7 @@
 mod driver;
 pub mod floor;
 mod hgrm;
+mod job_file;
 mod outcome;
 mod places;
 mod report;
@@ -18,6 +19,9 @@ mod workload;
 
 pub use driver::{Done, StartError, start};
 pub use hgrm::write_hgrm;
+pub use job_file::{
+    JobDistribution, JobExtent, JobFile, JobFileError, JobNote, JobRw, JobSpec, JobSplit,
+};
 pub use outcome::Outcome;
 pub use places::Order;
 pub use report::{

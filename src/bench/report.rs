@@ -240,7 +240,6 @@ pub struct Sample {
     /// Requests a second.
     pub iops: f64,
     /// Latencies.
-    #[serde(flatten)]
     pub latency_ns: Percentiles,
 }
 

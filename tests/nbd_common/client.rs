@@ -33,9 +33,11 @@ fn be<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes[at..at + N].try_into().unwrap()
 }
 
-/// One structured reply chunk.
+/// One structured reply chunk, or a simple reply where that will do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
+    /// It was a simple reply that says "done".
+    pub(crate) simple: bool,
     pub(crate) done: bool,
     pub(crate) kind: u16,
     pub(crate) cookie: u64,
@@ -183,12 +185,24 @@ impl Client {
     }
 
     pub(crate) fn chunk(&mut self) -> Chunk {
-        let head = self.receive(20);
+        let mut head = self.receive(16);
+        if hex(&head[..4]) == "67446698" {
+            assert_eq!(head[4..8], [0; 4], "a failure without words");
+            return Chunk {
+                simple: true,
+                done: true,
+                kind: 0,
+                cookie: u64::from_be_bytes(be(&head, 8)),
+                data: vec![],
+            };
+        }
+        head.extend(self.receive(4));
         assert_eq!(hex(&head[..4]), "668e33ef");
         let flags = u16::from_be_bytes(be(&head, 4));
         assert!(flags <= 1);
         let len = u32::from_be_bytes(be(&head, 16));
         Chunk {
+            simple: false,
             done: flags == 1,
             kind: u16::from_be_bytes(be(&head, 6)),
             cookie: u64::from_be_bytes(be(&head, 8)),

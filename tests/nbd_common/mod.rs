@@ -4,6 +4,8 @@
 
 mod client;
 mod disk;
+pub(crate) mod driver;
+pub(crate) mod fake;
 
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub(crate) use client::{Client, GO, hex, meta, named};

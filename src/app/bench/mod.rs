@@ -2,9 +2,17 @@
 
 mod args;
 mod bars;
+#[cfg(test)]
+mod compare;
+#[cfg(test)]
+mod confidence;
 mod document;
 mod floors;
+#[cfg(test)]
+mod plot;
 mod row;
+#[cfg(test)]
+mod saved;
 mod stack;
 mod stages;
 

@@ -2,9 +2,9 @@
 
 use super::connection::Connection;
 use super::export::NbdExports;
-use super::pace::Pace;
 use super::socket::accept;
 use super::status::ServerShared;
+use crate::bdev::stream::Pace;
 use reactors::{Cx, Message, Nanos, Poller, PollerId, ReactorHandle, Wake};
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -62,7 +62,7 @@ impl Acceptor {
             next: 0,
             homeless: None,
             paused: None,
-            pace: Pace::default(),
+            pace: Pace::of_listener(),
         };
         own_id.set(Some(cx.add_poller("nbd acceptor", Box::new(poller))));
     }

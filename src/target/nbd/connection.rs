@@ -2,13 +2,12 @@
 
 use super::export::NbdExports;
 use super::handshake::{Handshake, HandshakeFault, Step};
-use super::input::{Input, Received};
 use super::output::Output;
-use super::pace::Pace;
 use super::session::{Session, SessionFault, Took};
 use super::socket::peer_has_left;
 use super::status::Entry;
 use crate::bdev::BufPool;
+use crate::bdev::stream::{Input, Pace, Received};
 use crate::wire::nbd::put_greeting;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use rustix::io::Errno;
@@ -286,11 +285,12 @@ impl Connection {
 
     /// A client that has too much under way stays readable, and would keep the reactor from
     /// sleeping while a stalled device completes nothing. So it is not watched, but asked now and
-    /// then whether it is still there.
+    /// then whether it is still there. One that streams is not watched either, until the reactor would
+    /// sleep.
     fn watch_or_not(&mut self, cx: &Cx, handled: u32) {
         if !self.is_full() {
             self.full_rounds = 0;
-            self.set_watched(cx, true);
+            self.set_watched(cx, !self.pace.is_stream());
         } else if handled == 0 {
             self.full_rounds = self.full_rounds.saturating_add(1);
             if self.watched && self.full_rounds > FULL_ROUNDS_MAX {
@@ -385,6 +385,8 @@ impl Poller for Connection {
         }
         match (self.leftover, self.is_full(), self.watched) {
             (true, false, _) => Wake::Now,
+            // It streamed: the next round watches it again.
+            (false, _, false) if !matches!(self.phase, Phase::Closing(_)) => Wake::Now,
             (true, true, false) => wake.sooner(Wake::At(self.ask_at)),
             _ => wake,
         }

@@ -1,7 +1,7 @@
 //! From the greeting to the choice of an export.
 
 use super::export::{Export, ExportClaim, NbdExports};
-use super::input::Input;
+use crate::bdev::stream::Input;
 use crate::wire::nbd::{
     ClientFlags, InfoKind, InfoRequest, MetaRequest, NbdOption, OptionFault, OptionHeader,
     OptionReply, WireError, put_export_name_reply,

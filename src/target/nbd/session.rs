@@ -2,10 +2,10 @@
 
 use super::export::ExportClaim;
 use super::handshake::{Begin, Contexts};
-use super::input::Input;
 use super::output::Output;
 use super::session_rules::{Job, Rules};
 use super::session_status::put_extents;
+use crate::bdev::stream::Input;
 use crate::bdev::{BufPool, Channel, Completion, Data, IoBuf, IoStatus, Op, Request};
 use crate::units::ByteRange;
 use crate::wire::nbd::{
@@ -241,7 +241,7 @@ impl Session {
                         left: len,
                     };
                 }
-                Ok(_) if len == 0 => self.reply_ok(output, cookie),
+                Ok((_, job)) if len == 0 => self.reply_ok(output, cookie, job),
                 Ok(_) => {
                     self.held_bytes += len;
                     self.incoming = Incoming::Payload {
@@ -257,7 +257,7 @@ impl Session {
             Err(errno) => self.reply_error(output, cookie, errno),
             Ok((op, job)) if job.needs_range() && header.len == 0 => {
                 debug_assert!(op != Op::Flush);
-                self.reply_ok(output, cookie);
+                self.reply_ok(output, cookie, job);
             }
             Ok((op, job)) => {
                 let data = if op == Op::Read {
@@ -391,7 +391,7 @@ impl Session {
             }
             (_, data) => {
                 self.give(data);
-                self.reply_ok(output, slot.cookie);
+                self.reply_ok(output, slot.cookie, slot.job);
             }
         }
     }
@@ -408,9 +408,11 @@ impl Session {
         output.put_body(buf);
     }
 
-    fn reply_ok(&self, output: &mut Output, cookie: u64) {
+    /// Says that it is done. Only what may carry a payload must be answered in chunks; for all else
+    /// clients need one read less for a simple reply.
+    fn reply_ok(&self, output: &mut Output, cookie: u64, job: Job) {
         output.put(|out| {
-            if self.structured {
+            if self.structured && job.may_carry() {
                 put_none_chunk(cookie, out);
             } else {
                 put_simple_reply(cookie, 0, out);

@@ -32,6 +32,11 @@ impl Job {
         self != Self::Flush
     }
 
+    /// Whether its answer may carry a payload.
+    pub(super) fn may_carry(self) -> bool {
+        matches!(self, Self::Read | Self::Status { .. })
+    }
+
     /// What the bdev's status means for this job.
     pub(super) fn judge(self, status: IoStatus) -> IoStatus {
         match (self, status) {

@@ -1,12 +1,8 @@
 //! What the server answers to requests.
 
-use super::{CHUNK_MAGIC, SIMPLE_REPLY_MAGIC};
+use super::{CHUNK_MAGIC, ChunkKind, SIMPLE_REPLY_MAGIC};
 
-const DONE: u16 = 1;
-const KIND_NONE: u16 = 0;
-const KIND_OFFSET_DATA: u16 = 1;
-const KIND_BLOCK_STATUS: u16 = 5;
-const KIND_ERROR: u16 = 0x8001;
+pub(super) const DONE: u16 = 1;
 
 /// An error number as NBD knows it; the same on every operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +33,21 @@ impl WireErrno {
             Self::NotSupported => 95,
             Self::Shutdown => 108,
         }
+    }
+
+    /// What a number on the wire means; nothing if NBD has none such.
+    #[must_use]
+    pub fn from_code(code: u32) -> Option<Self> {
+        [
+            Self::Perm,
+            Self::Io,
+            Self::Invalid,
+            Self::NoSpace,
+            Self::NotSupported,
+            Self::Shutdown,
+        ]
+        .into_iter()
+        .find(|errno| errno.code() == code)
     }
 
     /// What to tell people, where the protocol has room for it.
@@ -79,14 +90,20 @@ fn put_chunk_header(cookie: u64, flags: u16, kind: u16, len: u32, out: &mut Vec<
 
 /// The final chunk of a success without data.
 pub fn put_none_chunk(cookie: u64, out: &mut Vec<u8>) {
-    put_chunk_header(cookie, DONE, KIND_NONE, 0, out);
+    put_chunk_header(cookie, DONE, ChunkKind::NONE, 0, out);
 }
 
 /// The head of the only chunk of a READ; `len` bytes of data from `offset` follow it.
 ///
 /// `len`: 1 to 2^32 − 9.
 pub fn put_data_chunk_header(cookie: u64, offset: u64, len: u32, out: &mut Vec<u8>) {
-    put_chunk_header(cookie, DONE, KIND_OFFSET_DATA, len.saturating_add(8), out);
+    put_chunk_header(
+        cookie,
+        DONE,
+        ChunkKind::OFFSET_DATA,
+        len.saturating_add(8),
+        out,
+    );
     out.extend_from_slice(&offset.to_be_bytes());
 }
 
@@ -95,7 +112,7 @@ pub fn put_error_chunk(cookie: u64, errno: WireErrno, out: &mut Vec<u8>) {
     let message = errno.message();
     let message_len = u16::try_from(message.len()).unwrap_or(0);
     let len = u32::from(message_len) + 6;
-    put_chunk_header(cookie, DONE, KIND_ERROR, len, out);
+    put_chunk_header(cookie, DONE, ChunkKind::ERROR, len, out);
     out.extend_from_slice(&errno.code().to_be_bytes());
     out.extend_from_slice(&message_len.to_be_bytes());
     out.extend_from_slice(message.as_bytes());
@@ -113,7 +130,7 @@ pub fn put_block_status(
 ) {
     let len = u32::try_from(extents.len() * 8 + 4).unwrap_or(u32::MAX);
     let flags = if done { DONE } else { 0 };
-    put_chunk_header(cookie, flags, KIND_BLOCK_STATUS, len, out);
+    put_chunk_header(cookie, flags, ChunkKind::BLOCK_STATUS, len, out);
     out.extend_from_slice(&context.to_be_bytes());
     for extent in extents {
         out.extend_from_slice(&extent.len.to_be_bytes());

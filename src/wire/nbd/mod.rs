@@ -4,16 +4,20 @@
 //! not enough; no bytes make them panic.
 
 mod chunk;
+mod client;
 mod handshake;
 mod option;
 mod reader;
+mod reply;
 mod request;
 
 pub use chunk::{StatusExtent, WireErrno, put_block_status, put_error_chunk, put_none_chunk};
 pub use chunk::{put_data_chunk_header, put_simple_reply};
+pub use client::{ClientOption, Greeting, InfoAnswer, OptionReplyHeader, OptionVerdict};
 pub use handshake::{ClientFlags, ExportSummary, OptionHeader, OptionReply};
 pub use handshake::{put_export_name_reply, put_greeting};
 pub use option::{InfoKind, InfoRequest, MetaRequest, NbdOption, OptionFault};
+pub use reply::{ChunkKind, ReplyHeader, data_offset, error_code, hole};
 pub use request::{Command, CommandFlags, RequestHeader};
 
 /// The port that NBD is registered for.
@@ -70,6 +74,15 @@ pub enum WireError {
     /// The client's flags have bits that the server did not offer.
     #[error("client flags {0:#x} have unknown bits")]
     ClientFlags(u32),
+    /// The server's first words are not those of newstyle NBD.
+    #[error("a greeting has {0:#018x} where newstyle NBD has its magic")]
+    GreetingMagic(u64),
+    /// The answer to an option does not begin with its magic.
+    #[error("an option reply begins with {0:#018x} instead of its magic")]
+    OptionReplyMagic(u64),
+    /// The answer to a request begins with neither magic.
+    #[error("a reply begins with {0:#010x} instead of a reply magic")]
+    ReplyMagic(u32),
     /// A request does not begin with its magic.
     #[error("a request begins with {0:#010x} instead of the request magic")]
     RequestMagic(u32),

@@ -9,7 +9,7 @@ const INPUT_BYTES: usize = 32 << 10;
 
 /// What a receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Received {
+pub(crate) enum Received {
     /// Nothing is there now.
     Nothing,
     /// The peer has closed its side.
@@ -25,14 +25,14 @@ pub(super) enum Received {
 
 /// Received bytes, in order. Invariant: `start <= end <= bytes.len()`.
 #[derive(Debug)]
-pub(super) struct Input {
+pub(crate) struct Input {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
 impl Input {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             bytes: vec![0; INPUT_BYTES].into_boxed_slice(),
             start: 0,
@@ -40,19 +40,19 @@ impl Input {
         }
     }
 
-    pub(super) fn unread(&self) -> &[u8] {
+    pub(crate) fn unread(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
     /// Drops up to `count` bytes off the front; returns how many there were.
-    pub(super) fn skip(&mut self, count: usize) -> usize {
+    pub(crate) fn skip(&mut self, count: usize) -> usize {
         let count = count.min(self.end - self.start);
         self.start += count;
         count
     }
 
     /// Moves bytes off the front into `target`; returns how many.
-    pub(super) fn move_to(&mut self, target: &mut [u8]) -> usize {
+    pub(crate) fn move_to(&mut self, target: &mut [u8]) -> usize {
         let count = target.len().min(self.end - self.start);
         let from = &self.bytes[self.start..self.start + count];
         target[..count].copy_from_slice(from);
@@ -63,7 +63,7 @@ impl Input {
     /// Receives into `payload`, and what comes behind it into the buffer.
     ///
     /// `payload` must be empty if there are unread bytes.
-    pub(super) fn receive(&mut self, fd: impl AsFd, payload: &mut [u8]) -> Result<Received, Errno> {
+    pub(crate) fn receive(&mut self, fd: impl AsFd, payload: &mut [u8]) -> Result<Received, Errno> {
         assert!(payload.is_empty() || self.start == self.end);
         // Between requests little is left over, so moving it to the front costs nothing.
         self.bytes.copy_within(self.start..self.end, 0);
