@@ -143,6 +143,7 @@ impl Reactors {
             std::thread::Builder::new()
                 .name(name.clone())
                 .spawn(move || {
+                    wake_on_time();
                     // A reactor never leaves its thread, so it is made here and only its handle
                     // is sent back.
                     let made = bind(&name, kind, &cores).and_then(|()| {
@@ -299,6 +300,12 @@ fn plan(config: &ReactorsConfig) -> Result<Vec<Plan>, StartError> {
         add(name, ReactorKind::Maintenance, cores, IdlePolicy::Interrupt)?;
     }
     Ok(plans)
+}
+
+/// The kernel rounds sleeps up by 50 µs if nothing else is said: a quarter of what a fast disk takes.
+fn wake_on_time() {
+    // A kernel that refuses costs only that.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
 }
 
 /// Binds this thread to its cores, and lets its timers be as exact as the kernel can.
