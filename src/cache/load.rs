@@ -6,13 +6,15 @@
 use super::CacheError;
 use super::bad::PostBatch;
 use super::cache::{Cache, CacheParts, CacheStart};
+use super::control_io::load_pair;
 use super::fault::{self, Fault};
 use super::gc::GcSeed;
-use super::geometry::{SegIx, log_reserve};
+use super::geometry::{PAIR_DISTANCE, SEGMENT_ITEMS_BYTES, SegIx, SegmentItem, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
+use super::load_report::Unwritable;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_damage::{leave_damage, unreferenced};
 use super::log_reader::{Incarnations, LogReader, LogView};
@@ -20,7 +22,9 @@ use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
 use super::pool::{Pool, PoolFailure};
-use super::replay::{Control, ReplayWish, Replayed, load_generations, open_view, replay};
+use super::replay::{
+    Control, Generations, ReplayWish, Replayed, load_generations, open_view, replay,
+};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
@@ -30,8 +34,11 @@ use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::writeback::WritebackSeed;
-use crate::bdev::{Bdev, Persistence};
-use crate::media::{Boot, CacheEntry, CleanStop, Incarnation, LogStart, SlotKind};
+use crate::bdev::{Bdev, Persistence, PmemError};
+use crate::media::{
+    Boot, CacheEntry, CleanStop, Generation, Incarnation, KSET_ALIGN, KSET_BYTES_MAX, LogStart,
+    SlotKind,
+};
 use crossbeam_utils::CachePadded;
 use reactors::ring::{Consumer, Producer, spsc};
 use std::collections::VecDeque;
@@ -55,18 +62,87 @@ fn copies_until(control: &Control, replayed: &Replayed) -> Incarnation {
     }
 }
 
+/// Stores generations of which the newer slot was lost, where the medium takes them; elsewhere the
+/// segment is bad, and gets no other life.
+fn repair_generations(view: &LogView, generations: &Generations) -> Result<(), CacheError> {
+    for &segment in &generations.raised {
+        let at = segment_item_at(view, segment, SegmentItem::Generation);
+        let (body, mut pair) =
+            load_pair::<Generation>(&*view.pmem, at, SlotKind::Generation, "generation")?;
+        let generation = U64::new(generations.now[segment.index()]);
+        let body = Generation { generation, ..body };
+        match pair.store(&*view.pmem, SlotKind::Generation, &body) {
+            Err(PmemError::Poison { .. }) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn segment_item_at(view: &LogView, segment: SegIx, item: SegmentItem) -> u64 {
+    view.geometry.segment_start(view.segments.id(segment)) + item as u64
+}
+
+/// Takes segments of whose own metadata something can't be read for bad ones: they are read, and not
+/// used again.
+fn leave_unreadable(view: &mut LogView) -> Result<(), CacheError> {
+    let mut segments = (*view.segments).clone();
+    for segment in (0..view.segments.len()).map(SegIx::of) {
+        let at = segment_item_at(view, segment, SegmentItem::Info);
+        let mut bytes = [0; SEGMENT_ITEMS_BYTES];
+        for at in [at, at + PAIR_DISTANCE] {
+            match view.pmem.load(at, &mut bytes) {
+                Err(PmemError::Poison { .. }) => segments.mark_bad(segment),
+                other => other?,
+            }
+        }
+    }
+    view.segments = Arc::new(segments);
+    Ok(())
+}
+
+/// Whether a run can be begun: it stores in control items, and at the log's end.
+fn find_unwritable(
+    view: &LogView,
+    control: &mut Control,
+    replayed: &Replayed,
+) -> Result<Option<Unwritable>, CacheError> {
+    let found = control.make_writable(&*view.pmem)?;
+    if found.is_some() || !replayed.end_unreadable {
+        return Ok(found);
+    }
+    let room = view.geometry.segment_data_bytes() - u64::from(replayed.end.offset);
+    let at = view.data_at(replayed.end.segment, replayed.end.offset);
+    let end = at + room.min(KSET_BYTES_MAX as u64);
+    let mut line = [0; KSET_ALIGN];
+    for at in (at..end).step_by(KSET_ALIGN) {
+        if view.pmem.load(at, &mut line).is_ok() {
+            continue;
+        }
+        match view.pmem.store(at, &[0; KSET_ALIGN]) {
+            Err(PmemError::Poison { .. }) => {
+                let item = "next kset of the log";
+                return Ok(Some(Unwritable { item, at }));
+            }
+            other => other?,
+        }
+    }
+    Ok(None)
+}
+
 /// Makes what was read durable and says that a new run begins.
 fn begin_run(
     view: &LogView,
     control: &mut Control,
     replayed: &Replayed,
-    generations: &mut [u64],
+    generations: &mut Generations,
     staged: &mut Staged,
     runtime: &Runtime,
 ) -> Result<u32, CacheError> {
     let pmem = &*view.pmem;
     let first = replayed.end.sequence;
-    staged.check_generations(view, generations, first)?;
+    staged.check_generations(view, &generations.now, first)?;
+    repair_generations(view, generations)?;
     for kset in staged.unlogged(first) {
         for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
             let ident = view.ident(key);
@@ -81,9 +157,9 @@ fn begin_run(
     if !fault::injected(Fault::LoadWithoutBarrier) {
         pmem.barrier_wait()?;
     }
-    if replayed.begins_at_dirty_tail {
+    if replayed.begins_at_dirty_tail || control.tails_moved {
         let references = staged.references(view, first);
-        leave_damage(view, control, replayed, &references, generations)?;
+        leave_damage(view, control, replayed, &references, &mut generations.now)?;
     }
     // Slots that are in the log are done with; the rest have no place any more. This must come before
     // the first kset of this run, which takes such a place: if this load is cut off behind it, the
@@ -93,12 +169,13 @@ fn begin_run(
         .iter_mut()
         .for_each(|lane| lane.take_over(first));
     // The slots belong to the new run before media say so, so that they are found if this is cut off.
-    let incarnation = control.incarnation.0.incarnation.get() + 1;
+    let incarnation = control.next_incarnation();
     let lanes = u32::try_from(staged.lanes.len()).unwrap_or(0);
     staged.section.write(&SectionHeader {
         cache: view.cache,
         incarnation,
         lanes,
+        boot_id: runtime.boot_id,
     });
     // (2) Leftovers behind the end of the log must not fit behind the ksets of this run.
     let body = Incarnation {
@@ -107,10 +184,11 @@ fn begin_run(
         first_sequence: U64::new(first),
         ..copies_until(control, replayed)
     };
-    control
-        .incarnation
-        .1
-        .store(pmem, SlotKind::Incarnation, &body)?;
+    // In both slots: should one be lost, what is left must not speak of the run before.
+    let pair = &mut control.incarnation.1;
+    pair.store(pmem, SlotKind::Incarnation, &body)?;
+    pmem.barrier_wait()?;
+    pair.store(pmem, SlotKind::Incarnation, &body)?;
     control.incarnation.0 = body;
     let boot = Boot {
         boot_id: runtime.boot_id,
@@ -385,16 +463,37 @@ fn load_media(
     }
     let mut control = Control::load(&view)?;
     let mut generations = load_generations(&view)?;
+    leave_unreadable(&mut view)?;
     let lanes = entry.lanes.get();
-    let mut replayed = replay(&view, &control, &generations, lanes as usize, wish)?;
-    let mut staged = open_staging(pool, place, entry, &control, runtime, wish)?;
+    let found = open_staging(pool, place, entry, &control, runtime, wish, true)?;
+    let keys: Vec<_> = found.keys(0).copied().collect();
+    generations.learn(&view, &keys);
+    let mut replayed = replay(
+        &view,
+        &mut control,
+        &mut generations,
+        lanes as usize,
+        wish,
+        &found,
+    )?;
+    control.doubt_boundaries(replayed.end.sequence);
+    if !wish.salvage {
+        replayed.report.unwritable = find_unwritable(&view, &mut control, &replayed)?;
+    }
+    let look_only = wish.salvage || replayed.report.unwritable.is_some();
+    let mut staged = if look_only {
+        view.pmem = Arc::new(LookOnly::new(Arc::clone(&view.pmem)));
+        found
+    } else {
+        open_staging(pool, place, entry, &control, runtime, wish, false)?
+    };
     note_missing(entry, &mut replayed, &staged, runtime);
-    if wish.salvage {
+    if look_only {
         return Ok(salvaged(
             view,
             control,
             replayed,
-            generations,
+            generations.now,
             staged,
             entry,
         ));
@@ -407,6 +506,7 @@ fn load_media(
         &mut staged,
         runtime,
     )?;
+    let generations = generations.now;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);
     let mut salt = salt_seed(runtime.seed, &view.cache, incarnation, generation);

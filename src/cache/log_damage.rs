@@ -7,6 +7,7 @@ use super::load_report::{BadPlace, LostClean, Missing, merged};
 use super::log_probe::Later;
 use super::log_reader::{LogReader, LogView, tail_body};
 use super::replay::{Control, Replayed};
+use super::shared::LogPos;
 use crate::bdev::PmemError;
 use crate::media::{self, Generation, KeyFlags, SlotKind};
 use crate::units::ByteRange;
@@ -19,6 +20,12 @@ pub(super) struct Walked {
     pub(super) reader: LogReader,
     pub(super) damage: Option<CacheError>,
     pub(super) seen: Seen,
+    /// The damage was a generation that had gone back and is known now: walk anew.
+    pub(super) learned: bool,
+    /// Behind the last kset with a key whose segment has been released.
+    pub(super) passed: Option<LogPos>,
+    /// Where each log segment but the first begins.
+    pub(super) hops: Vec<LogPos>,
 }
 
 /// What keys wrote, whether they count or not.
@@ -51,6 +58,9 @@ impl Walked {
             reader,
             damage: None,
             seen: Seen::default(),
+            learned: false,
+            passed: None,
+            hops: Vec::new(),
         }
     }
 
@@ -60,7 +70,8 @@ impl Walked {
     }
 }
 
-/// Gives up the log before the dirty tail, which is damaged: the key tail goes to the dirty tail, and
+/// Gives up the log before the dirty tail, which is damaged, or before where the tails are known to be
+/// though media say less: the key tail goes there, and
 /// segments of which only the lost ksets may speak are released by the usual rule, a tail that is
 /// durable first, then a raised generation.
 pub(super) fn leave_damage(
@@ -71,10 +82,18 @@ pub(super) fn leave_damage(
     generations: &mut [u64],
 ) -> Result<(), CacheError> {
     let pmem = &*view.pmem;
-    let tail = control.dirty_tail.0;
-    let body = tail_body(view, &tail);
+    if replayed.begins_at_dirty_tail {
+        control.key_tail.0 = control.dirty_tail.0;
+    }
+    if control.tails_moved {
+        let body = tail_body(view, &control.dirty_tail.0);
+        let pair = &mut control.dirty_tail.1;
+        pair.store(pmem, SlotKind::DirtyTail, &body)?;
+        // A key tail never passes the durable dirty tail.
+        pmem.barrier_wait()?;
+    }
+    let body = tail_body(view, &control.key_tail.0);
     control.key_tail.1.store(pmem, SlotKind::KeyTail, &body)?;
-    control.key_tail.0 = tail;
     pmem.barrier_wait()?;
     for segment in unreferenced(view, replayed, staged_references) {
         let id = view.segments.id(segment);
@@ -120,6 +139,11 @@ pub(super) fn is_damage(error: &CacheError) -> bool {
             | CacheError::Impossible { .. }
             | CacheError::Medium(PmemError::Poison { .. })
     )
+}
+
+/// Whether an error says that it can't be told whether the log goes on.
+pub(super) fn is_unreadable(error: &CacheError) -> bool {
+    matches!(error, CacheError::Medium(PmemError::Poison { .. }))
 }
 
 fn bad_place(view: &LogView, walked: &Walked, damage: &CacheError) -> BadPlace {

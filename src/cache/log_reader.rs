@@ -13,8 +13,8 @@ use super::shared::LogPos;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::Tail;
 use crate::media::{
-    self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
-    parse_kset,
+    self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, claimed_header,
+    kset_bytes, parse_kset,
 };
 use crate::units::ByteRange;
 use std::sync::Arc;
@@ -200,19 +200,24 @@ fn check_epoch(header: &KsetHeader) -> Result<(), LogDamage> {
     Err(LogDamage::Epoch { sequence, epoch })
 }
 
-/// Fills `bytes` up to the first line that can't be read, which is the error, and zeroes what is behind:
-/// a kset is shorter than what is read ahead of it.
-fn load_front(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), PmemError> {
+/// Fills `bytes` up to the first line that can't be read, which is the error with its place, and
+/// zeroes what is behind: a kset is shorter than what is read ahead of it.
+fn load_front(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), (u64, PmemError)> {
     if view.pmem.load(at, bytes).is_ok() {
         return Ok(());
     }
     bytes.fill(0);
     let mut from = at;
     for line in bytes.chunks_mut(media::KSET_ALIGN) {
-        view.pmem.load(from, line)?;
+        view.pmem.load(from, line).map_err(|error| (from, error))?;
         from += line.len() as u64;
     }
     Ok(())
+}
+
+/// Whether it is the first line at `at` that can't be read.
+fn is_front(at: u64, unreadable: &Option<(u64, PmemError)>) -> bool {
+    unreadable.is_some_and(|(from, _)| from == at)
 }
 
 /// A position that walks along the log.
@@ -291,8 +296,19 @@ impl LogReader {
         let at = view.data_at(pos.segment, pos.offset);
         let expected = pos.sequence;
         let unreadable = load_front(view, at, &mut self.buf[..len]).err();
+        let claim = claimed_header(&self.buf[..len]).filter(|header| {
+            let newer = header.incarnation > incarnations.current;
+            let is_next = header.salt == self.salt && header.sequence == expected;
+            is_next && (newer || incarnations.fit(header))
+        });
         let parsed = parse_kset(&self.buf[..len]).map_err(|error| match unreadable {
-            Some(error) => Stop::Error(error.into()),
+            Some((_, PmemError::Poison { .. }))
+                if claim.is_none() && !is_front(at, &unreadable) =>
+            {
+                // The lines of a kset that was durable are all as it left them, the first one too.
+                Stop::NotThere(LogDamage::Kset { expected, error })
+            }
+            Some((_, error)) => Stop::Error(error.into()),
             None => Stop::NotThere(LogDamage::Kset { expected, error }),
         })?;
         let header = match &parsed {

@@ -78,7 +78,7 @@ pub use geometry::{
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
 pub use latency::LatencyFigures;
-pub use load_report::{BadPlace, LostClean, Missing};
+pub use load_report::{BadPlace, LostClean, Missing, Unwritable};
 pub use loading::{LoadWish, Loading};
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};

@@ -8,15 +8,16 @@ use super::fault::{self, Fault};
 use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
-use super::load_report::{LostClean, Missing};
+use super::load_report::{LostClean, Missing, Unwritable};
 use super::log::Place;
-use super::log_damage::{Walked, is_damage, lost_clean, missing};
+use super::log_damage::{Walked, is_damage, is_unreadable, lost_clean, missing};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::plausible::{COUNT_END, check_count, check_incarnation};
 use super::pool::Pool;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
-use crate::bdev::Pmem;
+use super::staged::Staged;
+use crate::bdev::{Pmem, PmemError};
 use crate::media::{
     self, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
     KeyFlags, SealedKset, SegmentInfo, SlotBody, SlotKind, Tail, WindowEnd,
@@ -51,6 +52,8 @@ pub struct ReplayReport {
     pub lost_clean: Option<LostClean>,
     /// Only with salvage: what of the log could not be taken, and what it wrote.
     pub missing: Option<Missing>,
+    /// All is there, but a run would have to be written where the medium takes nothing: it is read-only.
+    pub unwritable: Option<Unwritable>,
 }
 
 /// The control items of a cache, with where their next version goes.
@@ -65,6 +68,8 @@ pub(crate) struct Control {
     pub(crate) samples: [PairState; 3],
     pub(crate) durable_mark: (u64, PairState),
     pub(crate) boot: ([u8; 16], PairState),
+    /// The tails in memory are beyond those on media, since these have gone back.
+    pub(crate) tails_moved: bool,
 }
 
 fn item<B: SlotBody>(
@@ -139,9 +144,16 @@ impl Control {
         let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
         check_incarnation(at, incarnation.0.incarnation.get())?;
         let (boot, boot_pair) = item::<Boot>(view, CacheItem::Boot, SlotKind::Boot, "boot id")?;
+        let key_tail = tail_pos(view, &key, "key tail")?;
+        let mut dirty_tail = tail_pos(view, &dirty, "dirty tail")?;
+        if dirty_pair.lost && dirty_tail.sequence < key_tail.sequence {
+            // It has gone back: a key tail never passes the durable dirty tail.
+            dirty_tail = key_tail;
+        }
         Ok(Self {
-            key_tail: (tail_pos(view, &key, "key tail")?, key_pair),
-            dirty_tail: (tail_pos(view, &dirty, "dirty tail")?, dirty_pair),
+            key_tail: (key_tail, key_pair),
+            dirty_tail: (dirty_tail, dirty_pair),
+            tails_moved: false,
             incarnation,
             window_end: (window.sequence.get(), window_pair),
             clean_stop: item(
@@ -166,13 +178,17 @@ impl Control {
         view: &LogView,
     ) -> Result<Option<[BackingSample; 3]>, CacheError> {
         let clean = &self.clean_stop.0;
-        if clean.clean.get() != 1 || clean.sampled.get() != 1 {
+        if !self.stopped_clean() || clean.sampled.get() != 1 {
             return Ok(None);
         }
         let mut samples = Vec::new();
         for (place, kind, name) in SAMPLE_ITEMS {
-            let (sample, _) = item::<BackingSample>(view, place, kind, name)?;
+            let (sample, pair) = item::<BackingSample>(view, place, kind, name)?;
             let (found, expected) = (sample.final_sequence.get(), clean.final_sequence.get());
+            if found != expected && pair.unreadable {
+                tracing::warn!(item = name, "it can't be read: the backing is not compared");
+                return Ok(None);
+            }
             if found != expected {
                 return Err(CacheError::Identity {
                     item: name,
@@ -184,6 +200,69 @@ impl Control {
             samples.push(sample);
         }
         Ok(samples.try_into().ok())
+    }
+
+    /// Whether the last run is known to have ended cleanly. If a slot of the record is lost, it may be
+    /// the one that says that another run has begun.
+    pub(super) fn stopped_clean(&self) -> bool {
+        self.clean_stop.0.clean.get() == 1 && !self.clean_stop.1.lost
+    }
+
+    /// The number of the next run. If a slot is lost, a run may have been that is not known.
+    pub(super) fn next_incarnation(&self) -> u32 {
+        let (body, pair) = &self.incarnation;
+        body.incarnation.get() + 1 + u32::from(pair.lost)
+    }
+
+    /// Whether it is known that no sequence from `first` on was given out.
+    fn ends_before(&self, first: u64) -> bool {
+        self.stopped_clean() && self.clean_stop.0.final_sequence.get() < first
+    }
+
+    /// Moves the tails on to `pos`: it is known that the real ones are there or beyond.
+    fn pass_to(&mut self, pos: LogPos) {
+        self.tails_moved = true;
+        self.key_tail.0 = pos;
+        if self.dirty_tail.0.sequence < pos.sequence {
+            self.dirty_tail.0 = pos;
+        }
+    }
+
+    /// What a lost slot may have said of the state of the backing: with the log's end, which is `end`, the
+    /// backing is between boundaries until all is written back.
+    pub(super) fn doubt_boundaries(&mut self, end: u64) {
+        if self.window_end.1.unreadable || self.dirty_tail.1.unreadable {
+            self.window_end.0 = self.window_end.0.max(end);
+        }
+    }
+
+    /// Tries to store in each slot that can't be read: a run has to.
+    ///
+    /// # Errors
+    /// The medium's, but for poison: what that hits is told.
+    pub(super) fn make_writable(
+        &mut self,
+        pmem: &dyn Pmem,
+    ) -> Result<Option<Unwritable>, PmemError> {
+        let mut pairs = vec![
+            ("key tail", &mut self.key_tail.1),
+            ("dirty tail", &mut self.dirty_tail.1),
+            ("incarnation", &mut self.incarnation.1),
+            ("window end", &mut self.window_end.1),
+            ("clean stop", &mut self.clean_stop.1),
+            ("durable mark", &mut self.durable_mark.1),
+            ("boot id", &mut self.boot.1),
+        ];
+        for (item, pair) in pairs.iter_mut().filter(|(_, pair)| pair.unreadable) {
+            let at = pair.next_at();
+            // Not zero: it must not look as if it had never been written.
+            match pmem.store(at, &[0xff; media::SLOT_BYTES]) {
+                Err(PmemError::Poison { .. }) => return Ok(Some(Unwritable { item, at })),
+                other => other?,
+            }
+            pair.unreadable = false;
+        }
+        Ok(None)
     }
 
     /// The sequence up to which the log is known to reach.
@@ -254,12 +333,43 @@ pub(crate) fn view_of(
     })
 }
 
+/// The generations of the segments of a cache.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Generations {
+    pub(crate) now: Vec<u64>,
+    /// A slot is lost: it may have held the next one.
+    doubtful: Vec<bool>,
+    /// Which were found to be one above what their good slots say.
+    pub(crate) raised: Vec<SegIx>,
+}
+
+impl Generations {
+    /// Looks at keys that are of a later life than their segments. One is durable before keys carry it:
+    /// where a slot is lost, they prove that it held the next one. Whether that explains all of them.
+    pub(super) fn learn(&mut self, view: &LogView, keys: &[media::Key]) -> bool {
+        for key in keys {
+            if view.check_key(key).is_err() || !view.is_ahead(&self.now, key) {
+                continue;
+            }
+            let ident = view.ident(key);
+            let place = ident.segment.index();
+            if !self.doubtful[place] || ident.generation != self.now[place] + 1 {
+                return false;
+            }
+            self.doubtful[place] = false;
+            self.now[place] += 1;
+            self.raised.push(ident.segment);
+        }
+        true
+    }
+}
+
 /// Reads the generation of every segment of the cache.
-pub(crate) fn load_generations(view: &LogView) -> Result<Vec<u64>, CacheError> {
-    let mut generations = Vec::with_capacity(view.segments.len());
+pub(crate) fn load_generations(view: &LogView) -> Result<Generations, CacheError> {
+    let mut generations = Generations::default();
     for id in view.segments.ids() {
         let at = view.geometry.segment_start(*id) + SegmentItem::Generation as u64;
-        let (body, _) =
+        let (body, pair) =
             load_pair::<Generation>(&*view.pmem, at, SlotKind::Generation, "generation")?;
         if body.segment.get() != id.0 {
             let (found, expected) = (body.segment.get().into(), id.0.into());
@@ -271,7 +381,8 @@ pub(crate) fn load_generations(view: &LogView) -> Result<Vec<u64>, CacheError> {
             });
         }
         check_count("generation", at, body.generation.get())?;
-        generations.push(body.generation.get());
+        generations.now.push(body.generation.get());
+        generations.doubtful.push(pair.lost);
     }
     Ok(generations)
 }
@@ -294,6 +405,8 @@ pub(crate) struct Replayed {
     pub(crate) report: ReplayReport,
     /// The log is damaged before the dirty tail: this begins there, and so must the key tail.
     pub(crate) begins_at_dirty_tail: bool,
+    /// The place where it ends can't be read, though nothing is lost there.
+    pub(crate) end_unreadable: bool,
 }
 
 /// What a load wants of the log.
@@ -327,6 +440,7 @@ impl Replayed {
             end_salt: at.salt(),
             report: ReplayReport::default(),
             begins_at_dirty_tail: false,
+            end_unreadable: false,
         }
     }
 
@@ -478,8 +592,8 @@ fn begin_at(view: &LogView, from: LogPos) -> Result<LogReader, CacheError> {
 fn walk(
     view: &LogView,
     control: &Control,
-    generations: &[u64],
-    lanes: usize,
+    generations: &mut Generations,
+    (lanes, staged): (usize, &Staged),
     from: LogPos,
     copies: CopiesUntil,
 ) -> Result<Walked, CacheError> {
@@ -500,7 +614,8 @@ fn walk(
         let replayed = &mut walked.replayed;
         match walked.reader.next(view, &incarnations) {
             Ok(Entry::Kset(kset)) => {
-                if let Some(damage) = view.life_ahead(generations, &kset) {
+                if let Some(damage) = view.life_ahead(&generations.now, &kset) {
+                    walked.learned = generations.learn(view, kset.keys);
                     walked.reader.return_to(before);
                     break Stop::Error(view.damaged(&before.0, damage));
                 }
@@ -508,11 +623,16 @@ fn walk(
                 view.pmem
                     .write_back(view.data_at(before.0.segment, before.0.offset), bytes);
                 kset.keys.iter().for_each(|key| walked.seen.note(key));
-                replayed.take(view, generations, &kset, copies, dirty_from);
+                let stale = replayed.report.stale_keys;
+                replayed.take(view, &generations.now, &kset, copies, dirty_from);
+                if replayed.report.stale_keys > stale {
+                    walked.passed = Some(walked.reader.pos);
+                }
             }
             Ok(Entry::Last { .. }) => {
                 let at = view.data_at(before.0.segment, before.0.offset);
                 view.pmem.write_back(at, media::LAST_BYTES as u64);
+                walked.hops.push(walked.reader.pos);
                 replayed.log_segments.push(walked.reader.pos.segment);
                 if replayed.log_segments.len() > view.segments.len() {
                     let damage = LogDamage::Last {
@@ -531,19 +651,58 @@ fn walk(
     walked.replayed.end = walked.reader.pos;
     walked.replayed.end_salt = walked.reader.salt();
     match stop {
+        Stop::NotThere(_) => walked.at_end(view, control, staged, false),
+        Stop::Error(error) if is_unreadable(&error) => walked.at_end(view, control, staged, true),
         Stop::Error(error) if is_damage(&error) => Ok(walked.broken(error)),
         Stop::Error(error) => Err(error),
-        Stop::NotThere(_) => {
-            let expected = walked.reader.pos.sequence;
-            let found = walked.reader.probe_hole(view)?;
-            let proof = found.unwrap_or_else(|| control.proven_sequence());
-            if proof < expected {
-                return Ok(walked);
-            }
+    }
+}
+
+impl Walked {
+    /// No kset continues the log here, or it can't be told (`unreadable`): this is its end, unless
+    /// something proves that it goes on, or, if it can't be told, nothing proves that it does not.
+    fn at_end(
+        mut self,
+        view: &LogView,
+        control: &Control,
+        staged: &Staged,
+        unreadable: bool,
+    ) -> Result<Self, CacheError> {
+        let (pos, expected) = (self.reader.pos, self.reader.pos.sequence);
+        let found = self.reader.probe_hole(view)?;
+        let proof = found.unwrap_or_else(|| control.proven_sequence());
+        if proof >= expected {
             let hole = LogDamage::Hole { expected, proof };
-            let error = view.damaged(&walked.reader.pos, hole);
-            Ok(walked.broken(error))
+            return Ok(self.broken(view.damaged(&pos, hole)));
         }
+        if !unreadable || control.ends_before(expected) || staged.has_all_from(expected) {
+            self.replayed.end_unreadable = unreadable;
+            return Ok(self);
+        }
+        Ok(self.broken(view.damaged(&pos, LogDamage::Unreadable { expected })))
+    }
+
+    /// Where the key tail is at least, if the walk began at one that has gone back: a segment is released
+    /// only when the key tail is past all keys that refer to it, and past all of it that is log.
+    fn real_tail(&self, control: &Control, staged: &Staged, view: &LogView) -> Option<LogPos> {
+        let ((key_tail, key_pair), (dirty_tail, dirty_pair)) =
+            (&control.key_tail, &control.dirty_tail);
+        if !key_pair.lost {
+            return None;
+        }
+        let references = staged.references(view, self.replayed.end.sequence);
+        let is_data = |segment: &SegIx| {
+            self.replayed.references[segment.index()] + references[segment.index()] > 0
+        };
+        let hops = self.replayed.log_segments.iter().zip(&self.hops);
+        let reused = hops
+            .filter(|(segment, _)| is_data(segment))
+            .map(|(_, pos)| *pos);
+        reused
+            .chain(self.passed)
+            .filter(|pos| pos.sequence > key_tail.sequence)
+            .filter(|pos| pos.sequence <= dirty_tail.sequence || dirty_pair.lost)
+            .max_by_key(|pos| pos.sequence)
     }
 }
 
@@ -555,28 +714,38 @@ fn walk(
 /// not, or one that says what can't be.
 pub(crate) fn replay(
     view: &LogView,
-    control: &Control,
-    generations: &[u64],
+    control: &mut Control,
+    generations: &mut Generations,
     lanes: usize,
     wish: ReplayWish,
+    staged: &Staged,
 ) -> Result<Replayed, CacheError> {
-    let dirty = control.dirty_tail.0;
-    let copies = CopiesUntil::new(control, wish);
-    let mut walked = walk(
-        view,
-        control,
-        generations,
-        lanes,
-        control.key_tail.0,
-        copies,
-    )?;
+    let mut walked = loop {
+        let copies = CopiesUntil::new(control, wish);
+        let from = control.key_tail.0;
+        let walked = walk(view, control, generations, (lanes, staged), from, copies)?;
+        if walked.learned {
+            continue;
+        }
+        match walked.real_tail(control, staged, view) {
+            Some(pos) => control.pass_to(pos),
+            None => break walked,
+        }
+    };
     let mut lost = None;
+    let dirty = control.dirty_tail.0;
     if let Some(damage) = &walked.damage
         && walked.reader.pos.sequence < dirty.sequence
     {
         tracing::error!(%damage, "the log is damaged, but there the backing has all of it");
         lost = Some(lost_clean(view, control, &walked, damage)?);
-        walked = walk(view, control, generations, lanes, dirty, copies)?;
+        walked = loop {
+            let copies = CopiesUntil::new(control, wish);
+            let walked = walk(view, control, generations, (lanes, staged), dirty, copies)?;
+            if !walked.learned {
+                break walked;
+            }
+        };
         walked.replayed.begins_at_dirty_tail = true;
     }
     walked.replayed.report.lost_clean = lost;

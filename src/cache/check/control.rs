@@ -1,6 +1,6 @@
 //! The control items of a cache, and the STARTs of its segments.
 
-use super::findings::{Findings, PairName, odd_slot};
+use super::findings::{Findings, PairName};
 use super::report::{CacheCheck, FindingKind, OptionsCheck, SegmentFigures, TailCheck};
 use crate::cache::backing_sample::SAMPLE_ITEMS;
 use crate::cache::control_io::SlotPair;
@@ -245,7 +245,7 @@ pub(super) fn check_starts(view: &LogView, findings: &mut Findings) {
                 Ok((_, start, _)) if start.cache != view.cache => {
                     Some(format!("it is of cache {}", Uuid::from_bytes(start.cache)))
                 }
-                Ok((seq, _, second)) => odd_slot(&pair, seq, second).map(|(_, e)| e.to_string()),
+                Ok((seq, _, second)) => pair.odd_slot(seq, second).map(|(_, e)| e.to_string()),
                 Err(_) if pair.blank == [true; 2] => None,
                 Err((first, other)) => Some(format!("first slot: {first}; second slot: {other}")),
             },
