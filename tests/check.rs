@@ -387,12 +387,13 @@ fn a_generation_that_went_back_is_seen() {
             .iter()
             .any(|d| d.kind == FindingKind::Generation)
     );
-    // Found by fuzzing: a load took the keys for stale, and dirty data were gone without a word.
+    // Found by fuzzing: a load took the keys for stale, and dirty data were gone without a word. The
+    // keys prove what the lost slot held, as long as it was one step.
+    assert_eq!(sample.load(&bytes), "it was loaded");
+    bytes[at + 24] -= 1;
+    Sealed::new(at, 0, 64).seal(&mut bytes);
     let error = sample.load(&bytes);
-    assert!(
-        error.contains("generation has the impossible value"),
-        "{error}"
-    );
+    assert!(error.contains("generation has the"), "{error}");
 }
 
 /// Found by fuzzing: each of these values ended the process, though its checksum is right.

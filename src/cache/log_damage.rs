@@ -1,13 +1,16 @@
 //! Where a log can't be read on: how far a walk came, and what is lost behind it.
 
 use super::CacheError;
+use super::control::Control;
 use super::control_io::load_pair;
+use super::error::LogDamage;
 use super::geometry::{SegIx, SegmentItem};
 use super::load_report::{BadPlace, LostClean, Missing, merged};
 use super::log_probe::Later;
 use super::log_reader::{LogReader, LogView, tail_body};
-use super::replay::{Control, Replayed};
+use super::replay::Replayed;
 use super::shared::LogPos;
+use super::staged::Staged;
 use crate::bdev::PmemError;
 use crate::media::{self, Generation, KeyFlags, SlotKind};
 use crate::units::ByteRange;
@@ -67,6 +70,59 @@ impl Walked {
     pub(super) fn broken(mut self, damage: CacheError) -> Self {
         self.damage = Some(damage);
         self
+    }
+}
+
+impl Walked {
+    /// No kset continues the log here, or it can't be told (`unreadable`): this is its end, unless
+    /// something proves that it goes on, or, if it can't be told, nothing proves that it does not.
+    pub(super) fn at_end(
+        mut self,
+        view: &LogView,
+        control: &Control,
+        staged: &Staged,
+        unreadable: bool,
+    ) -> Result<Self, CacheError> {
+        let (pos, expected) = (self.reader.pos, self.reader.pos.sequence);
+        let found = self.reader.probe_hole(view)?;
+        let proof = found.unwrap_or_else(|| control.proven_sequence());
+        if proof >= expected {
+            let hole = LogDamage::Hole { expected, proof };
+            return Ok(self.broken(view.damaged(&pos, hole)));
+        }
+        if !unreadable || control.ends_before(expected) || staged.has_all_from(expected) {
+            self.replayed.end_unreadable = unreadable;
+            return Ok(self);
+        }
+        Ok(self.broken(view.damaged(&pos, LogDamage::Unreadable { expected })))
+    }
+
+    /// Where the key tail is at least, if the walk began at one that has gone back: a segment is released
+    /// only when the key tail is past all keys that refer to it, and past all of it that is log.
+    pub(super) fn real_tail(
+        &self,
+        control: &Control,
+        staged: &Staged,
+        view: &LogView,
+    ) -> Option<LogPos> {
+        let ((key_tail, key_pair), (dirty_tail, dirty_pair)) =
+            (&control.key_tail, &control.dirty_tail);
+        if !key_pair.lost {
+            return None;
+        }
+        let references = staged.references(view, self.replayed.end.sequence);
+        let is_data = |segment: &SegIx| {
+            self.replayed.references[segment.index()] + references[segment.index()] > 0
+        };
+        let hops = self.replayed.log_segments.iter().zip(&self.hops);
+        let reused = hops
+            .filter(|(segment, _)| is_data(segment))
+            .map(|(_, pos)| *pos);
+        reused
+            .chain(self.passed)
+            .filter(|pos| pos.sequence > key_tail.sequence)
+            .filter(|pos| pos.sequence <= dirty_tail.sequence || dirty_pair.lost)
+            .max_by_key(|pos| pos.sequence)
     }
 }
 

@@ -66,6 +66,20 @@ impl LogView {
         }
     }
 
+    /// The segment that a LAST at `pos` leads to.
+    fn led_to(&self, pos: &LogPos, last: media::Last) -> Result<SegIx, CacheError> {
+        let damage = LogDamage::Last {
+            next: last.next_segment,
+        };
+        let Some(next) = self.segments.find(last.next_segment) else {
+            return Err(self.damaged(pos, damage));
+        };
+        if self.start_of(next)?.salt.get() != last.next_salt {
+            return Err(self.damaged(pos, damage));
+        }
+        Ok(next)
+    }
+
     /// Checks every field of a key against the geometry.
     pub(crate) fn check_key(&self, key: &media::Key) -> Result<(), (&'static str, u64)> {
         let (offset, len) = (key.offset.get(), u64::from(key.len.get()));
@@ -215,11 +229,6 @@ fn load_front(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), (u64, Pme
     Ok(())
 }
 
-/// Whether it is the first line at `at` that can't be read.
-fn is_front(at: u64, unreadable: &Option<(u64, PmemError)>) -> bool {
-    unreadable.is_some_and(|(from, _)| from == at)
-}
-
 /// A position that walks along the log.
 #[derive(Clone, Debug)]
 pub(crate) struct LogReader {
@@ -282,6 +291,15 @@ impl LogReader {
         (self.pos, self.salt) = mark;
     }
 
+    /// Whether what can be read of this place may be the front of the kset that continues the log. If its
+    /// first line can be read and is not, no kset was durable here: its lines are all as it left them.
+    fn has_claim(&self, incarnations: &Incarnations) -> bool {
+        claimed_header(&self.buf[..]).is_some_and(|header| {
+            let fits = header.incarnation > incarnations.current || incarnations.fit(&header);
+            fits && header.salt == self.salt && header.sequence == self.pos.sequence
+        })
+    }
+
     /// The entry that continues the log here, and steps behind it.
     pub(crate) fn next(
         &mut self,
@@ -296,21 +314,17 @@ impl LogReader {
         let at = view.data_at(pos.segment, pos.offset);
         let expected = pos.sequence;
         let unreadable = load_front(view, at, &mut self.buf[..len]).err();
-        let claim = claimed_header(&self.buf[..len]).filter(|header| {
-            let newer = header.incarnation > incarnations.current;
-            let is_next = header.salt == self.salt && header.sequence == expected;
-            is_next && (newer || incarnations.fit(header))
-        });
-        let parsed = parse_kset(&self.buf[..len]).map_err(|error| match unreadable {
-            Some((_, PmemError::Poison { .. }))
-                if claim.is_none() && !is_front(at, &unreadable) =>
-            {
-                // The lines of a kset that was durable are all as it left them, the first one too.
-                Stop::NotThere(LogDamage::Kset { expected, error })
+        let parsed = match parse_kset(&self.buf[..len]) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let absent = Stop::NotThere(LogDamage::Kset { expected, error });
+                return Err(match unreadable {
+                    Some((from, _)) if from > at && !self.has_claim(incarnations) => absent,
+                    Some((_, error)) => Stop::Error(error.into()),
+                    None => absent,
+                });
             }
-            Some((_, error)) => Stop::Error(error.into()),
-            None => Stop::NotThere(LogDamage::Kset { expected, error }),
-        })?;
+        };
         let header = match &parsed {
             Parsed::Kset(kset) => kset.header,
             Parsed::Last(header, _) => *header,
@@ -347,23 +361,7 @@ impl LogReader {
                 Ok(Entry::Kset(kset))
             }
             Parsed::Last(_, last) => {
-                let next = view.segments.find(last.next_segment);
-                let start = next
-                    .map(|next| view.start_of(next))
-                    .transpose()
-                    .map_err(Stop::Error)?;
-                let (Some(next), Some(start)) = (next, start) else {
-                    let damage = LogDamage::Last {
-                        next: last.next_segment,
-                    };
-                    return Err(Stop::Error(view.damaged(&pos, damage)));
-                };
-                if start.salt.get() != last.next_salt {
-                    let damage = LogDamage::Last {
-                        next: last.next_segment,
-                    };
-                    return Err(Stop::Error(view.damaged(&pos, damage)));
-                }
+                let next = view.led_to(&pos, last).map_err(Stop::Error)?;
                 self.pos.segment = next;
                 self.pos.offset = 0;
                 self.salt = last.next_salt;

@@ -9,6 +9,7 @@ mod audit;
 mod backing_read;
 mod backing_sample;
 mod bad;
+mod begin_run;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -17,6 +18,7 @@ mod cache;
 mod channel;
 mod check;
 mod close;
+mod control;
 mod control_io;
 mod create;
 mod damaged;
@@ -25,6 +27,7 @@ mod fault;
 mod flush_all;
 mod gather;
 mod gc;
+mod generations;
 mod geometry;
 mod group;
 mod key;
@@ -58,6 +61,7 @@ mod stats;
 mod stop;
 mod survey;
 mod try_lock;
+mod unreadable;
 mod window;
 mod write;
 mod writeback;

@@ -1,27 +1,23 @@
 //! Replay: reads the log of a cache from its key tail and rebuilds what lives in memory.
 
 use super::CacheError;
-use super::backing_sample::SAMPLE_ITEMS;
-use super::control_io::{PairState, load_pair};
+use super::control::Control;
 use super::error::LogDamage;
 use super::fault::{self, Fault};
-use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
+use super::generations::Generations;
+use super::geometry::{PoolGeometry, SegIx};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
 use super::load_report::{LostClean, Missing, Unwritable};
 use super::log::Place;
 use super::log_damage::{Walked, is_damage, is_unreadable, lost_clean, missing};
-use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
-use super::plausible::{COUNT_END, check_count, check_incarnation};
+use super::log_reader::{Entry, LogReader, LogView, Stop};
 use super::pool::Pool;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use super::staged::Staged;
-use crate::bdev::{Pmem, PmemError};
-use crate::media::{
-    self, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    KeyFlags, SealedKset, SegmentInfo, SlotBody, SlotKind, Tail, WindowEnd,
-};
+use crate::bdev::Pmem;
+use crate::media::{self, CacheEntry, KeyFlags, SealedKset, SegmentInfo};
 use crate::units::SegmentId;
 use std::sync::Arc;
 
@@ -54,240 +50,6 @@ pub struct ReplayReport {
     pub missing: Option<Missing>,
     /// All is there, but a run would have to be written where the medium takes nothing: it is read-only.
     pub unwritable: Option<Unwritable>,
-}
-
-/// The control items of a cache, with where their next version goes.
-#[derive(Debug)]
-pub(crate) struct Control {
-    pub(crate) key_tail: (LogPos, PairState),
-    pub(crate) dirty_tail: (LogPos, PairState),
-    pub(crate) incarnation: (Incarnation, PairState),
-    pub(crate) window_end: (u64, PairState),
-    pub(crate) clean_stop: (CleanStop, PairState),
-    /// Where the next samples of the backing go.
-    pub(crate) samples: [PairState; 3],
-    pub(crate) durable_mark: (u64, PairState),
-    pub(crate) boot: ([u8; 16], PairState),
-    /// The tails in memory are beyond those on media, since these have gone back.
-    pub(crate) tails_moved: bool,
-}
-
-fn item<B: SlotBody>(
-    view: &LogView,
-    place: CacheItem,
-    kind: SlotKind,
-    name: &'static str,
-) -> Result<(B, PairState), CacheError> {
-    load_pair(&*view.pmem, item_at(view, place), kind, name)
-}
-
-fn item_at(view: &LogView, place: CacheItem) -> u64 {
-    view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64
-}
-
-pub(crate) fn tail_pos(
-    view: &LogView,
-    tail: &Tail,
-    item: &'static str,
-) -> Result<LogPos, CacheError> {
-    let segment = view.segments.find(tail.segment.get());
-    let offset = tail.offset.get();
-    let fits = u64::from(offset) <= view.geometry.segment_data_bytes()
-        && (offset as usize).is_multiple_of(media::KSET_ALIGN)
-        && (1..COUNT_END).contains(&tail.sequence.get())
-        && tail.epoch.get() < COUNT_END;
-    let at = view.geometry.segment_start(view.segments.id(SegIx(0)));
-    match segment.filter(|_| fits) {
-        Some(segment) => Ok(LogPos {
-            segment,
-            offset,
-            sequence: tail.sequence.get(),
-            epoch: tail.epoch.get(),
-        }),
-        None => {
-            let found = u64::from(tail.segment.get());
-            Err(CacheError::Identity {
-                item,
-                at,
-                found,
-                expected: 0,
-            })
-        }
-    }
-}
-
-impl Control {
-    /// Reads all items.
-    pub(crate) fn load(view: &LogView) -> Result<Self, CacheError> {
-        let (key, key_pair) =
-            item::<Tail>(view, CacheItem::KeyTail, SlotKind::KeyTail, "key tail")?;
-        let (dirty, dirty_pair) = item::<Tail>(
-            view,
-            CacheItem::DirtyTail,
-            SlotKind::DirtyTail,
-            "dirty tail",
-        )?;
-        let (window, window_pair) = item::<WindowEnd>(
-            view,
-            CacheItem::WindowEnd,
-            SlotKind::WindowEnd,
-            "window end",
-        )?;
-        let (mark, mark_pair) = item::<DurableMark>(
-            view,
-            CacheItem::DurableMark,
-            SlotKind::DurableMark,
-            "durable mark",
-        )?;
-        let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
-        let incarnation = item::<Incarnation>(view, place, slot, "incarnation")?;
-        let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
-        check_incarnation(at, incarnation.0.incarnation.get())?;
-        let (boot, boot_pair) = item::<Boot>(view, CacheItem::Boot, SlotKind::Boot, "boot id")?;
-        let key_tail = tail_pos(view, &key, "key tail")?;
-        let mut dirty_tail = tail_pos(view, &dirty, "dirty tail")?;
-        if dirty_pair.lost && dirty_tail.sequence < key_tail.sequence {
-            // It has gone back: a key tail never passes the durable dirty tail.
-            dirty_tail = key_tail;
-        }
-        Ok(Self {
-            key_tail: (key_tail, key_pair),
-            dirty_tail: (dirty_tail, dirty_pair),
-            tails_moved: false,
-            incarnation,
-            window_end: (window.sequence.get(), window_pair),
-            clean_stop: item(
-                view,
-                CacheItem::CleanStop,
-                SlotKind::CleanStop,
-                "clean stop",
-            )?,
-            samples: SAMPLE_ITEMS.map(|(place, kind, name)| {
-                // They count with a clean stop only, and are written anew as a whole.
-                item::<BackingSample>(view, place, kind, name)
-                    .map_or_else(|_| PairState::fresh(item_at(view, place)), |(_, pair)| pair)
-            }),
-            durable_mark: (mark.sequence.get(), mark_pair),
-            boot: (boot.boot_id, boot_pair),
-        })
-    }
-
-    /// The samples of the backing that were taken when it was stopped, if they count.
-    pub(super) fn recorded_samples(
-        &self,
-        view: &LogView,
-    ) -> Result<Option<[BackingSample; 3]>, CacheError> {
-        let clean = &self.clean_stop.0;
-        if !self.stopped_clean() || clean.sampled.get() != 1 {
-            return Ok(None);
-        }
-        let mut samples = Vec::new();
-        for (place, kind, name) in SAMPLE_ITEMS {
-            let (sample, pair) = item::<BackingSample>(view, place, kind, name)?;
-            let (found, expected) = (sample.final_sequence.get(), clean.final_sequence.get());
-            if found != expected && pair.unreadable {
-                tracing::warn!(item = name, "it can't be read: the backing is not compared");
-                return Ok(None);
-            }
-            if found != expected {
-                return Err(CacheError::Identity {
-                    item: name,
-                    at: item_at(view, place),
-                    found,
-                    expected,
-                });
-            }
-            samples.push(sample);
-        }
-        Ok(samples.try_into().ok())
-    }
-
-    /// Whether the last run is known to have ended cleanly. If a slot of the record is lost, it may be
-    /// the one that says that another run has begun.
-    pub(super) fn stopped_clean(&self) -> bool {
-        self.clean_stop.0.clean.get() == 1 && !self.clean_stop.1.lost
-    }
-
-    /// The number of the next run. If a slot is lost, a run may have been that is not known.
-    pub(super) fn next_incarnation(&self) -> u32 {
-        let (body, pair) = &self.incarnation;
-        body.incarnation.get() + 1 + u32::from(pair.lost)
-    }
-
-    /// Whether it is known that no sequence from `first` on was given out.
-    fn ends_before(&self, first: u64) -> bool {
-        self.stopped_clean() && self.clean_stop.0.final_sequence.get() < first
-    }
-
-    /// Moves the tails on to `pos`: it is known that the real ones are there or beyond.
-    fn pass_to(&mut self, pos: LogPos) {
-        self.tails_moved = true;
-        self.key_tail.0 = pos;
-        if self.dirty_tail.0.sequence < pos.sequence {
-            self.dirty_tail.0 = pos;
-        }
-    }
-
-    /// What a lost slot may have said of the state of the backing: with the log's end, which is `end`, the
-    /// backing is between boundaries until all is written back.
-    pub(super) fn doubt_boundaries(&mut self, end: u64) {
-        if self.window_end.1.unreadable || self.dirty_tail.1.unreadable {
-            self.window_end.0 = self.window_end.0.max(end);
-        }
-    }
-
-    /// Tries to store in each slot that can't be read: a run has to.
-    ///
-    /// # Errors
-    /// The medium's, but for poison: what that hits is told.
-    pub(super) fn make_writable(
-        &mut self,
-        pmem: &dyn Pmem,
-    ) -> Result<Option<Unwritable>, PmemError> {
-        let mut pairs = vec![
-            ("key tail", &mut self.key_tail.1),
-            ("dirty tail", &mut self.dirty_tail.1),
-            ("incarnation", &mut self.incarnation.1),
-            ("window end", &mut self.window_end.1),
-            ("clean stop", &mut self.clean_stop.1),
-            ("durable mark", &mut self.durable_mark.1),
-            ("boot id", &mut self.boot.1),
-        ];
-        for (item, pair) in pairs.iter_mut().filter(|(_, pair)| pair.unreadable) {
-            let at = pair.next_at();
-            // Not zero: it must not look as if it had never been written.
-            match pmem.store(at, &[0xff; media::SLOT_BYTES]) {
-                Err(PmemError::Poison { .. }) => return Ok(Some(Unwritable { item, at })),
-                other => other?,
-            }
-            pair.unreadable = false;
-        }
-        Ok(None)
-    }
-
-    /// The sequence up to which the log is known to reach.
-    pub(super) fn proven_sequence(&self) -> u64 {
-        let clean = &self.clean_stop.0;
-        let final_sequence = if clean.clean.get() == 1 {
-            clean.final_sequence.get()
-        } else {
-            0
-        };
-        // A load makes what it replays durable before it begins a run behind it.
-        let first_sequence = self.incarnation.0.first_sequence.get();
-        final_sequence
-            .max(self.durable_mark.0)
-            .max(first_sequence.saturating_sub(1))
-            .max(self.dirty_tail.0.sequence.saturating_sub(1))
-            .max(self.key_tail.0.sequence.saturating_sub(1))
-    }
-
-    pub(crate) fn incarnations(&self) -> Incarnations {
-        Incarnations {
-            current: self.incarnation.0.incarnation.get(),
-            first_sequence: self.incarnation.0.first_sequence.get(),
-        }
-    }
 }
 
 /// Finds a cache's segments and opens a view of its log.
@@ -331,60 +93,6 @@ pub(crate) fn view_of(
         cache: entry.uuid,
         backing_bytes: entry.backing_bytes.get(),
     })
-}
-
-/// The generations of the segments of a cache.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Generations {
-    pub(crate) now: Vec<u64>,
-    /// A slot is lost: it may have held the next one.
-    doubtful: Vec<bool>,
-    /// Which were found to be one above what their good slots say.
-    pub(crate) raised: Vec<SegIx>,
-}
-
-impl Generations {
-    /// Looks at keys that are of a later life than their segments. One is durable before keys carry it:
-    /// where a slot is lost, they prove that it held the next one. Whether that explains all of them.
-    pub(super) fn learn(&mut self, view: &LogView, keys: &[media::Key]) -> bool {
-        for key in keys {
-            if view.check_key(key).is_err() || !view.is_ahead(&self.now, key) {
-                continue;
-            }
-            let ident = view.ident(key);
-            let place = ident.segment.index();
-            if !self.doubtful[place] || ident.generation != self.now[place] + 1 {
-                return false;
-            }
-            self.doubtful[place] = false;
-            self.now[place] += 1;
-            self.raised.push(ident.segment);
-        }
-        true
-    }
-}
-
-/// Reads the generation of every segment of the cache.
-pub(crate) fn load_generations(view: &LogView) -> Result<Generations, CacheError> {
-    let mut generations = Generations::default();
-    for id in view.segments.ids() {
-        let at = view.geometry.segment_start(*id) + SegmentItem::Generation as u64;
-        let (body, pair) =
-            load_pair::<Generation>(&*view.pmem, at, SlotKind::Generation, "generation")?;
-        if body.segment.get() != id.0 {
-            let (found, expected) = (body.segment.get().into(), id.0.into());
-            return Err(CacheError::Identity {
-                item: "generation",
-                at,
-                found,
-                expected,
-            });
-        }
-        check_count("generation", at, body.generation.get())?;
-        generations.now.push(body.generation.get());
-        generations.doubtful.push(pair.lost);
-    }
-    Ok(generations)
 }
 
 /// What replay rebuilds.
@@ -655,54 +363,6 @@ fn walk(
         Stop::Error(error) if is_unreadable(&error) => walked.at_end(view, control, staged, true),
         Stop::Error(error) if is_damage(&error) => Ok(walked.broken(error)),
         Stop::Error(error) => Err(error),
-    }
-}
-
-impl Walked {
-    /// No kset continues the log here, or it can't be told (`unreadable`): this is its end, unless
-    /// something proves that it goes on, or, if it can't be told, nothing proves that it does not.
-    fn at_end(
-        mut self,
-        view: &LogView,
-        control: &Control,
-        staged: &Staged,
-        unreadable: bool,
-    ) -> Result<Self, CacheError> {
-        let (pos, expected) = (self.reader.pos, self.reader.pos.sequence);
-        let found = self.reader.probe_hole(view)?;
-        let proof = found.unwrap_or_else(|| control.proven_sequence());
-        if proof >= expected {
-            let hole = LogDamage::Hole { expected, proof };
-            return Ok(self.broken(view.damaged(&pos, hole)));
-        }
-        if !unreadable || control.ends_before(expected) || staged.has_all_from(expected) {
-            self.replayed.end_unreadable = unreadable;
-            return Ok(self);
-        }
-        Ok(self.broken(view.damaged(&pos, LogDamage::Unreadable { expected })))
-    }
-
-    /// Where the key tail is at least, if the walk began at one that has gone back: a segment is released
-    /// only when the key tail is past all keys that refer to it, and past all of it that is log.
-    fn real_tail(&self, control: &Control, staged: &Staged, view: &LogView) -> Option<LogPos> {
-        let ((key_tail, key_pair), (dirty_tail, dirty_pair)) =
-            (&control.key_tail, &control.dirty_tail);
-        if !key_pair.lost {
-            return None;
-        }
-        let references = staged.references(view, self.replayed.end.sequence);
-        let is_data = |segment: &SegIx| {
-            self.replayed.references[segment.index()] + references[segment.index()] > 0
-        };
-        let hops = self.replayed.log_segments.iter().zip(&self.hops);
-        let reused = hops
-            .filter(|(segment, _)| is_data(segment))
-            .map(|(_, pos)| *pos);
-        reused
-            .chain(self.passed)
-            .filter(|pos| pos.sequence > key_tail.sequence)
-            .filter(|pos| pos.sequence <= dirty_tail.sequence || dirty_pair.lost)
-            .max_by_key(|pos| pos.sequence)
     }
 }
 

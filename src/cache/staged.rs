@@ -2,12 +2,13 @@
 //! logged by the next load.
 
 use super::CacheError;
+use super::control::Control;
 use super::fault::{self, Fault};
 use super::geometry::{SegmentItem, largest_ksets};
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::pool::Pool;
-use super::replay::{Control, ReplayWish, Replayed, open_view};
+use super::replay::{ReplayWish, Replayed, open_view};
 use super::shared::Runtime;
 use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
 use crate::media::{

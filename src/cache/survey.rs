@@ -2,10 +2,12 @@
 //! what it means to.
 
 use super::CacheError;
+use super::control::Control;
+use super::generations::load_generations;
 use super::geometry::{CONTROL_ITEMS_END, PAIR_DISTANCE, SEGMENT_ITEMS_BYTES};
 use super::log_reader::{Entry, LogReader, LogView, Stop};
 use super::pool::Pool;
-use super::replay::{Control, load_generations, open_view};
+use super::replay::open_view;
 use crate::media::{KeyFlags, SLOT_BYTES, kset_bytes};
 use crate::units::ByteRange;
 
@@ -37,20 +39,20 @@ pub(crate) struct Survey {
     pub(crate) ksets: Vec<SurveyedKset>,
     pub(crate) data: Vec<SurveyedData>,
     /// First bytes of the slots of all pairs.
-    pub(crate) slots: Vec<u64>,
+    pub(crate) slots: Vec<[u64; 2]>,
     /// All ksets below this sequence are written back.
     pub(crate) dirty_sequence: u64,
 }
 
 /// The slots of the cache's items and of its segments' own.
-fn slots(view: &LogView) -> Vec<u64> {
+fn slots(view: &LogView) -> Vec<[u64; 2]> {
     let items = SEGMENT_ITEMS_BYTES as u64..CONTROL_ITEMS_END;
     let mut found = Vec::new();
     for (place, id) in view.segments.ids().iter().enumerate() {
         let start = view.geometry.segment_start(*id);
         let own = (0..SEGMENT_ITEMS_BYTES as u64).chain(items.clone().filter(|_| place == 0));
         for at in own.step_by(SLOT_BYTES) {
-            found.extend([start + at, start + at + PAIR_DISTANCE]);
+            found.push([start + at, start + at + PAIR_DISTANCE]);
         }
     }
     found

@@ -4,6 +4,7 @@ use super::rng::index;
 use super::sectors::SECTOR;
 use super::world::{Checked, Violation, World};
 use crate::cache::{LoadWish, SurveyedData, SurveyedKset};
+use crate::media::SLOT_BYTES;
 use crate::units::ByteRange;
 
 /// Lines of a medium that become unreadable at most.
@@ -57,7 +58,17 @@ impl World {
                 Ok(Some(Damage::Middle { at, mask }))
             }
             5 | 6 if self.poisoned < POISONED_MAX => {
-                let at = self.rng.pick(&survey.slots);
+                let pair = self.rng.pick(&survey.slots);
+                let second = usize::from(self.rng.permille(500));
+                let (at, other) = (pair[second], pair[1 - second]);
+                if !self
+                    .universe
+                    .read()
+                    .media
+                    .is_readable(other, SLOT_BYTES as u64)
+                {
+                    return Ok(None);
+                }
                 self.trace
                     .note(|| format!("the slot at {at:#x} can't be read any more"));
                 self.universe.write().media.poison(at);

@@ -3,11 +3,11 @@
 use super::findings::{Findings, PairName};
 use super::report::{CacheCheck, FindingKind, OptionsCheck, SegmentFigures, TailCheck};
 use crate::cache::backing_sample::SAMPLE_ITEMS;
+use crate::cache::control::tail_pos;
 use crate::cache::control_io::SlotPair;
 use crate::cache::geometry::{CacheItem, SegIx, SegmentItem};
 use crate::cache::log_reader::{Incarnations, LogView};
 use crate::cache::plausible::check_incarnation;
-use crate::cache::replay::tail_pos;
 use crate::cache::shared::LogPos;
 use crate::media::{
     BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotBody,
