@@ -10,8 +10,8 @@ use super::plausible::{COUNT_END, check_incarnation};
 use super::shared::LogPos;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{
-    self, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody, SlotKind, Tail,
-    WindowEnd,
+    self, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody, SlotError, SlotKind,
+    Tail, WindowEnd,
 };
 
 /// The control items of a cache, with where their next version goes.
@@ -141,7 +141,15 @@ impl Control {
         }
         let mut samples = Vec::new();
         for (place, kind, name) in SAMPLE_ITEMS {
-            let (sample, pair) = item::<BackingSample>(view, place, kind, name)?;
+            let (sample, pair) = match item::<BackingSample>(view, place, kind, name) {
+                Err(CacheError::Metadata { first, second, .. })
+                    if [first, second].contains(&SlotError::Unreadable) =>
+                {
+                    tracing::warn!(item = name, "it can't be read: the backing is not compared");
+                    return Ok(None);
+                }
+                other => other?,
+            };
             let (found, expected) = (sample.final_sequence.get(), clean.final_sequence.get());
             if found != expected && pair.unreadable {
                 tracing::warn!(item = name, "it can't be read: the backing is not compared");
