@@ -387,8 +387,7 @@ fn a_generation_that_went_back_is_seen() {
             .iter()
             .any(|d| d.kind == FindingKind::Generation)
     );
-    // Found by fuzzing: a load took the keys for stale, and dirty data were gone without a word. The
-    // keys prove what the lost slot held, as long as it was one step.
+    // The keys prove what the lost slot held, as long as it was one step.
     assert_eq!(sample.load(&bytes), "it was loaded");
     bytes[at + 24] -= 1;
     Sealed::new(at, 0, 64).seal(&mut bytes);
