@@ -47,7 +47,8 @@ fn measure(kernel: CopyKernel, mib: u64) -> Result<(), BdevError> {
     });
     let mut crc = 0;
     let store_crc = least_ns(pages, |at| {
-        crc ^= medium.store_crc(at, &source).unwrap_or(0);
+        crc ^= medium.store_data_crc(at, &source).unwrap_or(0);
+        let _ = medium.barrier_wait();
     });
     let load = least_ns(pages, |at| {
         let _ = medium.load(at, &mut target);

@@ -43,7 +43,8 @@ pub enum PmemError {
 pub struct BarrierTicket(pub u64);
 
 /// One reactor's barriers. A barrier covers the stores that this reactor made before it was
-/// submitted, and may complete later: a reactor never blocks.
+/// submitted, and may complete later: a reactor never blocks. Behind `submit` other threads see
+/// these stores before any later one, on every medium.
 pub trait Barrier: Debug {
     /// Starts a barrier for all that this reactor has stored so far.
     fn submit(&mut self, cx: &Cx) -> BarrierTicket;
@@ -73,13 +74,23 @@ pub trait Pmem: Send + Sync + Debug {
     /// [`PmemError::Poison`] if some of these bytes can't be stored; others may have been.
     fn store(&self, at: u64, src: &[u8]) -> Result<(), PmemError>;
 
-    /// As [`Pmem::store`], and returns the CRC-32C of `src`, reading each byte once.
+    /// As [`Pmem::store`], for data that nobody but this thread reads before this thread's next
+    /// barrier: until then they may reach the medium and other threads behind what it stores later.
+    /// In return nothing waits for the write buffers.
     ///
     /// # Errors
     /// As [`Pmem::store`].
-    fn store_crc(&self, at: u64, src: &[u8]) -> Result<u32, PmemError> {
-        self.store(at, src)?;
-        Ok(crc32c::crc32c(src))
+    fn store_data(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
+        self.store(at, src)
+    }
+
+    /// As [`Pmem::store_data`], and returns the CRC-32C of `src`.
+    ///
+    /// # Errors
+    /// As [`Pmem::store`].
+    fn store_data_crc(&self, at: u64, src: &[u8]) -> Result<u32, PmemError> {
+        self.store_data(at, src)?;
+        Ok(crc_fast::crc32_iscsi(src))
     }
 
     /// Reads into `dst`, whose content is anything after an error.

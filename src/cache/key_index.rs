@@ -2,15 +2,19 @@
 //!
 //! Invariant: the keys of a subtree are sorted and no two share a block; each lies within one leaf.
 //!
-//! A subtree (4 MiB) is 64 leaves of 64 KiB; a leaf is a sorted vector. A look-up costs two array
-//! steps and a search among at most 128 keys that lie together; an overwrite of the same range
-//! changes one key in place. Keys longer than a leaf (write-zeroes, placeholders) are stored as one
-//! part a leaf.
+//! A subtree (4 MiB) is 64 leaves of 64 KiB; a leaf is a sorted vector of packed keys. A look-up costs
+//! two array steps and a search among at most 128 keys that lie together. The search begins where the
+//! key is if all keys of the leaf are of one length, so that there it touches one cache line; an
+//! overwrite of the same range changes one key in place. Keys longer than a leaf (write-zeroes,
+//! placeholders) are stored as one part a leaf.
 
+mod packed;
 #[cfg(test)]
 mod tests;
 
 use super::key::{Key, KeyIdent};
+use super::prefetch::prefetch;
+use packed::PackedKey;
 
 /// Bytes of a block in the index: the smallest logical block.
 pub(crate) const BLOCK: u64 = 512;
@@ -21,28 +25,66 @@ pub(crate) const LEAF_BYTES: u64 = 64 << 10;
 const LEAF_BLOCKS: u16 = 128;
 const LEAVES: usize = 64;
 
+/// How many more keys a full leaf gets room for: 4, from where its keys are shorter than 4 KiB a
+/// quarter of what it has.
+fn growth(capacity: usize) -> usize {
+    (capacity / 4).next_multiple_of(4).max(4)
+}
+
 #[derive(Clone, Debug, Default)]
 struct Leaf {
-    keys: Vec<Key>,
+    keys: Vec<PackedKey>,
 }
 
 impl Leaf {
+    /// Where the key that covers `block` is if all keys of the leaf are of one length.
+    fn guess(&self, block: u16) -> usize {
+        self.keys.len() * usize::from(block % LEAF_BLOCKS) / usize::from(LEAF_BLOCKS)
+    }
+
+    /// The first key that ends behind `block`.
+    fn find(&self, block: u16) -> usize {
+        let guess = self.guess(block);
+        if let Some(key) = self.keys.get(guess)
+            && key.start() <= block
+            && block < key.end()
+        {
+            return guess;
+        }
+        self.keys.partition_point(|k| k.end() <= block)
+    }
+
+    fn put(&mut self, at: usize, key: PackedKey) {
+        if self.keys.len() == self.keys.capacity() {
+            self.keys.reserve_exact(growth(self.keys.len()));
+        }
+        self.keys.insert(at, key);
+    }
+
+    /// Gives memory back that few keys of it are left in.
+    fn shrink(&mut self) {
+        let (len, capacity) = (self.keys.len(), self.keys.capacity());
+        if capacity > 2 * len + 16 {
+            self.keys.shrink_to(len + growth(len));
+        }
+    }
+
     /// Makes room for blocks `start..end`: cuts what overlaps, and returns where a key that starts
     /// there belongs.
     fn clear(&mut self, start: u16, end: u16) -> usize {
-        let first = self.keys.partition_point(|k| k.end() <= start);
-        let behind = first + self.keys[first..].partition_point(|k| k.start < end);
+        let first = self.find(start);
+        let behind = first + self.keys[first..].partition_point(|k| k.start() < end);
         if first == behind {
             return first;
         }
         let left = self.keys[first];
         let right = self.keys[behind - 1];
-        let keep_left = left.start < start;
+        let keep_left = left.start() < start;
         let keep_right = right.end() > end;
         match (keep_left, keep_right) {
             (true, true) if first + 1 == behind => {
                 self.keys[first] = left.before(start);
-                self.keys.insert(first + 1, right.from(end));
+                self.put(first + 1, right.from(end));
                 return first + 1;
             }
             _ => {}
@@ -62,16 +104,17 @@ impl Leaf {
     }
 
     fn insert(&mut self, key: Key) {
-        let at = self.keys.partition_point(|k| k.end() <= key.start);
+        let at = self.find(key.start);
         if let Some(old) = self.keys.get_mut(at)
-            && old.start == key.start
-            && old.len == key.len
+            && old.start() == key.start
+            && old.len() == key.len
         {
-            *old = key;
+            *old = PackedKey::new(key);
             return;
         }
         let at = self.clear(key.start, key.end());
-        self.keys.insert(at, key);
+        self.put(at, PackedKey::new(key));
+        self.shrink();
     }
 }
 
@@ -124,6 +167,16 @@ impl KeyIndex {
             self.subtrees.resize_with(subtree + 1, || None);
         }
         self.subtrees[subtree].get_or_insert_with(Subtree::default)
+    }
+
+    /// Fetches what an insert or a walk at block `start` will want, while other things are done.
+    pub(crate) fn prefetch(&self, subtree: usize, start: u16) {
+        if let Some(Some(tree)) = self.subtrees.get(subtree) {
+            let leaf = &tree.leaves[leaf_of(start)];
+            if let Some(key) = leaf.keys.get(leaf.guess(start)) {
+                prefetch(key);
+            }
+        }
     }
 
     /// Puts `key` over whatever is there: covered keys go, overlapped ones are trimmed, a containing
@@ -181,8 +234,8 @@ impl KeyIndex {
             let leaf = leaf_of(at);
             let stop = end.min(leaf_end(leaf));
             let keys = &tree.leaves[leaf].keys;
-            let first = keys.partition_point(|k| k.end() <= at);
-            for key in &keys[first..] {
+            let first = tree.leaves[leaf].find(at);
+            for key in keys[first..].iter().map(|packed| packed.key()) {
                 if key.start >= stop {
                     break;
                 }
@@ -198,7 +251,7 @@ impl KeyIndex {
                 visit(Piece {
                     start: at,
                     end: to,
-                    key: Some(*key),
+                    key: Some(key),
                 });
                 at = to;
             }
@@ -227,15 +280,20 @@ impl KeyIndex {
         for leaf in leaf_of(start)..=leaf_of(end.max(start + 1) - 1) {
             let keys = &mut tree.leaves[leaf].keys;
             keys.retain(|k| {
-                let stays = k.end() <= start || k.start >= end || !wanted(k);
-                if !stays && k.kind.is_bad() {
-                    self.bad_blocks -= u64::from(k.len);
+                if k.end() <= start || k.start() >= end {
+                    return true;
+                }
+                let key = k.key();
+                let stays = !wanted(&key);
+                if !stays && key.kind.is_bad() {
+                    self.bad_blocks -= u64::from(key.len);
                 }
                 stays
             });
             if keys.is_empty() {
                 *keys = Vec::new();
             }
+            tree.leaves[leaf].shrink();
         }
     }
 
@@ -251,13 +309,24 @@ impl KeyIndex {
         });
     }
 
+    /// Bytes of memory for the keys.
+    #[cfg(test)]
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let keys = |leaf: &Leaf| leaf.keys.capacity() * size_of::<PackedKey>();
+        let trees =
+            self.subtrees.iter().flatten().map(|tree| {
+                size_of::<[Leaf; LEAVES]>() + tree.leaves.iter().map(keys).sum::<usize>()
+            });
+        trees.sum::<usize>() + self.subtrees.capacity() * size_of::<Option<Subtree>>()
+    }
+
     /// Asserts the invariant.
     #[cfg(test)]
     pub(crate) fn check(&self) {
         for tree in self.subtrees.iter().flatten() {
             let mut covered_to = 0;
             for (number, leaf) in tree.leaves.iter().enumerate() {
-                for key in &leaf.keys {
+                for key in leaf.keys.iter().map(|packed| packed.key()) {
                     assert!(key.len > 0, "{key:?} is empty");
                     assert!(
                         key.start >= covered_to,

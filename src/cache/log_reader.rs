@@ -145,7 +145,11 @@ impl LogView {
                 .find(key.segment.get())
                 .filter(|_| has_data)
                 .unwrap_or_default(),
-            segment_offset: key.segment_offset.get(),
+            segment_offset: if has_data {
+                key.segment_offset.get()
+            } else {
+                0
+            },
             generation: key.generation.get(),
             has_data,
         }

@@ -10,6 +10,7 @@ mod backing_read;
 mod backing_sample;
 mod bad;
 mod begin_run;
+mod bulk_insert;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -20,6 +21,7 @@ mod check;
 mod close;
 mod control;
 mod control_io;
+mod copies;
 mod create;
 mod damaged;
 mod error;
@@ -30,6 +32,8 @@ mod gc;
 mod generations;
 mod geometry;
 mod group;
+#[cfg(test)]
+mod hot_path_tests;
 mod key;
 mod key_index;
 mod lag;
@@ -48,6 +52,7 @@ mod look_only;
 mod options;
 mod plausible;
 mod pool;
+mod prefetch;
 mod read;
 mod relog;
 mod replay;

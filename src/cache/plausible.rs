@@ -6,7 +6,8 @@ use super::geometry::{LANES_MAX, SEGMENTS_MAX, segments_min};
 use crate::media::CacheEntry;
 
 /// No sequence, epoch, generation or serial gets here: it leaves room to count on from any below.
-pub(crate) const COUNT_END: u64 = 1 << 63;
+/// 59 bits are what the key index keeps of a generation.
+pub(crate) const COUNT_END: u64 = 1 << 59;
 
 /// A number of which `item` at `at` says that it has been counted up to there.
 ///

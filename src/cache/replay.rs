@@ -1,7 +1,9 @@
 //! Replay: reads the log of a cache from its key tail and rebuilds what lives in memory.
 
 use super::CacheError;
+use super::bulk_insert::BulkInsert;
 use super::control::Control;
+use super::copies::CopiesUntil;
 use super::error::LogDamage;
 use super::fault::{self, Fault};
 use super::generations::Generations;
@@ -17,7 +19,7 @@ use super::segment_map::SegmentMap;
 use super::shared::LogPos;
 use super::staged::Staged;
 use crate::bdev::Pmem;
-use crate::media::{self, CacheEntry, KeyFlags, SealedKset, SegmentInfo};
+use crate::media::{self, CacheEntry, SealedKset, SegmentInfo};
 use crate::units::SegmentId;
 use std::sync::Arc;
 
@@ -99,6 +101,8 @@ pub(crate) fn view_of(
 #[derive(Debug)]
 pub(crate) struct Replayed {
     pub(crate) indexes: Vec<KeyIndex>,
+    /// What the walk along the log has not inserted into them yet.
+    late: BulkInsert,
     /// Highest serial of a key without data, for each lane.
     pub(crate) serials: Vec<u64>,
     /// Keys of the log whose data lie in a segment, stale ones included.
@@ -140,6 +144,7 @@ impl Replayed {
     pub(crate) fn new(view: &LogView, lanes: usize, at: &LogReader) -> Self {
         Self {
             indexes: (0..lanes).map(|_| KeyIndex::default()).collect(),
+            late: BulkInsert::default(),
             serials: vec![0; lanes],
             references: vec![0; view.segments.len()],
             dirty: vec![0; lanes],
@@ -155,16 +160,34 @@ impl Replayed {
     /// Takes over a key that only says what the backing had until it was changed: it refers to its
     /// data, and what was there before it is over.
     fn supersede(&mut self, view: &LogView, generations: &[u64], key: &media::Key) {
-        if self.apply(view, generations, key) {
-            let (lane, subtree) = lane_and_subtree(key.offset.get(), self.indexes.len());
+        if let Some((lane, subtree, admitted)) = self.admit(view, generations, key) {
+            self.late.settle(&mut self.indexes, lane, subtree);
+            self.indexes[lane].insert(subtree, admitted);
             let start = block_count(key.offset.get() % SUBTREE_BYTES);
             let end = start.saturating_add(block_count(key.len.get().into()));
             self.indexes[lane].remove_exact(subtree, start, end, &view.ident(key));
         }
     }
 
-    /// Takes a key over: counts its reference, and inserts it if its segment is still what it was.
+    /// Takes a key over: counts its reference, and inserts it if its segment is still what it was. Tells
+    /// which.
     pub(crate) fn apply(&mut self, view: &LogView, generations: &[u64], key: &media::Key) -> bool {
+        let admitted = self.admit(view, generations, key);
+        if let Some((lane, subtree, key)) = admitted {
+            self.late.settle(&mut self.indexes, lane, subtree);
+            self.indexes[lane].insert(subtree, key);
+        }
+        admitted.is_some()
+    }
+
+    /// Counts the reference of a key. What belongs into the index: lane, subtree of it, and key; nothing
+    /// if its segment is no longer what it was.
+    fn admit(
+        &mut self,
+        view: &LogView,
+        generations: &[u64],
+        key: &media::Key,
+    ) -> Option<(usize, usize, Key)> {
         let ident = view.ident(key);
         let flags = key.flags();
         let offset = key.offset.get();
@@ -176,7 +199,7 @@ impl Replayed {
             }
             if !is_current {
                 self.report.stale_keys += 1;
-                return false;
+                return None;
             }
         } else {
             self.serials[lane] = self.serials[lane].max(ident.generation);
@@ -193,8 +216,7 @@ impl Replayed {
             crc: key.crc.get(),
             kind: Kind::of(flags),
         };
-        self.indexes[lane].insert(subtree, key);
-        true
+        Some((lane, subtree, key))
     }
 
     /// Takes the keys of a kset over.
@@ -211,8 +233,8 @@ impl Replayed {
         for key in kset.keys {
             if copies.is_old_copy(key, kset.header.sequence) {
                 self.supersede(view, generations, key);
-            } else {
-                self.apply(view, generations, key);
+            } else if let Some((lane, subtree, key)) = self.admit(view, generations, key) {
+                self.late.push(&mut self.indexes, lane, subtree, key);
             }
             if kset.header.sequence >= dirty_from {
                 self.count_dirty(key);
@@ -253,38 +275,6 @@ impl Replayed {
             self.dirty[lane] += u64::from(key.len.get());
             self.report.dirty_bytes += u64::from(key.len.get());
         }
-    }
-}
-
-/// Which keys say only what the backing has, or had when it was another one.
-#[derive(Clone, Copy, Debug)]
-struct CopiesUntil {
-    /// CLEAN keys below this sequence do not count …
-    clean: u64,
-    /// … and below this one no data at all: they were written back.
-    written_back: u64,
-}
-
-impl CopiesUntil {
-    fn new(control: &Control, wish: ReplayWish) -> Self {
-        let body = &control.incarnation.0;
-        if wish.drop_clean {
-            return Self {
-                clean: u64::MAX,
-                written_back: control.dirty_tail.0.sequence,
-            };
-        }
-        Self {
-            clean: body.clean_until.get(),
-            written_back: body.written_back_until.get(),
-        }
-    }
-
-    fn is_old_copy(self, key: &media::Key, sequence: u64) -> bool {
-        let flags = key.flags();
-        let says_data = !flags.has(KeyFlags::BAD) && !flags.has(KeyFlags::INVALID);
-        says_data && sequence < self.written_back
-            || flags.has(KeyFlags::CLEAN) && sequence < self.clean
     }
 }
 
@@ -356,6 +346,8 @@ fn walk(
             }
         }
     };
+    let replayed = &mut walked.replayed;
+    replayed.late.finish(&mut replayed.indexes);
     walked.replayed.end = walked.reader.pos;
     walked.replayed.end_salt = walked.reader.salt();
     match stop {

@@ -4,8 +4,16 @@
     reason = "only `try_lock` is offered, so no reactor blocks"
 )]
 
+#[cfg(test)]
+use std::cell::Cell;
 use std::ops::DerefMut;
 use std::sync::{Mutex, TryLockError};
+
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has asked for a lock.
+    pub(crate) static ASKED: Cell<u64> = const { Cell::new(0) };
+}
 
 /// Something that several reactors change, each for a moment.
 #[derive(Debug)]
@@ -18,6 +26,8 @@ impl<T> TryLock<T> {
 
     /// The value, unless somebody else has it just now.
     pub(crate) fn try_lock(&self) -> Option<impl DerefMut<Target = T> + '_> {
+        #[cfg(test)]
+        ASKED.set(ASKED.get() + 1);
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
             // A panic under the lock is our own bug; release builds have aborted long before.

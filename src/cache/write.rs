@@ -141,6 +141,10 @@ impl Lane {
         while job.progress < range.len() {
             let offset = range.start() + job.progress;
             let wanted = extent_len(offset, range.len() - job.progress);
+            let (subtree, start, _) =
+                Self::locate(&env.shared, ByteRange::between(offset, offset + wanted));
+            // It arrives while the data are copied.
+            self.index.prefetch(subtree, start);
             self.reserve_key(env, cx, LogRoom::Common)?;
             let space = match job.held.take(&env.shared) {
                 Some(space) => space,
@@ -187,9 +191,9 @@ impl Lane {
             flags
         };
         let stored = if env.shared.data_crc || env.shared.sums_lost_data {
-            env.shared.pmem.store_crc(at, bytes)
+            env.shared.pmem.store_data_crc(at, bytes)
         } else {
-            env.shared.pmem.store(at, bytes).map(|()| 0)
+            env.shared.pmem.store_data(at, bytes).map(|()| 0)
         };
         let crc = stored.inspect_err(|_| self.give_back(&env.shared, space.segment))?;
         self.insert_key(&env.shared, extent, space, crc, flags);

@@ -27,5 +27,5 @@ pub use superblock::{
 /// CRC-32C of `bytes`.
 #[must_use]
 pub fn crc(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
+    crc_fast::crc32_iscsi(bytes)
 }

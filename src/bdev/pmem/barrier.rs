@@ -1,4 +1,4 @@
-//! Barriers: at once where a fence or nothing is enough, later where a file must be synced.
+//! Barriers: at once where a fence is enough, later where a file must be synced.
 //!
 //! A kernel reports a failed write-back once per open file description. So each [`SyncBarrier`] has
 //! a description of its own, opened before the stores that it will cover; with a shared one, the
@@ -65,28 +65,16 @@ impl Tickets {
     }
 }
 
-/// Complete when submitted: a fence on a DAX medium, nothing on a volatile one.
+/// Complete when submitted: a fence. On a volatile medium too, for the sake of other threads
+/// (`Pmem::store_data`).
 #[derive(Debug, Default)]
 pub(super) struct ImmediateBarrier {
-    fenced: bool,
     tickets: Tickets,
-}
-
-impl ImmediateBarrier {
-    /// With a store fence if `fenced`.
-    pub(super) fn new(fenced: bool) -> Self {
-        Self {
-            fenced,
-            tickets: Tickets::default(),
-        }
-    }
 }
 
 impl Barrier for ImmediateBarrier {
     fn submit(&mut self, _cx: &Cx) -> BarrierTicket {
-        if self.fenced {
-            persist::fence();
-        }
+        persist::fence();
         let ticket = self.tickets.submit();
         self.tickets.completed = ticket.0;
         ticket
@@ -192,6 +180,7 @@ impl SyncBarrier {
 
 impl Barrier for SyncBarrier {
     fn submit(&mut self, _cx: &Cx) -> BarrierTicket {
+        persist::fence();
         let ticket = self.tickets.submit();
         self.failure_told = false;
         self.start();
@@ -331,14 +320,12 @@ mod tests {
     fn an_immediate_barrier_completes_at_once_and_says_so() {
         let reactor = reactor();
         let cx = reactor.cx();
-        for fenced in [false, true] {
-            let mut barrier = ImmediateBarrier::new(fenced);
-            let _ = barrier.submit(cx);
-            let last = barrier.submit(cx);
-            assert_eq!(barrier.wake(), Wake::Now);
-            assert_eq!(barrier.poll(cx), Ok(last));
-            assert_eq!(barrier.wake(), Wake::OnEvent);
-        }
+        let mut barrier = ImmediateBarrier::default();
+        let _ = barrier.submit(cx);
+        let last = barrier.submit(cx);
+        assert_eq!(barrier.wake(), Wake::Now);
+        assert_eq!(barrier.poll(cx), Ok(last));
+        assert_eq!(barrier.wake(), Wake::OnEvent);
     }
 
     #[test]

@@ -293,11 +293,27 @@ impl Mapping {
         self.check(at, src.len())
     }
 
-    /// Stores `src` at `at` and returns its CRC-32C.
+    /// Stores `src` at `at`, ordered by the next barrier only.
     ///
     /// # Errors
     /// [`PmemError::Poison`].
-    pub(super) fn store_crc(
+    pub(super) fn store_data(
+        &self,
+        persist: &Persist,
+        at: u64,
+        src: &[u8],
+    ) -> Result<(), PmemError> {
+        let dst = self.at(at, src.len());
+        // SAFETY: as in `store`.
+        unsafe { persist.store_data(dst, src) };
+        self.check(at, src.len())
+    }
+
+    /// As [`Mapping::store_data`], and returns the CRC-32C.
+    ///
+    /// # Errors
+    /// [`PmemError::Poison`].
+    pub(super) fn store_data_crc(
         &self,
         persist: &Persist,
         at: u64,
@@ -305,7 +321,7 @@ impl Mapping {
     ) -> Result<u32, PmemError> {
         let dst = self.at(at, src.len());
         // SAFETY: as in `store`.
-        let crc = unsafe { persist.store_crc(dst, src) };
+        let crc = unsafe { persist.store_data_crc(dst, src) };
         self.check(at, src.len())?;
         Ok(crc)
     }

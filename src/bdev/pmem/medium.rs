@@ -169,8 +169,12 @@ impl Pmem for Medium {
         self.mapping.store(&self.persist, at, src)
     }
 
-    fn store_crc(&self, at: u64, src: &[u8]) -> Result<u32, PmemError> {
-        self.mapping.store_crc(&self.persist, at, src)
+    fn store_data(&self, at: u64, src: &[u8]) -> Result<(), PmemError> {
+        self.mapping.store_data(&self.persist, at, src)
+    }
+
+    fn store_data_crc(&self, at: u64, src: &[u8]) -> Result<u32, PmemError> {
+        self.mapping.store_data_crc(&self.persist, at, src)
     }
 
     fn load(&self, at: u64, dst: &mut [u8]) -> Result<(), PmemError> {
@@ -193,8 +197,7 @@ impl Pmem for Medium {
 
     fn open_barrier(&self, cx: &Cx) -> Result<Box<dyn Barrier>, BdevError> {
         Ok(match self.persistence {
-            Persistence::Dax => Box::new(ImmediateBarrier::new(true)),
-            Persistence::Volatile => Box::new(ImmediateBarrier::new(false)),
+            Persistence::Dax | Persistence::Volatile => Box::new(ImmediateBarrier::default()),
             Persistence::Msync => {
                 let file = Self::description_of(&self.mapping)?;
                 let barrier = SyncBarrier::new(cx, file, Arc::clone(&self.failure));
@@ -207,12 +210,11 @@ impl Pmem for Medium {
     }
 
     fn barrier_wait(&self) -> Result<(), PmemError> {
+        persist::fence();
         match self.persistence {
-            Persistence::Dax => persist::fence(),
-            Persistence::Volatile => {}
-            Persistence::Msync => self.sync_wait()?,
+            Persistence::Dax | Persistence::Volatile => Ok(()),
+            Persistence::Msync => self.sync_wait(),
         }
-        Ok(())
     }
 
     fn settle(&self) -> Result<(), PmemError> {
@@ -252,7 +254,7 @@ mod tests {
         let medium = medium(mapping, flush, Persistence::Dax);
         for at in [0, 1, 63, 4095, BYTES - 5000] {
             let src: Vec<u8> = (0..=255).cycle().take(5000).collect();
-            assert_eq!(medium.store_crc(at, &src), Ok(crc32c::crc32c(&src)));
+            assert_eq!(medium.store_data_crc(at, &src), Ok(crc32c::crc32c(&src)));
             medium.write_back(at, 5000);
             medium.barrier_wait().unwrap();
             let mut back = vec![0; 5000];

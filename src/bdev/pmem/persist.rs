@@ -4,8 +4,10 @@
 //! - a whole aligned 8-byte word of the target is stored by one instruction, never torn;
 //! - whole cache lines of bulk data bypass the cache, so they need no write-back, only a fence;
 //! - the lines that are touched by ordinary stores are written back where the medium wants it;
-//! - when a store returns, it is ordered before whatever the thread stores next: non-temporal
-//!   stores are weakly ordered, so a fence follows them at once.
+//! - when a `store` returns, it is ordered before whatever the thread stores next: non-temporal
+//!   stores are weakly ordered, so a fence follows them at once;
+//! - `store_data` has no fence: its bytes are seen by this thread at once, by others and by the
+//!   medium behind the next barrier. So the write buffers drain while the thread does other things.
 #![expect(
     unsafe_code,
     reason = "non-temporal stores and cache-line write-back on a raw mapping"
@@ -175,30 +177,42 @@ impl Persist {
         }
     }
 
-    /// As [`Persist::store`]; returns the CRC-32C of `src`, computed block by block while the
+    /// As [`Persist::store`], without the fence.
+    ///
+    /// # Safety
+    /// As [`Persist::store`].
+    pub(super) unsafe fn store_data(&self, dst: *mut u8, src: &[u8]) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.copy(dst, src) };
+    }
+
+    /// As [`Persist::store_data`]; returns the CRC-32C of `src`, computed block by block while the
     /// block is in the nearest cache.
     ///
     /// # Safety
     /// As [`Persist::store`].
-    pub(super) unsafe fn store_crc(&self, dst: *mut u8, src: &[u8]) -> u32 {
+    pub(super) unsafe fn store_data_crc(&self, dst: *mut u8, src: &[u8]) -> u32 {
+        if src.len() <= CRC_BLOCK {
+            let crc = crc_fast::crc32_iscsi(src);
+            // SAFETY: passed on from the caller.
+            unsafe { self.copy(dst, src) };
+            return crc;
+        }
         // The first block ends where a line of the target ends, so that no later block splits one.
         let first = (CRC_BLOCK - dst as usize % LINE).min(src.len());
         let (head, rest) = src.split_at(first);
         let mut at = dst;
-        let mut streamed = false;
-        let mut crc = 0;
+        let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
         for block in std::iter::once(head).chain(rest.chunks(CRC_BLOCK)) {
-            crc = crc32c::crc32c_append(crc, block);
+            crc.update(block);
             // SAFETY: the blocks follow one another in `src`, and their targets in `dst`.
             unsafe {
-                streamed |= self.copy(at, block);
+                self.copy(at, block);
                 at = at.add(block.len());
             }
         }
-        if streamed {
-            fence();
-        }
-        crc
+        // 32 bits in a type for up to 64.
+        u32::try_from(crc.finalize()).unwrap_or(0)
     }
 
     /// Copies and writes back, without the fence; true if stores were made that need one.
@@ -437,7 +451,11 @@ mod tests {
             let dst = medium.as_mut_ptr().add(at);
             assert!(at + src.len() <= medium.len());
             way.store(dst, &pattern(src.len(), 99));
-            way.store_crc(dst, src)
+            let crc = way.store_data_crc(dst, src);
+            assert_eq!(std::slice::from_raw_parts(dst, src.len()), src);
+            way.store_data(dst, &pattern(src.len(), 98));
+            way.store(dst, src);
+            crc
         };
         model[at..at + src.len()].copy_from_slice(src);
         assert_eq!(crc, crc32c::crc32c(src), "{way:?} {at}+{}", src.len());

@@ -152,3 +152,36 @@ fn a_key_inside_another_splits_it() {
         ]
     );
 }
+
+#[test]
+fn a_cached_block_of_4_kib_takes_at_most_32_bytes_however_it_came_there() {
+    const TREES: usize = 32;
+    let pages = TREES * 1024;
+    let mut index = KeyIndex::default();
+    let put = |index: &mut KeyIndex, page: usize, part: u16, parts: u16| {
+        let start = u16::try_from(page % 1024 * 8).unwrap() + part * 8 / parts;
+        let new = key(start, 8 / parts, 1, Kind::of(KeyFlags::DIRTY));
+        index.insert(page / 1024, new);
+    };
+    // A third of it at random; then all, for which most leaves have to grow.
+    for page in (0..pages / 3).map(|i| i * 7919 % pages) {
+        put(&mut index, page, 0, 1);
+    }
+    for page in (0..pages).map(|i| i * 7919 % pages) {
+        put(&mut index, page, 0, 1);
+    }
+    let a_page = |index: &KeyIndex| index.heap_bytes() / pages;
+    assert!(a_page(&index) <= 32, "{}", a_page(&index));
+    // Blocks of 512 bytes have a key each; what they took is given back.
+    for part in 0..8 {
+        for page in 0..pages {
+            put(&mut index, page, part, 8);
+        }
+    }
+    assert!(a_page(&index) <= 8 * 32, "{}", a_page(&index));
+    for page in 0..pages {
+        put(&mut index, page, 0, 1);
+    }
+    index.check();
+    assert!(a_page(&index) <= 64, "{}", a_page(&index));
+}

@@ -77,7 +77,10 @@ fn a_store_that_does_not_reach_the_file_is_an_error_with_every_kernel() {
             let lost = mapping.store(&persist, 3 * PAGE - 1, &src);
             let first = poison(3 * PAGE - 1, 1);
             assert_eq!(lost, Err(first), "{kernel:?} {len}");
-            assert_eq!(mapping.store_crc(&persist, 3 * PAGE - 1, &src), Err(first));
+            assert_eq!(
+                mapping.store_data_crc(&persist, 3 * PAGE - 1, &src),
+                Err(first)
+            );
             assert_eq!(mapping.load(3 * PAGE - 1, &mut [0]), Err(first));
         }
     }
