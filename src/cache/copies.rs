@@ -14,6 +14,12 @@ pub(super) struct CopiesUntil {
 }
 
 impl CopiesUntil {
+    /// No key is one.
+    pub(super) const NONE: Self = Self {
+        clean: 0,
+        written_back: 0,
+    };
+
     /// By the incarnation's record, and what this load wants.
     pub(super) fn new(control: &Control, wish: ReplayWish) -> Self {
         let body = &control.incarnation.0;

@@ -169,8 +169,8 @@ impl Replayed {
         }
     }
 
-    /// Takes a key over: counts its reference, and inserts it if its segment is still what it was. Tells
-    /// which.
+    /// Takes a key over that is not written back: counts its reference, and inserts it if its segment is
+    /// still what it was. Tells which.
     pub(crate) fn apply(&mut self, view: &LogView, generations: &[u64], key: &media::Key) -> bool {
         let admitted = self.admit(view, generations, key);
         if let Some((lane, subtree, key)) = admitted {
@@ -219,8 +219,8 @@ impl Replayed {
         Some((lane, subtree, key))
     }
 
-    /// Takes the keys of a kset over.
-    fn take(
+    /// Takes the keys of a kset over. Those before `dirty_from` are written back.
+    pub(crate) fn take(
         &mut self,
         view: &LogView,
         generations: &[u64],
@@ -233,13 +233,22 @@ impl Replayed {
         for key in kset.keys {
             if copies.is_old_copy(key, kset.header.sequence) {
                 self.supersede(view, generations, key);
-            } else if let Some((lane, subtree, key)) = self.admit(view, generations, key) {
+            } else if let Some((lane, subtree, mut key)) = self.admit(view, generations, key) {
+                // Else a read that finds its data lost could not ask the backing while others are dirty.
+                if kset.header.sequence < dirty_from {
+                    key.kind = key.kind.written_back();
+                }
                 self.late.push(&mut self.indexes, lane, subtree, key);
             }
             if kset.header.sequence >= dirty_from {
                 self.count_dirty(key);
             }
         }
+    }
+
+    /// Inserts what was put off: behind the last [`Self::take`].
+    pub(crate) fn insert_late(&mut self) {
+        self.late.finish(&mut self.indexes);
     }
 
     /// Where the log goes on, in an epoch of its own: a flush that ended the last one may have been
@@ -346,8 +355,7 @@ fn walk(
             }
         }
     };
-    let replayed = &mut walked.replayed;
-    replayed.late.finish(&mut replayed.indexes);
+    walked.replayed.insert_late();
     walked.replayed.end = walked.reader.pos;
     walked.replayed.end_salt = walked.reader.salt();
     match stop {

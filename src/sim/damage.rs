@@ -72,6 +72,8 @@ impl World {
                 self.trace
                     .note(|| format!("the slot at {at:#x} can't be read any more"));
                 self.universe.write().media.poison(at);
+                // It may be the newer dirty tail.
+                self.volumes[0].model.lose_again();
                 // Its segment is never used again as long as this is so.
                 self.poisoned += 1;
                 Ok(Some(Damage::Slot))
