@@ -128,6 +128,14 @@ impl<B: SlotBody> SlotPair<B> {
         (!never_written).then_some((other, *error))
     }
 
+    /// Whether one slot is lost, which may have been the newer.
+    pub(crate) fn has_lost_one(&self) -> bool {
+        match self.newest() {
+            Ok((seq, _, is_second)) => self.odd_slot(seq, is_second).is_some(),
+            Err(_) => false,
+        }
+    }
+
     /// The newer good slot: its `seq`, its body, and whether it is the second one.
     ///
     /// # Errors

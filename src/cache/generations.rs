@@ -18,6 +18,15 @@ pub(crate) struct Generations {
 }
 
 impl Generations {
+    /// Generations, and of which of them a slot is lost.
+    pub(super) fn new(now: Vec<u64>, doubtful: Vec<bool>) -> Self {
+        Self {
+            now,
+            doubtful,
+            raised: Vec::new(),
+        }
+    }
+
     /// Looks at keys that are of a later life than their segments. One is durable before keys carry it:
     /// where a slot is lost, they prove that it held the next one. Whether that explains all of them.
     pub(super) fn learn(&mut self, view: &LogView, keys: &[media::Key]) -> bool {
