@@ -10,7 +10,7 @@
 mod rig;
 
 use pmcache::bdev::{Bdev, MallocBdev, MallocConfig, Pmem};
-use pmcache::cache::{CacheError, CacheOptions, LoadWish, LogDamage, Pool};
+use pmcache::cache::{CacheError, CacheOptions, LoadWish, LogDamage, Pool, check_pmem};
 use pmcache::media::{KSET_ALIGN, KSET_BYTES_MAX, Parsed, kset_bytes, parse_kset};
 use pmcache::units::SegmentId;
 use rig::slow_pmem::SlowPmem;
@@ -25,7 +25,9 @@ const SALVAGE: LoadWish = LoadWish {
     force: false,
     salvage: true,
 };
-/// Where the pairs of a segment end: behind them nothing was ever written.
+/// Where the pairs of every segment end. One of them that is lost is not stored again: the segment is bad.
+const SEGMENT_ITEMS_END: u64 = 192;
+/// Where the pairs of the first segment end: behind them nothing was ever written.
 const ITEMS_END: u64 = 896;
 
 /// A cache on one lane, and what was written to it.
@@ -115,6 +117,13 @@ impl Life {
         self.rig().load();
     }
 
+    /// `pmcache check` calls nothing damage from which a load recovers.
+    fn assert_check_is_clean(&self, what: &str) {
+        let pmem: Arc<dyn Pmem> = Arc::new(self.pmem.clone());
+        let report = check_pmem(&pmem).unwrap();
+        assert!(report.is_clean(), "{what}: {:?}", report.damages);
+    }
+
     fn check(&mut self, what: &str) {
         let rig = self.rig.as_mut().unwrap();
         let mut channel = rig.open(0);
@@ -183,6 +192,7 @@ fn one_unreadable_line_of_metadata_loses_nothing() {
             }
             let at = start + page + step * LINE % ITEMS_END;
             life.pmem.refuse_loads(at..at + LINE);
+            life.assert_check_is_clean(&format!("line {at:#x}"));
             life.load();
             life.check(&format!("line {at:#x}"));
             life.pmem.heal();
@@ -190,6 +200,25 @@ fn one_unreadable_line_of_metadata_loses_nothing() {
     }
     life.rig().flush_all();
     life.check("at last");
+}
+
+/// A quiet cache does not store its tails again for long. Found by `simulate --profile damage`, seed 1289.
+#[test]
+fn after_a_load_the_loss_of_the_other_slot_loses_nothing_either() {
+    for item in (SEGMENT_ITEMS_END..ITEMS_END).step_by(64) {
+        let mut life = Life::new(dirty_for_long());
+        life.write(0, 30, true);
+        life.die();
+        let at = life.geometry_start() + item;
+        for page in [0, PAGE, 0] {
+            life.pmem.refuse_loads(at + page..at + page + LINE);
+            life.load();
+            life.check(&format!("line {:#x}", at + page));
+            life.die();
+            // What was stored there can be read.
+            life.pmem.heal();
+        }
+    }
 }
 
 #[test]
@@ -284,6 +313,7 @@ fn a_generation_whose_newer_slot_is_lost_is_found_in_the_log() {
         };
         raised += u64::from(seq(at + PAGE) > 1);
         life.pmem.refuse_loads(newer..newer + LINE);
+        life.assert_check_is_clean(&format!("segment {segment}"));
         life.load();
         life.check(&format!("segment {segment}"));
         let status = life.rig().cache.as_ref().unwrap().status();

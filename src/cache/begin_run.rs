@@ -54,6 +54,7 @@ pub(super) fn begin_run(
     if !fault::injected(Fault::LoadWithoutBarrier) {
         pmem.barrier_wait()?;
     }
+    control.repair_window_end(pmem)?;
     if replayed.begins_at_dirty_tail || control.tails_moved {
         let references = staged.references(view, first);
         leave_damage(view, control, replayed, &references, &mut generations.now)?;
@@ -104,5 +105,6 @@ pub(super) fn begin_run(
         .1
         .store(pmem, SlotKind::CleanStop, &clean)?;
     pmem.barrier_wait()?;
+    control.repair(view)?;
     Ok(incarnation)
 }

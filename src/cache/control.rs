@@ -5,7 +5,7 @@ use super::backing_sample::SAMPLE_ITEMS;
 use super::control_io::{PairState, load_pair};
 use super::geometry::{CacheItem, SegIx};
 use super::load_report::Unwritable;
-use super::log_reader::{Incarnations, LogView};
+use super::log_reader::{Incarnations, LogView, tail_body};
 use super::plausible::{COUNT_END, check_incarnation};
 use super::shared::LogPos;
 use crate::bdev::{Pmem, PmemError};
@@ -13,6 +13,7 @@ use crate::media::{
     self, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody, SlotError, SlotKind,
     Tail, WindowEnd,
 };
+use zerocopy::little_endian::U64;
 
 /// The control items of a cache, with where their next version goes.
 #[derive(Debug)]
@@ -199,7 +200,57 @@ impl Control {
     pub(super) fn doubt_boundaries(&mut self, end: u64) {
         if self.window_end.1.unreadable || self.dirty_tail.1.unreadable {
             self.window_end.0 = self.window_end.0.max(end);
+            // As good as lost, until it says so.
+            self.window_end.1.lost = true;
         }
+    }
+
+    /// Makes durable until where the backing is between boundaries, if that was in doubt: before a slot
+    /// of the dirty tail is stored, behind which nobody would know of a loss.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub(super) fn repair_window_end(&mut self, pmem: &dyn Pmem) -> Result<(), PmemError> {
+        let (sequence, pair) = &mut self.window_end;
+        if !pair.lost {
+            return Ok(());
+        }
+        let body = WindowEnd {
+            sequence: U64::new(*sequence),
+            spare: [0; 40],
+        };
+        pair.store(pmem, SlotKind::WindowEnd, &body)?;
+        pmem.barrier_wait()
+    }
+
+    /// Stores what the load took for true in the slots that are lost: the other one, written when the item
+    /// changed last, might be lost long before it changes again. Only in a run that has begun: until then
+    /// a load must see that something is lost.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub(super) fn repair(&mut self, view: &LogView) -> Result<(), PmemError> {
+        let pmem = &*view.pmem;
+        // A key tail never passes the durable dirty tail.
+        for (kind, (pos, pair)) in [
+            (SlotKind::DirtyTail, &mut self.dirty_tail),
+            (SlotKind::KeyTail, &mut self.key_tail),
+        ] {
+            if pair.lost {
+                pair.store(pmem, kind, &tail_body(view, pos))?;
+                pmem.barrier_wait()?;
+            }
+        }
+        let (sequence, pair) = &mut self.durable_mark;
+        if pair.lost {
+            let body = DurableMark {
+                sequence: U64::new(*sequence),
+                spare: [0; 40],
+            };
+            pair.store(pmem, SlotKind::DurableMark, &body)?;
+            pmem.barrier_wait()?;
+        }
+        Ok(())
     }
 
     /// Tries to store in each slot that can't be read: a run has to.
