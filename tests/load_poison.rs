@@ -221,6 +221,30 @@ fn after_a_load_the_loss_of_the_other_slot_loses_nothing_either() {
     }
 }
 
+/// The lost slot of the dirty tail may have been the newer one: the backing may be ahead of what is left.
+#[test]
+fn that_the_backing_may_be_between_boundaries_is_known_until_all_is_written_back() {
+    for page in [0, PAGE] {
+        let mut life = Life::new(dirty_for_long());
+        life.write(0, 30, true);
+        life.die();
+        let at = life.geometry_start() + 320 + page;
+        life.pmem.refuse_loads(at..at + LINE);
+        for _ in 0..2 {
+            life.load();
+            let cache = life.rig().cache.clone().unwrap();
+            assert!(cache.status().between_boundaries, "{at:#x}");
+            drop(cache);
+            life.die();
+            life.pmem.heal();
+        }
+        life.load();
+        life.rig().flush_all();
+        let cache = life.rig().cache.clone().unwrap();
+        assert!(!cache.status().between_boundaries);
+    }
+}
+
 #[test]
 fn the_older_of_two_runs_is_not_continued_when_the_newer_is_lost() {
     // Which of the two slots was written last: each is tried.
@@ -229,6 +253,7 @@ fn the_older_of_two_runs_is_not_continued_when_the_newer_is_lost() {
         life.write(0, 10, true);
         life.die();
         life.load();
+        life.write(10, 3, true);
         life.die();
         let at = life.geometry_start() + 384 + page;
         life.pmem.refuse_loads(at..at + LINE);
