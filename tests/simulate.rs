@@ -10,7 +10,12 @@ use std::process::Command;
 use std::time::SystemTime;
 
 /// Seeds that once found a bug in the engine; `docs/testing.md` has their stories.
-const FOUND: &[(Profile, u64)] = &[(Profile::Faults, 14), (Profile::Faults, 17)];
+const FOUND: &[(Profile, u64)] = &[
+    (Profile::Faults, 14),
+    (Profile::Faults, 17),
+    (Profile::Damage, 1026),
+    (Profile::Damage, 1289),
+];
 
 fn run(profile: Profile, start: u64, seeds: u64, operations: u64) -> Totals {
     let campaign = Campaign {

@@ -56,6 +56,7 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         CacheError::Formatted | CacheError::Exists(_) => Errno::EXIST,
         CacheError::Foreign | CacheError::Busy(_) | CacheError::Dirty { .. } => Errno::BUSY,
         CacheError::Superblock { .. }
+        | CacheError::TableLost { .. }
         | CacheError::MediumTooSmall { .. }
         | CacheError::Metadata { .. }
         | CacheError::Identity { .. }
@@ -329,7 +330,8 @@ pub(super) fn load_cache(
     if let Ok(loaded) = find(service, &name)
         && loaded.uuid().as_bytes() == &found.uuid
     {
-        if loaded.is_salvaged() != wish.salvage {
+        let whole = loaded.replay_report().unwritable.is_some();
+        if !whole && loaded.is_salvaged() != wish.salvage {
             let how = if wish.salvage {
                 "it is loaded, not for salvage; unload it first"
             } else {

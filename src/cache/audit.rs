@@ -3,6 +3,7 @@
 
 use super::cache::Cache;
 use super::control_io::SlotPair;
+use super::copies::CopiesUntil;
 use super::gc::GcCell;
 use super::geometry::{SegIx, SegmentItem};
 use super::group::GroupCell;
@@ -11,7 +12,7 @@ use super::lane::Lane;
 use super::log_reader::{Entry, LogView};
 use super::replay::Replayed;
 use super::shared::{SEALED, Shared};
-use crate::media::{Generation, SlotKind};
+use crate::media::{Generation, KeyFlags, SlotKind};
 use reactors::Cx;
 use std::sync::atomic::Ordering;
 
@@ -63,7 +64,19 @@ struct Cover {
     segment: SegIx,
     at: u32,
     generation: u64,
-    flags: u32,
+    flags: KeyFlags,
+}
+
+impl Cover {
+    /// Whether the log says the same. A lane does not follow the dirty tail: what it takes for dirty may
+    /// have been written back, but not the other way round.
+    fn agrees(self, log: Self) -> bool {
+        let written_back = Self {
+            flags: self.flags.with(KeyFlags::CLEAN),
+            ..self
+        };
+        self == log || self.flags.is_dirty() && self.flags.has_data() && written_back == log
+    }
 }
 
 fn covers(shared: &Shared, index: &KeyIndex, subtree: usize) -> Vec<Option<Cover>> {
@@ -87,7 +100,7 @@ fn covers(shared: &Shared, index: &KeyIndex, subtree: usize) -> Vec<Option<Cover
                 segment,
                 at,
                 generation: key.generation,
-                flags: flags.0,
+                flags,
             });
         }
     });
@@ -117,7 +130,10 @@ fn check_index(shared: &Shared, lane: &Lane, log: &KeyIndex, bytes: u64) -> Resu
         let within = usize::try_from(subtree / lanes).unwrap_or(usize::MAX);
         let in_memory = covers(shared, &lane.index, within);
         let in_log = covers(shared, log, within);
-        let differs = in_memory.iter().zip(&in_log).position(|(a, b)| a != b);
+        let differs = in_memory.iter().zip(&in_log).position(|both| match both {
+            (Some(in_memory), Some(in_log)) => !in_memory.agrees(*in_log),
+            (in_memory, in_log) => in_memory != in_log,
+        });
         if let Some(block) = differs {
             return Err(AuditError::Index {
                 offset: subtree * SUBTREE_BYTES + block as u64 * BLOCK,
@@ -182,19 +198,19 @@ impl Cache {
             .iter()
             .map(|generation| generation.load(Ordering::SeqCst))
             .collect();
+        let written_back = shared.maintenance.dirty_sequence.load(Ordering::SeqCst);
         let mut log = Replayed::new(view, lanes.len(), &reader);
         while reader.pos.sequence <= last {
             let at = reader.pos.sequence;
             match reader.next(view, &incarnations) {
                 Ok(Entry::Kset(kset)) => {
-                    for key in kset.keys {
-                        log.apply(view, &generations, key);
-                    }
+                    log.take(view, &generations, &kset, CopiesUntil::NONE, written_back);
                 }
                 Ok(Entry::Last { .. }) => log.log_segments.push(reader.pos.segment),
                 Err(_) => return Err(AuditError::LogEnds { at, last }),
             }
         }
+        log.insert_late();
         for lane in &lanes {
             for key in lane.open_keys() {
                 log.apply(view, &generations, key);

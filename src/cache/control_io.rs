@@ -14,6 +14,10 @@ pub(crate) struct PairState {
     at: u64,
     next_seq: u64,
     next_is_second: bool,
+    /// What the slot that is written next held is lost. It may have been the newer one.
+    pub(crate) lost: bool,
+    /// It can't be read, so perhaps not be written either.
+    pub(crate) unreadable: bool,
 }
 
 /// A sequence number is newer than another, over wrap-around too.
@@ -28,6 +32,17 @@ impl PairState {
             at,
             next_seq: 1,
             next_is_second: false,
+            lost: false,
+            unreadable: false,
+        }
+    }
+
+    /// The place of the slot that is written next.
+    pub(crate) fn next_at(&self) -> u64 {
+        if self.next_is_second {
+            self.at + PAIR_DISTANCE
+        } else {
+            self.at
         }
     }
 
@@ -41,16 +56,28 @@ impl PairState {
         kind: SlotKind,
         body: &B,
     ) -> Result<(), PmemError> {
-        let at = if self.next_is_second {
-            self.at + PAIR_DISTANCE
-        } else {
-            self.at
-        };
-        pmem.store(at, &seal_slot(kind, self.next_seq, body))?;
+        pmem.store(self.next_at(), &seal_slot(kind, self.next_seq, body))?;
         self.next_seq = self.next_seq.wrapping_add(1);
         self.next_is_second = !self.next_is_second;
+        (self.lost, self.unreadable) = (false, false);
         Ok(())
     }
+}
+
+/// Stores a first body in both slots of a pair of which nothing is worth keeping: from then on the loss
+/// of one leaves the other. Not durable before a barrier.
+///
+/// # Errors
+/// The medium's.
+pub(crate) fn store_both<B: SlotBody>(
+    pmem: &dyn Pmem,
+    at: u64,
+    kind: SlotKind,
+    body: &B,
+) -> Result<(), PmemError> {
+    let mut pair = PairState::fresh(at);
+    pair.store(pmem, kind, body)?;
+    pair.store(pmem, kind, body)
 }
 
 /// Erases both slots of a pair: a valid one of an earlier owner must not outlive a create.
@@ -71,18 +98,42 @@ pub(crate) struct SlotPair<B> {
 }
 
 impl<B: SlotBody> SlotPair<B> {
-    /// Reads the pair at `at`.
+    /// Reads the pair at `at`. A slot that can't be read is a bad one.
     ///
     /// # Errors
-    /// The medium's.
+    /// The medium's, but for poison.
     pub(crate) fn read(pmem: &dyn Pmem, at: u64, kind: SlotKind) -> Result<Self, PmemError> {
-        let mut bytes = [[0; SLOT_BYTES]; 2];
-        pmem.load(at, &mut bytes[0])?;
-        pmem.load(at + PAIR_DISTANCE, &mut bytes[1])?;
-        Ok(Self {
-            slots: bytes.map(|slot| open_slot(kind, &slot)),
-            blank: bytes.map(|slot| slot == [0; SLOT_BYTES]),
-        })
+        let mut pair = Self {
+            slots: [Err(SlotError::Unreadable); 2],
+            blank: [false; 2],
+        };
+        for (number, at) in [at, at + PAIR_DISTANCE].into_iter().enumerate() {
+            let mut bytes = [0; SLOT_BYTES];
+            match pmem.load(at, &mut bytes) {
+                Err(PmemError::Poison { .. }) => continue,
+                other => other?,
+            }
+            pair.slots[number] = open_slot(kind, &bytes);
+            pair.blank[number] = bytes == [0; SLOT_BYTES];
+        }
+        Ok(pair)
+    }
+
+    /// The bad slot of a pair whose other one counts, unless it was never written: the first update
+    /// goes to the first slot, with number 1; the other one is blank then, and never again.
+    pub(crate) fn odd_slot(&self, seq: u64, is_second: bool) -> Option<(usize, SlotError)> {
+        let other = usize::from(!is_second);
+        let never_written = self.blank[other] && seq == 1 && !is_second;
+        let error = self.slots[other].as_ref().err()?;
+        (!never_written).then_some((other, *error))
+    }
+
+    /// Whether one slot is lost, which may have been the newer.
+    pub(crate) fn has_lost_one(&self) -> bool {
+        match self.newest() {
+            Ok((seq, _, is_second)) => self.odd_slot(seq, is_second).is_some(),
+            Err(_) => false,
+        }
     }
 
     /// The newer good slot: its `seq`, its body, and whether it is the second one.
@@ -119,6 +170,7 @@ pub(crate) fn load_pair<B: SlotBody>(
             second,
         });
     let (seq, body, is_second) = newest?;
+    let odd = pair.odd_slot(seq, is_second);
     // What was read becomes truth, also if the earlier process never fenced it.
     pmem.write_back(at, SLOT_BYTES as u64);
     pmem.write_back(at + PAIR_DISTANCE, SLOT_BYTES as u64);
@@ -126,15 +178,18 @@ pub(crate) fn load_pair<B: SlotBody>(
         at,
         next_seq: seq.wrapping_add(1),
         next_is_second: !is_second,
+        lost: odd.is_some(),
+        unreadable: matches!(odd, Some((_, SlotError::Unreadable))),
     };
     Ok((body, state))
 }
 
-/// Reads the newer good superblock; also tells whether it is the second one.
+/// Reads the newer good superblock; also tells whether it is the second one, and whether the other one
+/// can't be read: then it may have been newer.
 ///
 /// # Errors
 /// [`CacheError::Superblock`] if neither is good.
-pub(crate) fn load_superblock(pmem: &dyn Pmem) -> Result<(Superblock, bool), CacheError> {
+pub(crate) fn load_superblock(pmem: &dyn Pmem) -> Result<(Superblock, bool, bool), CacheError> {
     let mut bytes = vec![0; SUPERBLOCK_BYTES];
     if pmem.bytes() < SUPERBLOCK_SECOND + SUPERBLOCK_BYTES as u64 {
         let short = SuperblockError::Magic;
@@ -143,14 +198,16 @@ pub(crate) fn load_superblock(pmem: &dyn Pmem) -> Result<(Superblock, bool), Cac
             second: short,
         });
     }
-    pmem.load(0, &mut bytes)?;
-    let first = decode_superblock(&bytes);
-    pmem.load(SUPERBLOCK_SECOND, &mut bytes)?;
-    let second = decode_superblock(&bytes);
+    let mut read = |at| match pmem.load(at, &mut bytes) {
+        Err(PmemError::Poison { .. }) => Ok(Err(SuperblockError::Unreadable)),
+        other => other.map(|()| decode_superblock(&bytes)),
+    };
+    let (first, second) = (read(0)?, read(SUPERBLOCK_SECOND)?);
+    let unreadable = [&first, &second].contains(&&Err(SuperblockError::Unreadable));
     let found = match (first, second) {
-        (Ok(a), Ok(b)) if is_newer(b.seq, a.seq) => (b, true),
-        (Ok(a), _) => (a, false),
-        (Err(_), Ok(b)) => (b, true),
+        (Ok(a), Ok(b)) if is_newer(b.seq, a.seq) => (b, true, unreadable),
+        (Ok(a), _) => (a, false, unreadable),
+        (Err(_), Ok(b)) => (b, true, unreadable),
         (Err(first), Err(second)) => return Err(CacheError::Superblock { first, second }),
     };
     pmem.write_back(0, SUPERBLOCK_BYTES as u64);

@@ -1,6 +1,7 @@
 //! Keys of the log that are copies of what the backing had.
 
-use super::replay::{Control, ReplayWish};
+use super::control::Control;
+use super::replay::ReplayWish;
 use crate::media::{self, KeyFlags};
 
 /// Which keys say only what the backing has, or had when it was another one.
@@ -13,6 +14,12 @@ pub(super) struct CopiesUntil {
 }
 
 impl CopiesUntil {
+    /// No key is one.
+    pub(super) const NONE: Self = Self {
+        clean: 0,
+        written_back: 0,
+    };
+
     /// By the incarnation's record, and what this load wants.
     pub(super) fn new(control: &Control, wish: ReplayWish) -> Self {
         let body = &control.incarnation.0;

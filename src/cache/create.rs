@@ -2,9 +2,9 @@
 
 use super::CacheError;
 use super::backing_sample::SAMPLE_ITEMS;
-use super::control_io::{PairState, load_pair, wipe_pair};
+use super::control_io::{load_pair, store_both, wipe_pair};
 use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
-use super::log_start::salt_seed;
+use super::log_start::{salt_seed, store_start};
 use super::options::CacheOptions;
 use super::plausible::check_count;
 use super::pool::Pool;
@@ -105,6 +105,7 @@ impl Pool {
                 return Err(CacheError::Exists(create.name.clone()));
             }
         }
+        self.refuse_lost_table()?;
         let owners: Vec<[u8; 16]> = self.caches().iter().map(|entry| entry.uuid).collect();
         let infos = self.segment_infos()?;
         let free: Vec<SegmentId> = infos
@@ -162,6 +163,9 @@ impl Pool {
             wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64)?;
         }
         self.assign(ids, create.uuid)?;
+        // In both slots, one durable before the other: the loss of one must not give a segment back.
+        self.barrier_wait()?;
+        self.assign(ids, create.uuid)?;
         // A create that was cut off, or a destroyed cache, may have had the same UUID.
         let stale: Vec<SegmentId> = self
             .segment_infos()?
@@ -183,14 +187,10 @@ impl Pool {
     ) -> Result<(), PmemError> {
         let pmem = &*self.pmem;
         let control = self.geometry.segment_start(first);
-        let fresh = |item: CacheItem| -> Result<PairState, PmemError> {
-            let at = control + item as u64;
-            wipe_pair(pmem, at)?;
-            Ok(PairState::fresh(at))
-        };
+        let at = |item: CacheItem| control + item as u64;
         let tail = fresh_tail(first);
-        fresh(CacheItem::KeyTail)?.store(pmem, SlotKind::KeyTail, &tail)?;
-        fresh(CacheItem::DirtyTail)?.store(pmem, SlotKind::DirtyTail, &tail)?;
+        store_both(pmem, at(CacheItem::KeyTail), SlotKind::KeyTail, &tail)?;
+        store_both(pmem, at(CacheItem::DirtyTail), SlotKind::DirtyTail, &tail)?;
         let incarnation = Incarnation {
             incarnation: U32::ZERO,
             spare_before: U32::ZERO,
@@ -199,31 +199,41 @@ impl Pool {
             written_back_until: U64::ZERO,
             spare: [0; 16],
         };
-        fresh(CacheItem::Incarnation)?.store(pmem, SlotKind::Incarnation, &incarnation)?;
+        store_both(
+            pmem,
+            at(CacheItem::Incarnation),
+            SlotKind::Incarnation,
+            &incarnation,
+        )?;
         let window = WindowEnd {
             sequence: U64::ZERO,
             spare: [0; 40],
         };
-        fresh(CacheItem::WindowEnd)?.store(pmem, SlotKind::WindowEnd, &window)?;
+        store_both(pmem, at(CacheItem::WindowEnd), SlotKind::WindowEnd, &window)?;
         let clean = CleanStop {
             clean: U32::new(1),
             sampled: U32::ZERO,
             final_sequence: U64::ZERO,
             spare: [0; 32],
         };
-        fresh(CacheItem::CleanStop)?.store(pmem, SlotKind::CleanStop, &clean)?;
+        store_both(pmem, at(CacheItem::CleanStop), SlotKind::CleanStop, &clean)?;
         let durable = DurableMark {
             sequence: U64::ZERO,
             spare: [0; 40],
         };
-        fresh(CacheItem::DurableMark)?.store(pmem, SlotKind::DurableMark, &durable)?;
+        store_both(
+            pmem,
+            at(CacheItem::DurableMark),
+            SlotKind::DurableMark,
+            &durable,
+        )?;
         let boot = Boot {
             boot_id: [0; 16],
             spare: [0; 32],
         };
-        fresh(CacheItem::Boot)?.store(pmem, SlotKind::Boot, &boot)?;
+        store_both(pmem, at(CacheItem::Boot), SlotKind::Boot, &boot)?;
         for (item, ..) in SAMPLE_ITEMS {
-            fresh(item)?;
+            wipe_pair(pmem, at(item))?;
         }
         let salt = salt_seed(create.seed, &create.uuid, 0, generation);
         let start = LogStart {
@@ -234,11 +244,7 @@ impl Pool {
             salt: U64::new(salt),
             spare: [0; 8],
         };
-        PairState::fresh(control + SegmentItem::LogStart as u64).store(
-            pmem,
-            SlotKind::LogStart,
-            &start,
-        )
+        store_start(pmem, control, &start)
     }
 
     /// Takes a cache that does not run out of the table; its segments are free.

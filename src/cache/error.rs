@@ -22,6 +22,15 @@ pub enum CacheError {
         /// What is wrong with the second.
         second: SuperblockError,
     },
+    /// A copy of the superblock can't be read, and may have named a cache that the other one does not.
+    #[error(
+        "one superblock can't be read, and segment {segment} is of a cache that the other one does not \
+         name: it may be in use"
+    )]
+    TableLost {
+        /// Segment of the pool.
+        segment: SegmentId,
+    },
     /// The medium holds a pool already.
     #[error("the medium holds a formatted pool already; `force` would erase it")]
     Formatted,
@@ -240,6 +249,15 @@ pub enum LogDamage {
         current: u32,
         /// What the kset says.
         found: u32,
+    },
+    /// The place of the next kset can't be read, and nothing tells that none was durable there.
+    #[error(
+        "what stands where kset {expected} would can't be read, and nothing proves that it was not \
+         written and durable"
+    )]
+    Unreadable {
+        /// The sequence.
+        expected: u64,
     },
     /// A later kset proves that this one was durable.
     #[error("kset {expected} is missing, though a later one shows that the log went on to {proof}")]

@@ -393,7 +393,9 @@ impl Gc {
         let at = shared.geometry.segment_start(id) + SegmentItem::Generation as u64;
         let (body, mut pair) =
             load_pair::<Generation>(&*shared.pmem, at, SlotKind::Generation, "generation")?;
-        let generation = body.generation.get() + 1;
+        // The medium may say less than was found out by the load.
+        let now = shared.generations[segment.index()].load(Ordering::SeqCst);
+        let generation = body.generation.get().max(now) + 1;
         shared.generations[segment.index()].store(generation, Ordering::SeqCst);
         let body = Generation {
             generation: U64::new(generation),

@@ -116,6 +116,9 @@ pub(crate) enum SegmentItem {
     LogStart = 128,
 }
 
+/// Bytes of the first slots of [`SegmentItem`]s, one behind the other.
+pub(crate) const SEGMENT_ITEMS_BYTES: usize = 192;
+
 /// A slot pair of a cache, by its place in the control area of the cache's first segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CacheItem {
@@ -130,3 +133,6 @@ pub(crate) enum CacheItem {
     SampleLast = 768,
     SampleBlocks = 832,
 }
+
+/// Where the last [`CacheItem`] ends.
+pub(crate) const CONTROL_ITEMS_END: u64 = CacheItem::SampleBlocks as u64 + 64;

@@ -21,6 +21,16 @@ impl Kind {
         KeyFlags(self.0)
     }
 
+    /// The same of a key whose data have been written back: nobody needs to write them again, and the
+    /// backing has them.
+    pub(crate) fn written_back(self) -> Self {
+        let flags = self.flags();
+        if flags.has_data() && flags.is_dirty() {
+            return Self(self.0 | KeyFlags::CLEAN.0);
+        }
+        self
+    }
+
     /// Whether its data are lost.
     pub(crate) fn is_bad(self) -> bool {
         self.flags().has(KeyFlags::BAD)

@@ -5,33 +5,36 @@
 
 use super::CacheError;
 use super::bad::PostBatch;
+use super::begin_run::begin_run;
 use super::cache::{Cache, CacheParts, CacheStart};
-use super::fault::{self, Fault};
+use super::control::Control;
 use super::gc::GcSeed;
+use super::generations::{Generations, load_generations};
 use super::geometry::{SegIx, log_reserve};
 use super::group::GroupSeed;
 use super::key_index::{BLOCK, KeyIndex};
 use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
-use super::log_damage::{leave_damage, unreferenced};
+use super::log_damage::unreferenced;
 use super::log_reader::{Incarnations, LogReader, LogView};
 use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
 use super::pool::{Pool, PoolFailure};
-use super::replay::{Control, ReplayWish, Replayed, load_generations, open_view, replay};
+use super::replay::{ReplayWish, Replayed, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
 use super::staged::{Staged, close_staged, open_staging, take_staged};
-use super::staging::{LaneStaging, SectionHeader};
+use super::staging::LaneStaging;
 use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
+use super::unreadable::{find_unwritable, leave_unreadable};
 use super::writeback::WritebackSeed;
 use crate::bdev::{Bdev, Persistence};
-use crate::media::{Boot, CacheEntry, CleanStop, Incarnation, LogStart, SlotKind};
+use crate::media::{CacheEntry, LogStart};
 use crossbeam_utils::CachePadded;
 use reactors::ring::{Consumer, Producer, spsc};
 use std::collections::VecDeque;
@@ -41,96 +44,6 @@ use zerocopy::little_endian::{U32, U64};
 
 /// Batches of posts that GC may have under way to a reactor.
 const POST_RING: usize = 64;
-
-/// Which copies of the backing count no more, also for later loads.
-fn copies_until(control: &Control, replayed: &Replayed) -> Incarnation {
-    let old = control.incarnation.0;
-    if !replayed.report.clean_dropped {
-        return old;
-    }
-    Incarnation {
-        clean_until: U64::new(replayed.end.sequence),
-        written_back_until: U64::new(control.dirty_tail.0.sequence),
-        ..old
-    }
-}
-
-/// Makes what was read durable and says that a new run begins.
-fn begin_run(
-    view: &LogView,
-    control: &mut Control,
-    replayed: &Replayed,
-    generations: &mut [u64],
-    staged: &mut Staged,
-    runtime: &Runtime,
-) -> Result<u32, CacheError> {
-    let pmem = &*view.pmem;
-    let first = replayed.end.sequence;
-    staged.check_generations(view, generations, first)?;
-    for kset in staged.unlogged(first) {
-        for key in kset.keys.iter().filter(|key| view.check_key(key).is_ok()) {
-            let ident = view.ident(key);
-            if ident.has_data {
-                let at = view.data_at(ident.segment, ident.segment_offset);
-                pmem.write_back(at, key.len.get().into());
-            }
-        }
-    }
-    // (1) Process death can leave stores that are visible but not durable; to read them now and lose
-    // them at the next power cut would show two values.
-    if !fault::injected(Fault::LoadWithoutBarrier) {
-        pmem.barrier_wait()?;
-    }
-    if replayed.begins_at_dirty_tail {
-        let references = staged.references(view, first);
-        leave_damage(view, control, replayed, &references, generations)?;
-    }
-    // Slots that are in the log are done with; the rest have no place any more. This must come before
-    // the first kset of this run, which takes such a place: if this load is cut off behind it, the
-    // next one could not tell the two apart.
-    staged
-        .lanes
-        .iter_mut()
-        .for_each(|lane| lane.take_over(first));
-    // The slots belong to the new run before media say so, so that they are found if this is cut off.
-    let incarnation = control.incarnation.0.incarnation.get() + 1;
-    let lanes = u32::try_from(staged.lanes.len()).unwrap_or(0);
-    staged.section.write(&SectionHeader {
-        cache: view.cache,
-        incarnation,
-        lanes,
-    });
-    // (2) Leftovers behind the end of the log must not fit behind the ksets of this run.
-    let body = Incarnation {
-        incarnation: U32::new(incarnation),
-        spare_before: U32::ZERO,
-        first_sequence: U64::new(first),
-        ..copies_until(control, replayed)
-    };
-    control
-        .incarnation
-        .1
-        .store(pmem, SlotKind::Incarnation, &body)?;
-    control.incarnation.0 = body;
-    let boot = Boot {
-        boot_id: runtime.boot_id,
-        spare: [0; 32],
-    };
-    control.boot.1.store(pmem, SlotKind::Boot, &boot)?;
-    // With it the sample of the backing is void, before anything is written there.
-    let clean = CleanStop {
-        clean: U32::ZERO,
-        sampled: U32::ZERO,
-        final_sequence: U64::ZERO,
-        spare: [0; 32],
-    };
-    control
-        .clean_stop
-        .1
-        .store(pmem, SlotKind::CleanStop, &clean)?;
-    pmem.barrier_wait()?;
-    Ok(incarnation)
-}
 
 /// Segments that nothing refers to, and those of them that become the log's reserve.
 fn prepare_reserve(
@@ -385,20 +298,74 @@ fn load_media(
     }
     let mut control = Control::load(&view)?;
     let mut generations = load_generations(&view)?;
+    leave_unreadable(&mut view)?;
     let lanes = entry.lanes.get();
-    let mut replayed = replay(&view, &control, &generations, lanes as usize, wish)?;
-    let mut staged = open_staging(pool, place, entry, &control, runtime, wish)?;
+    let found = open_staging(pool, place, entry, &control, runtime, wish, true)?;
+    let keys: Vec<_> = found.keys(0).copied().collect();
+    generations.learn(&view, &keys);
+    let mut replayed = replay(
+        &view,
+        &mut control,
+        &mut generations,
+        lanes as usize,
+        wish,
+        &found,
+    )?;
+    control.doubt_boundaries(replayed.end.sequence);
+    if !wish.salvage {
+        replayed.report.unwritable = find_unwritable(&view, &mut control, &replayed)?;
+    }
+    let look_only = wish.salvage || replayed.report.unwritable.is_some();
+    let staged = if look_only {
+        view.pmem = Arc::new(LookOnly::new(Arc::clone(&view.pmem)));
+        found
+    } else {
+        open_staging(pool, place, entry, &control, runtime, wish, false)?
+    };
     note_missing(entry, &mut replayed, &staged, runtime);
-    if wish.salvage {
+    if look_only {
         return Ok(salvaged(
             view,
             control,
             replayed,
-            generations,
+            generations.now,
             staged,
             entry,
         ));
     }
+    let found = Found {
+        view,
+        control,
+        replayed,
+        generations,
+        staged,
+    };
+    take_over(found, entry, runtime)
+}
+
+/// What a load found, before anything is changed.
+struct Found {
+    view: LogView,
+    control: Control,
+    replayed: Replayed,
+    generations: Generations,
+    staged: Staged,
+}
+
+/// Makes what was found the beginning of a run: first durable, then its own.
+fn take_over(
+    found: Found,
+    entry: &CacheEntry,
+    runtime: &Runtime,
+) -> Result<(Loaded, Vec<LaneStaging>), CacheError> {
+    let Found {
+        view,
+        mut control,
+        mut replayed,
+        mut generations,
+        mut staged,
+    } = found;
+    let lanes = entry.lanes.get();
     let incarnation = begin_run(
         &view,
         &mut control,
@@ -407,6 +374,7 @@ fn load_media(
         &mut staged,
         runtime,
     )?;
+    let generations = generations.now;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);
     let mut salt = salt_seed(runtime.seed, &view.cache, incarnation, generation);

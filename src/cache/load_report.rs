@@ -68,6 +68,15 @@ pub struct Missing {
     pub ranges_left_off: u64,
 }
 
+/// Where a run would have to be written and can't be: the cache is whole, and read-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unwritable {
+    /// What stands there.
+    pub item: &'static str,
+    /// Its place on the medium, bytes.
+    pub at: u64,
+}
+
 /// Sorted, touching and overlapping ones as one; at most 256, and how many were left off.
 pub(super) fn merged(mut ranges: Vec<ByteRange>) -> (Vec<ByteRange>, u64) {
     ranges.sort_unstable_by_key(|range| range.start());

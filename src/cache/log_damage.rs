@@ -1,12 +1,16 @@
 //! Where a log can't be read on: how far a walk came, and what is lost behind it.
 
 use super::CacheError;
+use super::control::Control;
 use super::control_io::load_pair;
+use super::error::LogDamage;
 use super::geometry::{SegIx, SegmentItem};
 use super::load_report::{BadPlace, LostClean, Missing, merged};
 use super::log_probe::Later;
 use super::log_reader::{LogReader, LogView, tail_body};
-use super::replay::{Control, Replayed};
+use super::replay::Replayed;
+use super::shared::LogPos;
+use super::staged::Staged;
 use crate::bdev::PmemError;
 use crate::media::{self, Generation, KeyFlags, SlotKind};
 use crate::units::ByteRange;
@@ -19,6 +23,12 @@ pub(super) struct Walked {
     pub(super) reader: LogReader,
     pub(super) damage: Option<CacheError>,
     pub(super) seen: Seen,
+    /// The damage was a generation that had gone back and is known now: walk anew.
+    pub(super) learned: bool,
+    /// Behind the last kset with a key whose segment has been released.
+    pub(super) passed: Option<LogPos>,
+    /// Where each log segment but the first begins.
+    pub(super) hops: Vec<LogPos>,
 }
 
 /// What keys wrote, whether they count or not.
@@ -51,6 +61,9 @@ impl Walked {
             reader,
             damage: None,
             seen: Seen::default(),
+            learned: false,
+            passed: None,
+            hops: Vec::new(),
         }
     }
 
@@ -60,7 +73,61 @@ impl Walked {
     }
 }
 
-/// Gives up the log before the dirty tail, which is damaged: the key tail goes to the dirty tail, and
+impl Walked {
+    /// No kset continues the log here, or it can't be told (`unreadable`): this is its end, unless
+    /// something proves that it goes on, or, if it can't be told, nothing proves that it does not.
+    pub(super) fn at_end(
+        mut self,
+        view: &LogView,
+        control: &Control,
+        staged: &Staged,
+        unreadable: bool,
+    ) -> Result<Self, CacheError> {
+        let (pos, expected) = (self.reader.pos, self.reader.pos.sequence);
+        let found = self.reader.probe_hole(view)?;
+        let proof = found.unwrap_or_else(|| control.proven_sequence());
+        if proof >= expected {
+            let hole = LogDamage::Hole { expected, proof };
+            return Ok(self.broken(view.damaged(&pos, hole)));
+        }
+        if !unreadable || control.ends_before(expected) || staged.has_all_from(expected) {
+            self.replayed.end_unreadable = unreadable;
+            return Ok(self);
+        }
+        Ok(self.broken(view.damaged(&pos, LogDamage::Unreadable { expected })))
+    }
+
+    /// Where the key tail is at least, if the walk began at one that has gone back: a segment is released
+    /// only when the key tail is past all keys that refer to it, and past all of it that is log.
+    pub(super) fn real_tail(
+        &self,
+        control: &Control,
+        staged: &Staged,
+        view: &LogView,
+    ) -> Option<LogPos> {
+        let ((key_tail, key_pair), (dirty_tail, dirty_pair)) =
+            (&control.key_tail, &control.dirty_tail);
+        if !key_pair.lost {
+            return None;
+        }
+        let references = staged.references(view, self.replayed.end.sequence);
+        let is_data = |segment: &SegIx| {
+            self.replayed.references[segment.index()] + references[segment.index()] > 0
+        };
+        let hops = self.replayed.log_segments.iter().zip(&self.hops);
+        let reused = hops
+            .filter(|(segment, _)| is_data(segment))
+            .map(|(_, pos)| *pos);
+        reused
+            .chain(self.passed)
+            .filter(|pos| pos.sequence > key_tail.sequence)
+            .filter(|pos| pos.sequence <= dirty_tail.sequence || dirty_pair.lost)
+            .max_by_key(|pos| pos.sequence)
+    }
+}
+
+/// Gives up the log before the dirty tail, which is damaged, or before where the tails are known to be
+/// though media say less: the key tail goes there, and
 /// segments of which only the lost ksets may speak are released by the usual rule, a tail that is
 /// durable first, then a raised generation.
 pub(super) fn leave_damage(
@@ -71,10 +138,18 @@ pub(super) fn leave_damage(
     generations: &mut [u64],
 ) -> Result<(), CacheError> {
     let pmem = &*view.pmem;
-    let tail = control.dirty_tail.0;
-    let body = tail_body(view, &tail);
+    if replayed.begins_at_dirty_tail {
+        control.key_tail.0 = control.dirty_tail.0;
+    }
+    if control.tails_moved {
+        let body = tail_body(view, &control.dirty_tail.0);
+        let pair = &mut control.dirty_tail.1;
+        pair.store(pmem, SlotKind::DirtyTail, &body)?;
+        // A key tail never passes the durable dirty tail.
+        pmem.barrier_wait()?;
+    }
+    let body = tail_body(view, &control.key_tail.0);
     control.key_tail.1.store(pmem, SlotKind::KeyTail, &body)?;
-    control.key_tail.0 = tail;
     pmem.barrier_wait()?;
     for segment in unreferenced(view, replayed, staged_references) {
         let id = view.segments.id(segment);
@@ -120,6 +195,11 @@ pub(super) fn is_damage(error: &CacheError) -> bool {
             | CacheError::Impossible { .. }
             | CacheError::Medium(PmemError::Poison { .. })
     )
+}
+
+/// Whether an error says that it can't be told whether the log goes on.
+pub(super) fn is_unreadable(error: &CacheError) -> bool {
+    matches!(error, CacheError::Medium(PmemError::Poison { .. }))
 }
 
 fn bad_place(view: &LogView, walked: &Walked, damage: &CacheError) -> BadPlace {

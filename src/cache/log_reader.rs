@@ -13,8 +13,8 @@ use super::shared::LogPos;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::Tail;
 use crate::media::{
-    self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, kset_bytes,
-    parse_kset,
+    self, KSET_BYTES_MAX, KsetHeader, LogStart, Parsed, SealedKset, SlotKind, claimed_header,
+    kset_bytes, parse_kset,
 };
 use crate::units::ByteRange;
 use std::sync::Arc;
@@ -64,6 +64,20 @@ impl LogView {
             offset: pos.offset,
             reason,
         }
+    }
+
+    /// The segment that a LAST at `pos` leads to.
+    fn led_to(&self, pos: &LogPos, last: media::Last) -> Result<SegIx, CacheError> {
+        let damage = LogDamage::Last {
+            next: last.next_segment,
+        };
+        let Some(next) = self.segments.find(last.next_segment) else {
+            return Err(self.damaged(pos, damage));
+        };
+        if self.start_of(next)?.salt.get() != last.next_salt {
+            return Err(self.damaged(pos, damage));
+        }
+        Ok(next)
     }
 
     /// Checks every field of a key against the geometry.
@@ -204,16 +218,16 @@ fn check_epoch(header: &KsetHeader) -> Result<(), LogDamage> {
     Err(LogDamage::Epoch { sequence, epoch })
 }
 
-/// Fills `bytes` up to the first line that can't be read, which is the error, and zeroes what is behind:
-/// a kset is shorter than what is read ahead of it.
-fn load_front(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), PmemError> {
+/// Fills `bytes` up to the first line that can't be read, which is the error with its place, and
+/// zeroes what is behind: a kset is shorter than what is read ahead of it.
+fn load_front(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), (u64, PmemError)> {
     if view.pmem.load(at, bytes).is_ok() {
         return Ok(());
     }
     bytes.fill(0);
     let mut from = at;
     for line in bytes.chunks_mut(media::KSET_ALIGN) {
-        view.pmem.load(from, line)?;
+        view.pmem.load(from, line).map_err(|error| (from, error))?;
         from += line.len() as u64;
     }
     Ok(())
@@ -281,6 +295,15 @@ impl LogReader {
         (self.pos, self.salt) = mark;
     }
 
+    /// Whether what can be read of this place may be the front of the kset that continues the log. If its
+    /// first line can be read and is not, no kset was durable here: its lines are all as it left them.
+    fn has_claim(&self, incarnations: &Incarnations) -> bool {
+        claimed_header(&self.buf[..]).is_some_and(|header| {
+            let fits = header.incarnation > incarnations.current || incarnations.fit(&header);
+            fits && header.salt == self.salt && header.sequence == self.pos.sequence
+        })
+    }
+
     /// The entry that continues the log here, and steps behind it.
     pub(crate) fn next(
         &mut self,
@@ -295,10 +318,17 @@ impl LogReader {
         let at = view.data_at(pos.segment, pos.offset);
         let expected = pos.sequence;
         let unreadable = load_front(view, at, &mut self.buf[..len]).err();
-        let parsed = parse_kset(&self.buf[..len]).map_err(|error| match unreadable {
-            Some(error) => Stop::Error(error.into()),
-            None => Stop::NotThere(LogDamage::Kset { expected, error }),
-        })?;
+        let parsed = match parse_kset(&self.buf[..len]) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let absent = Stop::NotThere(LogDamage::Kset { expected, error });
+                return Err(match unreadable {
+                    Some((from, _)) if from > at && !self.has_claim(incarnations) => absent,
+                    Some((_, error)) => Stop::Error(error.into()),
+                    None => absent,
+                });
+            }
+        };
         let header = match &parsed {
             Parsed::Kset(kset) => kset.header,
             Parsed::Last(header, _) => *header,
@@ -335,23 +365,7 @@ impl LogReader {
                 Ok(Entry::Kset(kset))
             }
             Parsed::Last(_, last) => {
-                let next = view.segments.find(last.next_segment);
-                let start = next
-                    .map(|next| view.start_of(next))
-                    .transpose()
-                    .map_err(Stop::Error)?;
-                let (Some(next), Some(start)) = (next, start) else {
-                    let damage = LogDamage::Last {
-                        next: last.next_segment,
-                    };
-                    return Err(Stop::Error(view.damaged(&pos, damage)));
-                };
-                if start.salt.get() != last.next_salt {
-                    let damage = LogDamage::Last {
-                        next: last.next_segment,
-                    };
-                    return Err(Stop::Error(view.damaged(&pos, damage)));
-                }
+                let next = view.led_to(&pos, last).map_err(Stop::Error)?;
                 self.pos.segment = next;
                 self.pos.offset = 0;
                 self.salt = last.next_salt;

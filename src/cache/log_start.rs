@@ -33,8 +33,9 @@ pub(crate) fn next_salt(state: &mut u64) -> u64 {
     (z ^ (z >> 31)).max(1)
 }
 
-/// Stores the START of a log segment, whose control area begins at `control`, over the older of its
-/// slots, whatever is there. Not durable before a barrier.
+/// Stores the START of a log segment, whose control area begins at `control`, in both of its slots,
+/// whatever is there: it means nothing before a LAST leads to it, and once the segment is log the loss of
+/// one slot must not bring the START of an earlier life back. Not durable before a barrier.
 ///
 /// # Errors
 /// The medium's.
@@ -46,6 +47,7 @@ pub(crate) fn store_start(
     let at = control + SegmentItem::LogStart as u64;
     let mut pair = load_pair::<LogStart>(pmem, at, SlotKind::LogStart, "START")
         .map_or_else(|_| PairState::fresh(at), |(_, pair)| pair);
+    pair.store(pmem, SlotKind::LogStart, start)?;
     pair.store(pmem, SlotKind::LogStart, start)
 }
 

@@ -9,6 +9,7 @@ mod audit;
 mod backing_read;
 mod backing_sample;
 mod bad;
+mod begin_run;
 mod bulk_insert;
 #[expect(
     clippy::module_inception,
@@ -18,6 +19,7 @@ mod cache;
 mod channel;
 mod check;
 mod close;
+mod control;
 mod control_io;
 mod copies;
 mod create;
@@ -27,6 +29,7 @@ mod fault;
 mod flush_all;
 mod gather;
 mod gc;
+mod generations;
 mod geometry;
 mod group;
 #[cfg(test)]
@@ -63,6 +66,7 @@ mod stats;
 mod stop;
 mod survey;
 mod try_lock;
+mod unreadable;
 mod window;
 mod write;
 mod writeback;
@@ -83,7 +87,7 @@ pub use geometry::{
     SEGMENTS_MAX, data_start, log_reserve, segments_min,
 };
 pub use latency::{LatencyFigures, LatencySnapshot};
-pub use load_report::{BadPlace, LostClean, Missing};
+pub use load_report::{BadPlace, LostClean, Missing, Unwritable};
 pub use loading::{LoadWish, Loading};
 pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};

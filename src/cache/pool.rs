@@ -33,6 +33,8 @@ struct Table {
     superblock: Superblock,
     /// The newer copy is the second one.
     newest_is_second: bool,
+    /// The other copy can't be read: it may have been the newer one.
+    other_is_lost: bool,
     /// Caches that are running.
     loaded: Vec<[u8; 16]>,
 }
@@ -145,16 +147,21 @@ impl Pool {
     /// A medium that can't be read.
     pub fn is_formatted(pmem: &dyn Pmem) -> Result<bool, CacheError> {
         let mut magic = [0; 8];
+        let mut lost = None;
         for at in [0, SUPERBLOCK_SECOND] {
             if pmem.bytes() < at + magic.len() as u64 {
                 return Ok(false);
             }
-            pmem.load(at, &mut magic)?;
+            match pmem.load(at, &mut magic) {
+                Err(error @ PmemError::Poison { .. }) => lost = Some(error),
+                other => other?,
+            }
             if magic == MAGIC {
                 return Ok(true);
             }
+            magic.fill(0);
         }
-        Ok(false)
+        lost.map_or(Ok(false), |error| Err(error.into()))
     }
 
     /// Formats `pmem` as a pool. Step by step: segments first, the superblock last, so that a format
@@ -235,7 +242,7 @@ impl Pool {
         // On an ordinary file what is in the page cache may not be what is on disk, if a barrier of
         // an earlier process failed: settle before anything is taken as truth.
         pmem.settle()?;
-        let (superblock, newest_is_second) = load_superblock(&*pmem)?;
+        let (superblock, newest_is_second, other_is_lost) = load_superblock(&*pmem)?;
         let geometry = PoolGeometry {
             segment_bytes: superblock.segment_bytes,
             data_start: superblock.data_start,
@@ -250,6 +257,7 @@ impl Pool {
         let table = RwLock::new(Table {
             superblock,
             newest_is_second,
+            other_is_lost,
             loaded: Vec::new(),
         });
         Ok(Arc::new(Self {
@@ -343,6 +351,7 @@ impl Pool {
         self.barrier_wait()?;
         table.superblock = changed;
         table.newest_is_second = second;
+        table.other_is_lost = false;
         Ok(())
     }
 
@@ -359,6 +368,30 @@ impl Pool {
             return Err(CacheError::PoolFailed);
         }
         Ok(())
+    }
+
+    /// Segments that the table gives to nobody are free, unless a newer table is lost that did.
+    ///
+    /// # Errors
+    /// [`CacheError::TableLost`], naming such a segment.
+    pub(crate) fn refuse_lost_table(&self) -> Result<(), CacheError> {
+        let lost = {
+            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            table.other_is_lost
+        };
+        let owners: Vec<[u8; 16]> = self.caches().iter().map(|entry| entry.uuid).collect();
+        let infos = if lost {
+            self.segment_infos()?
+        } else {
+            Vec::new()
+        };
+        let mut infos = infos.iter();
+        let is_foreign =
+            |info: &&SegmentInfo| info.cache != [0; 16] && !owners.contains(&info.cache);
+        infos.find(is_foreign).map_or(Ok(()), |info| {
+            let segment = SegmentId(info.segment.get());
+            Err(CacheError::TableLost { segment })
+        })
     }
 
     /// Waits for a barrier; one that fails is final for the whole pool.

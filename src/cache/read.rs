@@ -79,8 +79,9 @@ fn is_hit(shared: &Shared, key: &Key) -> bool {
     !flags.has(KeyFlags::INVALID)
 }
 
-/// Whether the backing has what `key` has, for certain. A lane does not follow the dirty tail; but
-/// when nothing is dirty, what was logged as dirty has been written back.
+/// Whether the backing has what `key` has, for certain. A lane does not follow the dirty tail, but a load
+/// takes what lies before it for clean; and when nothing is dirty, what was logged as dirty has been
+/// written back.
 fn is_in_backing(shared: &Shared, key: &Key) -> bool {
     key.kind.flags().has(KeyFlags::CLEAN) || shared.dirty_bytes() == 0
 }

@@ -1,28 +1,25 @@
 //! Replay: reads the log of a cache from its key tail and rebuilds what lives in memory.
 
 use super::CacheError;
-use super::backing_sample::SAMPLE_ITEMS;
 use super::bulk_insert::BulkInsert;
-use super::control_io::{PairState, load_pair};
+use super::control::Control;
 use super::copies::CopiesUntil;
 use super::error::LogDamage;
 use super::fault::{self, Fault};
-use super::geometry::{CacheItem, PoolGeometry, SegIx, SegmentItem};
+use super::generations::Generations;
+use super::geometry::{PoolGeometry, SegIx};
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
-use super::load_report::{LostClean, Missing};
+use super::load_report::{LostClean, Missing, Unwritable};
 use super::log::Place;
-use super::log_damage::{Walked, is_damage, lost_clean, missing};
-use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
-use super::plausible::{COUNT_END, check_count, check_incarnation};
+use super::log_damage::{Walked, is_damage, is_unreadable, lost_clean, missing};
+use super::log_reader::{Entry, LogReader, LogView, Stop};
 use super::pool::Pool;
 use super::segment_map::SegmentMap;
 use super::shared::LogPos;
+use super::staged::Staged;
 use crate::bdev::Pmem;
-use crate::media::{
-    self, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    SealedKset, SegmentInfo, SlotBody, SlotKind, Tail, WindowEnd,
-};
+use crate::media::{self, CacheEntry, SealedKset, SegmentInfo};
 use crate::units::SegmentId;
 use std::sync::Arc;
 
@@ -53,164 +50,8 @@ pub struct ReplayReport {
     pub lost_clean: Option<LostClean>,
     /// Only with salvage: what of the log could not be taken, and what it wrote.
     pub missing: Option<Missing>,
-}
-
-/// The control items of a cache, with where their next version goes.
-#[derive(Debug)]
-pub(crate) struct Control {
-    pub(crate) key_tail: (LogPos, PairState),
-    pub(crate) dirty_tail: (LogPos, PairState),
-    pub(crate) incarnation: (Incarnation, PairState),
-    pub(crate) window_end: (u64, PairState),
-    pub(crate) clean_stop: (CleanStop, PairState),
-    /// Where the next samples of the backing go.
-    pub(crate) samples: [PairState; 3],
-    pub(crate) durable_mark: (u64, PairState),
-    pub(crate) boot: ([u8; 16], PairState),
-}
-
-fn item<B: SlotBody>(
-    view: &LogView,
-    place: CacheItem,
-    kind: SlotKind,
-    name: &'static str,
-) -> Result<(B, PairState), CacheError> {
-    load_pair(&*view.pmem, item_at(view, place), kind, name)
-}
-
-fn item_at(view: &LogView, place: CacheItem) -> u64 {
-    view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64
-}
-
-pub(crate) fn tail_pos(
-    view: &LogView,
-    tail: &Tail,
-    item: &'static str,
-) -> Result<LogPos, CacheError> {
-    let segment = view.segments.find(tail.segment.get());
-    let offset = tail.offset.get();
-    let fits = u64::from(offset) <= view.geometry.segment_data_bytes()
-        && (offset as usize).is_multiple_of(media::KSET_ALIGN)
-        && (1..COUNT_END).contains(&tail.sequence.get())
-        && tail.epoch.get() < COUNT_END;
-    let at = view.geometry.segment_start(view.segments.id(SegIx(0)));
-    match segment.filter(|_| fits) {
-        Some(segment) => Ok(LogPos {
-            segment,
-            offset,
-            sequence: tail.sequence.get(),
-            epoch: tail.epoch.get(),
-        }),
-        None => {
-            let found = u64::from(tail.segment.get());
-            Err(CacheError::Identity {
-                item,
-                at,
-                found,
-                expected: 0,
-            })
-        }
-    }
-}
-
-impl Control {
-    /// Reads all items.
-    pub(crate) fn load(view: &LogView) -> Result<Self, CacheError> {
-        let (key, key_pair) =
-            item::<Tail>(view, CacheItem::KeyTail, SlotKind::KeyTail, "key tail")?;
-        let (dirty, dirty_pair) = item::<Tail>(
-            view,
-            CacheItem::DirtyTail,
-            SlotKind::DirtyTail,
-            "dirty tail",
-        )?;
-        let (window, window_pair) = item::<WindowEnd>(
-            view,
-            CacheItem::WindowEnd,
-            SlotKind::WindowEnd,
-            "window end",
-        )?;
-        let (mark, mark_pair) = item::<DurableMark>(
-            view,
-            CacheItem::DurableMark,
-            SlotKind::DurableMark,
-            "durable mark",
-        )?;
-        let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
-        let incarnation = item::<Incarnation>(view, place, slot, "incarnation")?;
-        let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + place as u64;
-        check_incarnation(at, incarnation.0.incarnation.get())?;
-        let (boot, boot_pair) = item::<Boot>(view, CacheItem::Boot, SlotKind::Boot, "boot id")?;
-        Ok(Self {
-            key_tail: (tail_pos(view, &key, "key tail")?, key_pair),
-            dirty_tail: (tail_pos(view, &dirty, "dirty tail")?, dirty_pair),
-            incarnation,
-            window_end: (window.sequence.get(), window_pair),
-            clean_stop: item(
-                view,
-                CacheItem::CleanStop,
-                SlotKind::CleanStop,
-                "clean stop",
-            )?,
-            samples: SAMPLE_ITEMS.map(|(place, kind, name)| {
-                // They count with a clean stop only, and are written anew as a whole.
-                item::<BackingSample>(view, place, kind, name)
-                    .map_or_else(|_| PairState::fresh(item_at(view, place)), |(_, pair)| pair)
-            }),
-            durable_mark: (mark.sequence.get(), mark_pair),
-            boot: (boot.boot_id, boot_pair),
-        })
-    }
-
-    /// The samples of the backing that were taken when it was stopped, if they count.
-    pub(super) fn recorded_samples(
-        &self,
-        view: &LogView,
-    ) -> Result<Option<[BackingSample; 3]>, CacheError> {
-        let clean = &self.clean_stop.0;
-        if clean.clean.get() != 1 || clean.sampled.get() != 1 {
-            return Ok(None);
-        }
-        let mut samples = Vec::new();
-        for (place, kind, name) in SAMPLE_ITEMS {
-            let (sample, _) = item::<BackingSample>(view, place, kind, name)?;
-            let (found, expected) = (sample.final_sequence.get(), clean.final_sequence.get());
-            if found != expected {
-                return Err(CacheError::Identity {
-                    item: name,
-                    at: item_at(view, place),
-                    found,
-                    expected,
-                });
-            }
-            samples.push(sample);
-        }
-        Ok(samples.try_into().ok())
-    }
-
-    /// The sequence up to which the log is known to reach.
-    pub(super) fn proven_sequence(&self) -> u64 {
-        let clean = &self.clean_stop.0;
-        let final_sequence = if clean.clean.get() == 1 {
-            clean.final_sequence.get()
-        } else {
-            0
-        };
-        // A load makes what it replays durable before it begins a run behind it.
-        let first_sequence = self.incarnation.0.first_sequence.get();
-        final_sequence
-            .max(self.durable_mark.0)
-            .max(first_sequence.saturating_sub(1))
-            .max(self.dirty_tail.0.sequence.saturating_sub(1))
-            .max(self.key_tail.0.sequence.saturating_sub(1))
-    }
-
-    pub(crate) fn incarnations(&self) -> Incarnations {
-        Incarnations {
-            current: self.incarnation.0.incarnation.get(),
-            first_sequence: self.incarnation.0.first_sequence.get(),
-        }
-    }
+    /// All is there, but a run would have to be written where the medium takes nothing: it is read-only.
+    pub unwritable: Option<Unwritable>,
 }
 
 /// Finds a cache's segments and opens a view of its log.
@@ -256,28 +97,6 @@ pub(crate) fn view_of(
     })
 }
 
-/// Reads the generation of every segment of the cache.
-pub(crate) fn load_generations(view: &LogView) -> Result<Vec<u64>, CacheError> {
-    let mut generations = Vec::with_capacity(view.segments.len());
-    for id in view.segments.ids() {
-        let at = view.geometry.segment_start(*id) + SegmentItem::Generation as u64;
-        let (body, _) =
-            load_pair::<Generation>(&*view.pmem, at, SlotKind::Generation, "generation")?;
-        if body.segment.get() != id.0 {
-            let (found, expected) = (body.segment.get().into(), id.0.into());
-            return Err(CacheError::Identity {
-                item: "generation",
-                at,
-                found,
-                expected,
-            });
-        }
-        check_count("generation", at, body.generation.get())?;
-        generations.push(body.generation.get());
-    }
-    Ok(generations)
-}
-
 /// What replay rebuilds.
 #[derive(Debug)]
 pub(crate) struct Replayed {
@@ -298,6 +117,8 @@ pub(crate) struct Replayed {
     pub(crate) report: ReplayReport,
     /// The log is damaged before the dirty tail: this begins there, and so must the key tail.
     pub(crate) begins_at_dirty_tail: bool,
+    /// The place where it ends can't be read, though nothing is lost there.
+    pub(crate) end_unreadable: bool,
 }
 
 /// What a load wants of the log.
@@ -332,6 +153,7 @@ impl Replayed {
             end_salt: at.salt(),
             report: ReplayReport::default(),
             begins_at_dirty_tail: false,
+            end_unreadable: false,
         }
     }
 
@@ -347,8 +169,8 @@ impl Replayed {
         }
     }
 
-    /// Takes a key over: counts its reference, and inserts it if its segment is still what it was. Tells
-    /// which.
+    /// Takes a key over that is not written back: counts its reference, and inserts it if its segment is
+    /// still what it was. Tells which.
     pub(crate) fn apply(&mut self, view: &LogView, generations: &[u64], key: &media::Key) -> bool {
         let admitted = self.admit(view, generations, key);
         if let Some((lane, subtree, key)) = admitted {
@@ -397,8 +219,8 @@ impl Replayed {
         Some((lane, subtree, key))
     }
 
-    /// Takes the keys of a kset over.
-    fn take(
+    /// Takes the keys of a kset over. Those before `dirty_from` are written back.
+    pub(crate) fn take(
         &mut self,
         view: &LogView,
         generations: &[u64],
@@ -411,13 +233,22 @@ impl Replayed {
         for key in kset.keys {
             if copies.is_old_copy(key, kset.header.sequence) {
                 self.supersede(view, generations, key);
-            } else if let Some((lane, subtree, key)) = self.admit(view, generations, key) {
+            } else if let Some((lane, subtree, mut key)) = self.admit(view, generations, key) {
+                // Else a read that finds its data lost could not ask the backing while others are dirty.
+                if kset.header.sequence < dirty_from {
+                    key.kind = key.kind.written_back();
+                }
                 self.late.push(&mut self.indexes, lane, subtree, key);
             }
             if kset.header.sequence >= dirty_from {
                 self.count_dirty(key);
             }
         }
+    }
+
+    /// Inserts what was put off: behind the last [`Self::take`].
+    pub(crate) fn insert_late(&mut self) {
+        self.late.finish(&mut self.indexes);
     }
 
     /// Where the log goes on, in an epoch of its own: a flush that ended the last one may have been
@@ -468,8 +299,8 @@ fn begin_at(view: &LogView, from: LogPos) -> Result<LogReader, CacheError> {
 fn walk(
     view: &LogView,
     control: &Control,
-    generations: &[u64],
-    lanes: usize,
+    generations: &mut Generations,
+    (lanes, staged): (usize, &Staged),
     from: LogPos,
     copies: CopiesUntil,
 ) -> Result<Walked, CacheError> {
@@ -490,7 +321,8 @@ fn walk(
         let replayed = &mut walked.replayed;
         match walked.reader.next(view, &incarnations) {
             Ok(Entry::Kset(kset)) => {
-                if let Some(damage) = view.life_ahead(generations, &kset) {
+                if let Some(damage) = view.life_ahead(&generations.now, &kset) {
+                    walked.learned = generations.learn(view, kset.keys);
                     walked.reader.return_to(before);
                     break Stop::Error(view.damaged(&before.0, damage));
                 }
@@ -498,11 +330,16 @@ fn walk(
                 view.pmem
                     .write_back(view.data_at(before.0.segment, before.0.offset), bytes);
                 kset.keys.iter().for_each(|key| walked.seen.note(key));
-                replayed.take(view, generations, &kset, copies, dirty_from);
+                let stale = replayed.report.stale_keys;
+                replayed.take(view, &generations.now, &kset, copies, dirty_from);
+                if replayed.report.stale_keys > stale {
+                    walked.passed = Some(walked.reader.pos);
+                }
             }
             Ok(Entry::Last { .. }) => {
                 let at = view.data_at(before.0.segment, before.0.offset);
                 view.pmem.write_back(at, media::LAST_BYTES as u64);
+                walked.hops.push(walked.reader.pos);
                 replayed.log_segments.push(walked.reader.pos.segment);
                 if replayed.log_segments.len() > view.segments.len() {
                     let damage = LogDamage::Last {
@@ -518,24 +355,14 @@ fn walk(
             }
         }
     };
-    let replayed = &mut walked.replayed;
-    replayed.late.finish(&mut replayed.indexes);
+    walked.replayed.insert_late();
     walked.replayed.end = walked.reader.pos;
     walked.replayed.end_salt = walked.reader.salt();
     match stop {
+        Stop::NotThere(_) => walked.at_end(view, control, staged, false),
+        Stop::Error(error) if is_unreadable(&error) => walked.at_end(view, control, staged, true),
         Stop::Error(error) if is_damage(&error) => Ok(walked.broken(error)),
         Stop::Error(error) => Err(error),
-        Stop::NotThere(_) => {
-            let expected = walked.reader.pos.sequence;
-            let found = walked.reader.probe_hole(view)?;
-            let proof = found.unwrap_or_else(|| control.proven_sequence());
-            if proof < expected {
-                return Ok(walked);
-            }
-            let hole = LogDamage::Hole { expected, proof };
-            let error = view.damaged(&walked.reader.pos, hole);
-            Ok(walked.broken(error))
-        }
     }
 }
 
@@ -547,28 +374,38 @@ fn walk(
 /// not, or one that says what can't be.
 pub(crate) fn replay(
     view: &LogView,
-    control: &Control,
-    generations: &[u64],
+    control: &mut Control,
+    generations: &mut Generations,
     lanes: usize,
     wish: ReplayWish,
+    staged: &Staged,
 ) -> Result<Replayed, CacheError> {
-    let dirty = control.dirty_tail.0;
-    let copies = CopiesUntil::new(control, wish);
-    let mut walked = walk(
-        view,
-        control,
-        generations,
-        lanes,
-        control.key_tail.0,
-        copies,
-    )?;
+    let mut walked = loop {
+        let copies = CopiesUntil::new(control, wish);
+        let from = control.key_tail.0;
+        let walked = walk(view, control, generations, (lanes, staged), from, copies)?;
+        if walked.learned {
+            continue;
+        }
+        match walked.real_tail(control, staged, view) {
+            Some(pos) => control.pass_to(pos),
+            None => break walked,
+        }
+    };
     let mut lost = None;
+    let dirty = control.dirty_tail.0;
     if let Some(damage) = &walked.damage
         && walked.reader.pos.sequence < dirty.sequence
     {
         tracing::error!(%damage, "the log is damaged, but there the backing has all of it");
         lost = Some(lost_clean(view, control, &walked, damage)?);
-        walked = walk(view, control, generations, lanes, dirty, copies)?;
+        walked = loop {
+            let copies = CopiesUntil::new(control, wish);
+            let walked = walk(view, control, generations, (lanes, staged), dirty, copies)?;
+            if !walked.learned {
+                break walked;
+            }
+        };
         walked.replayed.begins_at_dirty_tail = true;
     }
     walked.replayed.report.lost_clean = lost;

@@ -45,6 +45,13 @@ impl SegmentMap {
         self.bad[segment.index()]
     }
 
+    /// Takes it for one that was.
+    pub(crate) fn mark_bad(&mut self, segment: SegIx) {
+        if let Some(bad) = self.bad.get_mut(segment.index()) {
+            *bad = true;
+        }
+    }
+
     pub(crate) fn ids(&self) -> &[SegmentId] {
         &self.ids
     }

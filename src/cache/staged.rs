@@ -2,18 +2,20 @@
 //! logged by the next load.
 
 use super::CacheError;
+use super::control::Control;
 use super::fault::{self, Fault};
 use super::geometry::{SegmentItem, largest_ksets};
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::pool::Pool;
-use super::replay::{Control, ReplayWish, Replayed, open_view};
+use super::replay::{ReplayWish, Replayed, open_view};
 use super::shared::Runtime;
 use super::staging::{LaneStaging, Section, StagedKset, StagingFile};
 use crate::media::{
     self, CacheEntry, KSET_BYTES_MAX, KeyFlags, KsetHeader, encode_kset, encode_last, kset_bytes,
 };
 use crate::units::ByteRange;
+use std::collections::BTreeSet;
 use std::path::Path;
 use zerocopy::little_endian::{U32, U64};
 
@@ -22,6 +24,8 @@ pub(crate) struct Staged {
     pub(crate) section: Section,
     pub(crate) lanes: Vec<LaneStaging>,
     left_over: Vec<Vec<StagedKset>>,
+    /// The last sequence that the earlier process gave out, if the slots are its own.
+    last_given: Option<u64>,
     pub(crate) missing: bool,
 }
 
@@ -32,8 +36,9 @@ pub(crate) fn open_staging(
     control: &Control,
     runtime: &Runtime,
     wish: ReplayWish,
+    look_only: bool,
 ) -> Result<Staged, CacheError> {
-    let file = if wish.salvage {
+    let file = if look_only {
         StagingFile::copy_of(&runtime.run_dir, pool.uuid())?
     } else {
         StagingFile::open(&runtime.run_dir, pool.uuid())?
@@ -45,16 +50,20 @@ pub(crate) fn open_staging(
         lanes.push(file.lane(place, lane)?);
     }
     let incarnation = control.incarnation.0.incarnation.get();
-    let same_boot = control.boot.0 == runtime.boot_id;
-    let stopped_clean = control.clean_stop.0.clean.get() == 1;
-    // One above is a load that was cut off after it took the slots over.
+    // A boot id that is lost tells nothing; the section has its own.
+    let same_boot = control.boot.0 == runtime.boot_id || control.boot.1.lost;
+    let stopped_clean = control.stopped_clean();
+    // The next one is that of a load that was cut off after it took the slots over.
     let ours = section.read().is_some_and(|header| {
         header.cache == entry.uuid
             && header.lanes == entry.lanes.get()
-            && (header.incarnation == incarnation || header.incarnation == incarnation + 1)
+            && header.boot_id == runtime.boot_id
+            && (incarnation..=control.next_incarnation()).contains(&header.incarnation)
     });
     let ignored = fault::injected(Fault::StagingIgnored);
-    let usable = ours && same_boot && !stopped_clean && !ignored;
+    let usable = ours && !stopped_clean && !ignored;
+    let given = lanes.iter().map(LaneStaging::last_given).max();
+    let last_given = given.filter(|_| usable);
     let left_over = if usable {
         let mut left_over: Vec<Vec<StagedKset>> =
             lanes.iter().map(LaneStaging::left_over).collect();
@@ -75,6 +84,7 @@ pub(crate) fn open_staging(
         section,
         lanes,
         left_over,
+        last_given,
         missing,
     })
 }
@@ -84,6 +94,21 @@ impl Staged {
     pub(crate) fn unlogged(&self, first: u64) -> impl Iterator<Item = &StagedKset> {
         let ksets = self.left_over.iter().flatten();
         ksets.filter(move |kset| kset.sequence == 0 || kset.sequence >= first)
+    }
+
+    /// Whether nothing of a kset with sequence `first` or a later one is lost where the log is taken to
+    /// end before it: none was given out, or all of them still stand here.
+    pub(crate) fn has_all_from(&self, first: u64) -> bool {
+        let Some(last) = self.last_given else {
+            return false;
+        };
+        let here: BTreeSet<u64> = self.unlogged(first).map(|kset| kset.sequence).collect();
+        (first..=last).all(|sequence| here.contains(&sequence))
+    }
+
+    /// All keys that are not in the log, which goes on with sequence `first`.
+    pub(crate) fn keys(&self, first: u64) -> impl Iterator<Item = &media::Key> {
+        self.unlogged(first).flat_map(|kset| &kset.keys)
     }
 
     /// Log segments that they can take at most.
@@ -176,8 +201,9 @@ fn believed(
     })
 }
 
-/// Salvage: shows what an earlier process acknowledged and could not log, as far as it fits. Behind a
-/// bad place it does not: of what was written between, these keys know nothing.
+/// Salvage: shows what an earlier process acknowledged and could not log, as far as it fits. Where ksets
+/// behind a bad place can still be read and are not shown, it does not: what these keys stood on is
+/// missing. Else they are the newest that there is for their ranges.
 pub(crate) fn take_staged(
     view: &LogView,
     staged: &Staged,
@@ -188,7 +214,9 @@ pub(crate) fn take_staged(
     let first = replayed.end.sequence;
     let keys = staged.unlogged(first).flat_map(|kset| &kset.keys);
     let keys = keys.filter(|key| view.check_key(key).is_ok());
-    if let Some(missing) = &mut replayed.report.missing {
+    if let Some(missing) = &mut replayed.report.missing
+        && missing.ksets > 0
+    {
         missing.add_staged(keys);
         return;
     }
@@ -264,6 +292,10 @@ pub(crate) fn close_staged(
         )?;
     }
     view.pmem.barrier_wait()?;
+    // Only once the slots are empty their keys are nowhere but in these ksets.
+    if let Some(lane) = staged.lanes.first_mut() {
+        lane.set_last_given(log.last_sequence());
+    }
     staged.lanes.iter_mut().for_each(LaneStaging::clear);
     Ok(())
 }
@@ -277,7 +309,7 @@ impl Pool {
     pub fn forget_staging(&self, run_dir: &Path) -> Result<(), CacheError> {
         for entry in self.caches() {
             let control = Control::load(&open_view(self, &entry)?)?;
-            if control.clean_stop.0.clean.get() != 1 {
+            if !control.stopped_clean() {
                 return Ok(());
             }
         }

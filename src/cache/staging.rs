@@ -19,12 +19,14 @@ use zerocopy::{FromBytes, IntoBytes};
 pub(crate) const SLOTS: usize = 8;
 const SLOT_HEADER: usize = 64;
 const SLOT_BYTES: usize = SLOT_HEADER + KEYS_MAX * KEY_BYTES;
+/// Behind a lane's slots: the last sequence that one of its ksets got.
+const LAST_GIVEN: usize = SLOTS * SLOT_BYTES;
 /// A lane's slots, in whole pages, so that each lane can map its own.
-const LANE_BYTES: usize = (SLOTS * SLOT_BYTES).next_multiple_of(4096);
+const LANE_BYTES: usize = (LAST_GIVEN + 8).next_multiple_of(4096);
 const SECTION_HEADER: usize = 4096;
 const LANES: usize = 128;
 const SECTION_BYTES: u64 = (SECTION_HEADER + LANES * LANE_BYTES) as u64;
-const MAGIC: u64 = u64::from_le_bytes(*b"PMCSTAG1");
+const MAGIC: u64 = u64::from_le_bytes(*b"PMCSTAG2");
 
 /// The staging file of a pool.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub(crate) struct SectionHeader {
     pub(crate) cache: [u8; 16],
     pub(crate) incarnation: u32,
     pub(crate) lanes: u32,
+    /// The boot of the machine in which it was written.
+    pub(crate) boot_id: [u8; 16],
 }
 
 fn os(path: &Path, what: &str, source: std::io::Error) -> CacheError {
@@ -178,20 +182,24 @@ impl Section {
             cache: self.map[8..24].try_into().ok()?,
             incarnation: u32::try_from(numbers & 0xffff_ffff).ok()?,
             lanes: u32::try_from(numbers >> 32).ok()?,
+            boot_id: self.map[32..48].try_into().ok()?,
         })
     }
 
-    /// Writes the header. One of the same cache changes in a single word: a process that dies here
-    /// leaves the old header or the new one, and the slots are found with both.
+    /// Writes the header. One of the same cache and boot changes in a single word: a process that dies
+    /// here leaves the old header or the new one, and the slots are found with both.
     pub(crate) fn write(&mut self, header: &SectionHeader) {
         let numbers = u64::from(header.incarnation) | u64::from(header.lanes) << 32;
-        let same = self
-            .read()
-            .is_some_and(|old| old.cache == header.cache && old.lanes == header.lanes);
+        let same = self.read().is_some_and(|old| {
+            let incarnation = header.incarnation;
+            let old = SectionHeader { incarnation, ..old };
+            old == *header
+        });
         if !same {
             self.map[..8].fill(0);
             compiler_fence(Ordering::SeqCst);
             self.map[8..24].copy_from_slice(&header.cache);
+            self.map[32..48].copy_from_slice(&header.boot_id);
         }
         self.map[24..32].copy_from_slice(&numbers.to_le_bytes());
         compiler_fence(Ordering::SeqCst);
@@ -264,6 +272,19 @@ impl LaneStaging {
     /// The kset in `slot` has its place in the log.
     pub(crate) fn set_sequence(&mut self, slot: usize, sequence: u64) {
         self.put(slot, 8, sequence);
+        self.set_last_given(sequence);
+    }
+
+    /// No kset of this lane got a sequence above this one: it stays when the slots are free again.
+    pub(crate) fn last_given(&self) -> u64 {
+        word(&self.map, LAST_GIVEN)
+    }
+
+    /// Says that ksets of this lane got sequences up to this one.
+    pub(crate) fn set_last_given(&mut self, sequence: u64) {
+        compiler_fence(Ordering::SeqCst);
+        self.map[LAST_GIVEN..LAST_GIVEN + 8].copy_from_slice(&sequence.to_le_bytes());
+        compiler_fence(Ordering::SeqCst);
     }
 
     /// `slot` holds nothing any more.
@@ -298,9 +319,10 @@ impl LaneStaging {
             if sequence != 0 && sequence < first {
                 self.free(slot);
             } else if sequence != 0 {
-                self.set_sequence(slot, 0);
+                self.put(slot, 8, 0);
             }
         }
+        self.set_last_given(first.saturating_sub(1));
     }
 
     /// Frees every slot, the oldest kset first: if the process dies here, what is left is applied

@@ -2,10 +2,13 @@
 //! what it means to.
 
 use super::CacheError;
-use super::log_reader::{Entry, LogReader, Stop};
+use super::control::Control;
+use super::generations::load_generations;
+use super::geometry::{CONTROL_ITEMS_END, PAIR_DISTANCE, SEGMENT_ITEMS_BYTES};
+use super::log_reader::{Entry, LogReader, LogView, Stop};
 use super::pool::Pool;
-use super::replay::{Control, load_generations, open_view};
-use crate::media::{KeyFlags, kset_bytes};
+use super::replay::open_view;
+use crate::media::{KeyFlags, SLOT_BYTES, kset_bytes};
 use crate::units::ByteRange;
 
 /// A kset of the log.
@@ -35,8 +38,24 @@ pub(crate) struct SurveyedData {
 pub(crate) struct Survey {
     pub(crate) ksets: Vec<SurveyedKset>,
     pub(crate) data: Vec<SurveyedData>,
+    /// First bytes of the slots of all pairs.
+    pub(crate) slots: Vec<[u64; 2]>,
     /// All ksets below this sequence are written back.
     pub(crate) dirty_sequence: u64,
+}
+
+/// The slots of the cache's items and of its segments' own.
+fn slots(view: &LogView) -> Vec<[u64; 2]> {
+    let items = SEGMENT_ITEMS_BYTES as u64..CONTROL_ITEMS_END;
+    let mut found = Vec::new();
+    for (place, id) in view.segments.ids().iter().enumerate() {
+        let start = view.geometry.segment_start(*id);
+        let own = (0..SEGMENT_ITEMS_BYTES as u64).chain(items.clone().filter(|_| place == 0));
+        for at in own.step_by(SLOT_BYTES) {
+            found.push([start + at, start + at + PAIR_DISTANCE]);
+        }
+    }
+    found
 }
 
 impl Pool {
@@ -48,11 +67,12 @@ impl Pool {
         let (_, entry) = self.find(name)?;
         let view = open_view(self, &entry)?;
         let control = Control::load(&view)?;
-        let generations = load_generations(&view)?;
+        let generations = load_generations(&view)?.now;
         let incarnations = control.incarnations();
         let mut reader = LogReader::new(&view, control.key_tail.0)?;
         let mut survey = Survey {
             dirty_sequence: control.dirty_tail.0.sequence,
+            slots: slots(&view),
             ..Survey::default()
         };
         loop {

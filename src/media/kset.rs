@@ -159,6 +159,25 @@ pub fn encode_last(header: &KsetHeader, last: Last) -> [u8; LAST_BYTES] {
     bytes
 }
 
+/// What the header at the start of `bytes` claims. Nothing vouches for it: a kset of which only the
+/// front can be read has no good CRC.
+#[must_use]
+pub fn claimed_header(bytes: &[u8]) -> Option<KsetHeader> {
+    let head = bytes.first_chunk::<KSET_HEADER_BYTES>()?;
+    let raw: RawHeader = zerocopy::transmute!(*head);
+    Some(header_of(&raw))
+}
+
+fn header_of(raw: &RawHeader) -> KsetHeader {
+    KsetHeader {
+        incarnation: raw.incarnation.get(),
+        salt: raw.salt.get(),
+        sequence: raw.sequence.get(),
+        durable: raw.durable.get(),
+        epoch: raw.epoch.get(),
+    }
+}
+
 /// Reads what stands at the start of `bytes`, which may be longer: up to [`KSET_BYTES_MAX`] are
 /// looked at.
 ///
@@ -194,13 +213,7 @@ pub fn parse_kset(bytes: &[u8]) -> Result<Parsed<'_>, KsetError> {
     if stored != computed {
         return Err(KsetError::Crc { stored, computed });
     }
-    let header = KsetHeader {
-        incarnation: raw.incarnation.get(),
-        salt: raw.salt.get(),
-        sequence: raw.sequence.get(),
-        durable: raw.durable.get(),
-        epoch: raw.epoch.get(),
-    };
+    let header = header_of(&raw);
     if is_last {
         let mut salt = [0; 8];
         salt.copy_from_slice(&whole[KSET_HEADER_BYTES..KSET_HEADER_BYTES + 8]);

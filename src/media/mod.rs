@@ -16,7 +16,7 @@ pub use control::{
 pub use key::{KEY_BYTES, Key, KeyFlags};
 pub use kset::{
     KEYS_MAX, KSET_ALIGN, KSET_BYTES_MAX, KSET_HEADER_BYTES, KsetError, KsetHeader, LAST_BYTES,
-    Last, Parsed, SealedKset, encode_kset, encode_last, kset_bytes, parse_kset,
+    Last, Parsed, SealedKset, claimed_header, encode_kset, encode_last, kset_bytes, parse_kset,
 };
 pub use slot::{SLOT_BYTES, SlotBody, SlotError, SlotKind, open_slot, seal_slot};
 pub use superblock::{

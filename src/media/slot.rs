@@ -76,6 +76,9 @@ pub enum SlotError {
         /// What should.
         wanted: u32,
     },
+    /// The medium does not give its bytes. Whoever reads media says so; a decoder never does.
+    #[error("slot can't be read")]
+    Unreadable,
 }
 
 /// The bytes of a slot with this body.

@@ -186,6 +186,9 @@ pub enum SuperblockError {
         /// Its value.
         value: u64,
     },
+    /// The medium does not give its bytes. Whoever reads media says so; the decoder never does.
+    #[error("superblock can't be read")]
+    Unreadable,
 }
 
 /// The bytes of one copy.

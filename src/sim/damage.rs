@@ -4,6 +4,7 @@ use super::rng::index;
 use super::sectors::SECTOR;
 use super::world::{Checked, Violation, World};
 use crate::cache::{LoadWish, SurveyedData, SurveyedKset};
+use crate::media::SLOT_BYTES;
 use crate::units::ByteRange;
 
 /// Lines of a medium that become unreadable at most.
@@ -12,6 +13,8 @@ const POISONED_MAX: u32 = 6;
 /// What was done to a medium at rest, and what a load has to make of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Damage {
+    /// A slot of a pair can't be read: the other one does, or the newer is told by the log.
+    Slot,
     /// Data of keys: the cache loads, and no read gives other bytes than the right ones.
     Data,
     /// A kset before the dirty tail: only clean cache is lost.
@@ -53,6 +56,27 @@ impl World {
                 };
                 let (at, mask) = self.flip(kset.at, kset.len);
                 Ok(Some(Damage::Middle { at, mask }))
+            }
+            5 | 6 if self.poisoned < POISONED_MAX => {
+                let pair = self.rng.pick(&survey.slots);
+                let second = usize::from(self.rng.permille(500));
+                let (at, other) = (pair[second], pair[1 - second]);
+                if !self
+                    .universe
+                    .read()
+                    .media
+                    .is_readable(other, SLOT_BYTES as u64)
+                {
+                    return Ok(None);
+                }
+                self.trace
+                    .note(|| format!("the slot at {at:#x} can't be read any more"));
+                self.universe.write().media.poison(at);
+                // It may be the newer dirty tail.
+                self.volumes[0].model.lose_again();
+                // Its segment is never used again as long as this is so.
+                self.poisoned += 1;
+                Ok(Some(Damage::Slot))
             }
             _ => {
                 for _ in 0..=self.rng.below(3) {

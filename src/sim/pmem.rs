@@ -279,6 +279,11 @@ impl Media {
         self.poison.insert(at / LINE);
     }
 
+    /// Whether all of these bytes can be read.
+    pub(super) fn is_readable(&self, at: u64, len: u64) -> bool {
+        self.check(at, len).is_ok()
+    }
+
     /// Fails if some of these bytes can't be read.
     fn check(&self, at: u64, len: u64) -> Result<(), PmemError> {
         let lines = at / LINE..(at + len).div_ceil(LINE);

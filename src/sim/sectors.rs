@@ -49,6 +49,9 @@ pub(super) struct Sectors {
     /// For each sector when its data may have been lost, so that reads fail until it is overwritten; 0
     /// for never.
     lost: Vec<u64>,
+    /// For each sector when its medium lost what it held; 0 for never. Reads of the backing may have given
+    /// it since.
+    decayed: Vec<u64>,
     /// When the last flushes were submitted and completed, newest last.
     pub(super) flushes: Vec<(u64, u64)>,
 }
@@ -74,6 +77,7 @@ impl Sectors {
             history: vec![vec![0]; index(count)],
             all: vec![vec![0]; index(count)],
             lost: vec![0; index(count)],
+            decayed: vec![0; index(count)],
             modifications: vec![Modification {
                 submitted: 0,
                 ended: 0,
@@ -299,7 +303,24 @@ impl Sectors {
     /// The medium has lost what it held for `range`, or may have.
     pub(super) fn lose(&mut self, range: ByteRange) {
         let now = self.now();
-        self.lost[Self::range(range.start(), range.len())].fill(now);
+        let sectors = Self::range(range.start(), range.len());
+        self.lost[sectors.clone()].fill(now);
+        self.decayed[sectors].fill(now);
+    }
+
+    /// The cache may no longer know that the backing has what the medium lost: as if that were lost now.
+    pub(super) fn lose_again(&mut self) {
+        let now = self.now();
+        for number in 0..self.lost.len() {
+            let decayed = self.decayed[number];
+            let rewritten = |&v: &Version| {
+                let version = self.of(v);
+                version.submitted > decayed && version.acknowledged != NEVER
+            };
+            if decayed > 0 && !self.history[number].iter().any(rewritten) {
+                self.lost[number] = now;
+            }
+        }
     }
 
     /// The medium may have lost whatever is not known to be durable.

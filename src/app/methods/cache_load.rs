@@ -81,6 +81,12 @@ fn complaints(report: &ReplayReport) -> Vec<String> {
             missing.at.sequence, missing.at.reason
         ));
     }
+    if let Some(lost) = &report.unwritable {
+        found.push(format!(
+            "its {} can't be written at byte {} of the pool's medium: it is whole, and read-only",
+            lost.item, lost.at
+        ));
+    }
     found
 }
 
@@ -136,6 +142,7 @@ fn show_replay(report: &ReplayReport) -> Value {
         "clean_dropped": report.clean_dropped,
         "lost_clean": report.lost_clean.as_ref().map(show_lost),
         "missing": report.missing.as_ref().map(show_missing),
+        "unwritable": report.unwritable.map(|lost| json!({"item": lost.item, "at": lost.at})),
     })
 }
 

@@ -1,13 +1,13 @@
 //! The control items of a cache, and the STARTs of its segments.
 
-use super::findings::{Findings, PairName, odd_slot};
+use super::findings::{Findings, PairName};
 use super::report::{CacheCheck, FindingKind, OptionsCheck, SegmentFigures, TailCheck};
 use crate::cache::backing_sample::SAMPLE_ITEMS;
+use crate::cache::control::tail_pos;
 use crate::cache::control_io::SlotPair;
 use crate::cache::geometry::{CacheItem, SegIx, SegmentItem};
 use crate::cache::log_reader::{Incarnations, LogView};
 use crate::cache::plausible::check_incarnation;
-use crate::cache::replay::tail_pos;
 use crate::cache::shared::LogPos;
 use crate::media::{
     BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotBody,
@@ -125,6 +125,29 @@ fn tail(
     }
 }
 
+/// A key tail never passes the durable dirty tail: one that lies before it stands in the older slot, and
+/// the newer one is lost.
+fn not_gone_back(
+    view: &LogView,
+    key_tail: Option<(LogPos, TailCheck)>,
+    dirty_tail: (LogPos, TailCheck),
+    findings: &mut Findings,
+) -> (LogPos, TailCheck) {
+    let at = view.geometry.segment_start(view.segments.id(SegIx(0))) + CacheItem::DirtyTail as u64;
+    let pair = SlotPair::<Tail>::read(&*view.pmem, at, SlotKind::DirtyTail);
+    match key_tail {
+        Some(key_tail)
+            if dirty_tail.0.sequence < key_tail.0.sequence
+                && pair.is_ok_and(|pair| pair.has_lost_one()) =>
+        {
+            let what = "dirty tail: it has gone back, to before the key tail, where it counts from";
+            findings.warn(FindingKind::Tail, at, what);
+            key_tail
+        }
+        _ => dirty_tail,
+    }
+}
+
 fn read_incarnation(view: &LogView, findings: &mut Findings) -> Option<Incarnation> {
     let lost = "which ksets are leftovers: the cache can't be loaded";
     let (place, slot) = (CacheItem::Incarnation, SlotKind::Incarnation);
@@ -179,6 +202,7 @@ pub(super) fn read_control(
         "dirty tail",
         lost,
     );
+    let dirty_tail = dirty_tail.map(|found| not_gone_back(view, key_tail, found, findings));
     let incarnation = read_incarnation(view, findings);
     let lost = "whether the backing is between flush boundaries: the cache can't be loaded";
     let (place, slot) = (CacheItem::WindowEnd, SlotKind::WindowEnd);
@@ -245,7 +269,7 @@ pub(super) fn check_starts(view: &LogView, findings: &mut Findings) {
                 Ok((_, start, _)) if start.cache != view.cache => {
                     Some(format!("it is of cache {}", Uuid::from_bytes(start.cache)))
                 }
-                Ok((seq, _, second)) => odd_slot(&pair, seq, second).map(|(_, e)| e.to_string()),
+                Ok((seq, _, second)) => pair.odd_slot(seq, second).map(|(_, e)| e.to_string()),
                 Err(_) if pair.blank == [true; 2] => None,
                 Err((first, other)) => Some(format!("first slot: {first}; second slot: {other}")),
             },

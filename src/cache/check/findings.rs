@@ -4,7 +4,7 @@ use super::report::{CheckReport, Finding, FindingKind, LostRange};
 use crate::bdev::Pmem;
 use crate::cache::control_io::SlotPair;
 use crate::cache::geometry::{PAIR_DISTANCE, PoolGeometry};
-use crate::media::{SlotBody, SlotError, SlotKind};
+use crate::media::{SlotBody, SlotKind};
 use crate::units::ByteRange;
 
 /// Findings of a kind that are listed; more are only counted.
@@ -20,19 +20,6 @@ pub(super) struct Findings {
     /// Whose things are looked at now.
     pub(super) cache: Option<String>,
     pub(super) geometry: Option<PoolGeometry>,
-}
-
-/// The bad slot of a pair whose other one counts, unless it was never written: the first update goes
-/// to the first slot, with number 1; the other one is blank then, and never again.
-pub(super) fn odd_slot<B: SlotBody>(
-    pair: &SlotPair<B>,
-    seq: u64,
-    is_second: bool,
-) -> Option<(usize, SlotError)> {
-    let other = usize::from(!is_second);
-    let never_written = pair.blank[other] && seq == 1 && !is_second;
-    let error = pair.slots[other].err()?;
-    (!never_written).then_some((other, error))
 }
 
 /// Which pair is read, and what it means if it can't be.
@@ -131,7 +118,7 @@ impl Findings {
                 return None;
             }
         };
-        if let Some((other, error)) = odd_slot(&pair, seq, second) {
+        if let Some((other, error)) = pair.odd_slot(seq, second) {
             let (at, number) = [(at, "first"), (at + PAIR_DISTANCE, "second")][other];
             let what = format!(
                 "{item}: {number} slot: {error}; the other one, number {seq}, counts and this one \

@@ -6,6 +6,7 @@
 mod bad_data;
 mod control;
 mod findings;
+mod generations;
 mod report;
 mod table;
 mod walk;
@@ -176,7 +177,7 @@ fn check_cache(
             return;
         }
     };
-    let generations: Vec<Option<u64>> = view
+    let mut generations: Vec<Option<u64>> = view
         .segments
         .ids()
         .iter()
@@ -185,6 +186,7 @@ fn check_cache(
     control::check_starts(&view, findings);
     let control = read_control(&view, cache, findings);
     if let Some(control) = control {
+        generations::learn(&view, &control, &mut generations, findings);
         let data_crc = entry.checks.get() & 1 != 0;
         Walk::run(&view, &generations, &control, data_crc, cache, findings);
     }
