@@ -134,6 +134,7 @@ impl LogView {
             segment_offset: key.segment_offset.get(),
             generation: key.generation.get(),
             has_data,
+            again: key.flags().has(media::KeyFlags::AGAIN),
         }
     }
 }
