@@ -202,6 +202,11 @@ impl Cache {
         let mut log = Replayed::new(view, lanes.len(), &reader);
         while reader.pos.sequence <= last {
             let at = reader.pos.sequence;
+            if let Some(lost) = gc.lost.iter().find(|lost| lost.has(at)) {
+                reader.return_to(lost.to);
+                log.log_segments.extend(&lost.left);
+                continue;
+            }
             match reader.next(view, &incarnations) {
                 Ok(Entry::Kset(kset)) => {
                     log.take(view, &generations, &kset, CopiesUntil::NONE, written_back);
@@ -215,6 +220,9 @@ impl Cache {
             for key in lane.open_keys() {
                 log.apply(view, &generations, key);
             }
+        }
+        for &(segment, count) in gc.lost.iter().flat_map(|lost| &lost.references) {
+            log.references[segment.index()] += count;
         }
         self.compare(&lanes, &log, gc.dropped())?;
         check_generations(shared, view)?;

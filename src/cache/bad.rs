@@ -12,6 +12,7 @@ use super::group::{Env, Group};
 use super::key::{Key, KeyIdent};
 use super::key_index::{BLOCK, SUBTREE_BYTES};
 use super::lane::{Lane, Wait};
+use super::settle::{Sweep, Sweeping};
 use super::shared::Shared;
 use super::write::LogRoom;
 use crate::media::KeyFlags;
@@ -37,8 +38,20 @@ pub(crate) struct Post {
 #[derive(Debug)]
 pub(crate) struct PostBatch {
     pub(crate) posts: Vec<Post>,
-    /// With one: replace the keys by BAD keys, and answer. Without: forget them.
-    pub(crate) answer: Option<Answer>,
+    pub(crate) wish: PostWish,
+}
+
+/// What is to be done with posts.
+#[derive(Debug)]
+pub(crate) enum PostWish {
+    /// Forget the keys.
+    Forget,
+    /// Replace the keys by BAD keys, and answer.
+    Replace(Answer),
+    /// The keys stand in ksets that can be read: they lose their mark.
+    Unmark,
+    /// Without posts: go through the whole index, and answer.
+    Sweep(Sweep, Answer),
 }
 
 /// Counts the batches of one question that are not answered yet.
@@ -63,7 +76,7 @@ impl Answers {
 }
 
 impl Answer {
-    fn give(self, shared: &Shared) {
+    pub(super) fn give(self, shared: &Shared) {
         self.0.fetch_sub(1, Ordering::SeqCst);
         shared.ring_maintenance();
     }
@@ -90,12 +103,36 @@ impl Outbox {
         self.parked.is_empty()
     }
 
+    /// Asks all reactors for a sweep.
+    pub(crate) fn ask_all(&mut self, shared: &Shared, sweep: &Sweep, answers: &Answers) {
+        for reactor in 0..self.rings.len() {
+            let wish = PostWish::Sweep(sweep.clone(), answers.expect());
+            let posts = Vec::new();
+            self.parked.push_back((reactor, PostBatch { posts, wish }));
+        }
+        self.pump(shared);
+    }
+
     /// Sends `posts` to the reactors that run their lanes; with `answers` as keys to be replaced.
     pub(crate) fn send(
         &mut self,
         shared: &Shared,
         posts: impl IntoIterator<Item = Post>,
         answers: Option<&Answers>,
+    ) {
+        self.send_as(shared, posts, || {
+            answers.map_or(PostWish::Forget, |answers| {
+                PostWish::Replace(answers.expect())
+            })
+        });
+    }
+
+    /// Sends `posts` to the reactors that run their lanes.
+    pub(crate) fn send_as(
+        &mut self,
+        shared: &Shared,
+        posts: impl IntoIterator<Item = Post>,
+        wish: impl Fn() -> PostWish,
     ) {
         let mut batches: Vec<Vec<Post>> = vec![Vec::new(); self.rings.len()];
         for post in posts {
@@ -104,9 +141,8 @@ impl Outbox {
         }
         for (reactor, posts) in batches.into_iter().enumerate() {
             if !posts.is_empty() {
-                let answer = answers.map(Answers::expect);
-                self.parked
-                    .push_back((reactor, PostBatch { posts, answer }));
+                let wish = wish();
+                self.parked.push_back((reactor, PostBatch { posts, wish }));
             }
         }
         self.pump(shared);
@@ -149,6 +185,8 @@ pub(crate) struct Inbox {
     ring: Consumer<PostBatch>,
     /// The batch that is not answered yet; those behind it wait.
     current: Option<Replacing>,
+    /// The same for a sweep.
+    pub(super) sweeping: Option<Sweeping>,
 }
 
 impl Inbox {
@@ -156,12 +194,13 @@ impl Inbox {
         Self {
             ring,
             current: None,
+            sweeping: None,
         }
     }
 
     /// Whether nothing waits in it.
     pub(crate) fn is_empty(&self) -> bool {
-        self.current.is_none() && self.ring.is_empty()
+        self.current.is_none() && self.sweeping.is_none() && self.ring.is_empty()
     }
 }
 
@@ -232,7 +271,7 @@ impl Lane {
     }
 
     /// The newest kset that has keys.
-    fn newest_order(&self) -> u64 {
+    pub(super) fn newest_order(&self) -> u64 {
         match &self.open {
             Some(open) if open.count == 0 => open.order - 1,
             _ => self.next_order - 1,
@@ -247,12 +286,17 @@ impl Group {
         let mut inboxes = std::mem::take(&mut self.inboxes);
         for inbox in &mut inboxes {
             while inbox.current.is_none()
-                && let Some(PostBatch { posts, answer }) = inbox.ring.pop()
+                && inbox.sweeping.is_none()
+                && let Some(PostBatch { posts, wish }) = inbox.ring.pop()
             {
                 handled += 1;
-                match answer {
-                    None => self.forget(&posts),
-                    Some(answer) => {
+                match wish {
+                    PostWish::Forget => self.forget(&posts),
+                    PostWish::Unmark => self.unmark(&posts),
+                    PostWish::Sweep(sweep, answer) => {
+                        inbox.sweeping = Some(Sweeping::new(sweep, answer));
+                    }
+                    PostWish::Replace(answer) => {
                         inbox.current = Some(Replacing {
                             posts,
                             next: 0,
@@ -277,6 +321,10 @@ impl Group {
                 self.replace(cx, &mut inbox.current);
                 // What stands behind it may be taken now.
                 self.env.retry |= inbox.current.is_none();
+            }
+            if inbox.sweeping.is_some() {
+                self.sweep(cx, &mut inbox.sweeping);
+                self.env.retry |= inbox.sweeping.is_none();
             }
         }
         self.inboxes = inboxes;
@@ -306,7 +354,7 @@ impl Group {
         } else {
             self.replace_all(cx, &mut batch)
         };
-        self.count_room(&mut batch, result == Err(Wait::Space));
+        self.count_room(&mut batch.wants_room, result == Err(Wait::Space));
         self.env.retry |= result == Err(Wait::Moment);
         let shared = &self.env.shared;
         if given_up {
@@ -333,9 +381,9 @@ impl Group {
     }
 
     /// Who waits for room in the log makes others make some.
-    fn count_room(&mut self, batch: &mut Replacing, wants: bool) {
+    pub(super) fn count_room(&self, counted: &mut bool, wants: bool) {
         let shared = &self.env.shared;
-        match (batch.wants_room, wants) {
+        match (*counted, wants) {
             (false, true) => {
                 shared.waiting_lanes.fetch_add(1, Ordering::SeqCst);
                 shared.make_room();
@@ -345,7 +393,7 @@ impl Group {
             }
             _ => {}
         }
-        batch.wants_room = wants;
+        *counted = wants;
     }
 
     fn replace_all(&mut self, cx: &Cx, batch: &mut Replacing) -> Result<(), Wait> {

@@ -244,6 +244,7 @@ impl Lane {
         let (slot, count, order) = (closing.slot, closing.count, closing.order);
         self.closing.pop_front();
         self.placed_order = order;
+        self.note_boundary(placed.kset.sequence);
         if !self.has_unplaced() {
             env.mark_unplaced(self.number, false);
         }

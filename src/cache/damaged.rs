@@ -5,10 +5,12 @@
 use super::CacheError;
 use super::bad::Answers;
 use super::gather::{WindowWish, gather};
-use super::window::Damage;
+use super::log_damage::is_damage;
+use super::window::{Damage, Window};
 use super::writeback::{State, Writeback};
 use crate::bdev::PmemError;
 use reactors::Nanos;
+use std::sync::atomic::Ordering;
 
 impl Writeback {
     /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
@@ -16,6 +18,18 @@ impl Writeback {
     pub(super) fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
         let mut wish = self.wish(now);
         self.begun = self.seed.reader.mark();
+        if self.pass_lost() {
+            return Ok(Some(true));
+        }
+        let at = self.begun.0.sequence;
+        if let Some(lost) = self
+            .lost
+            .iter()
+            .map(|lost| lost.from)
+            .find(|&from| from > at)
+        {
+            wish.limit = wish.limit.min(lost - 1);
+        }
         loop {
             let seed = &mut self.seed;
             let found = gather(&seed.view, &seed.incarnations, &mut seed.reader, &wish)?;
@@ -40,6 +54,51 @@ impl Writeback {
                 ..wish
             };
         }
+    }
+
+    /// Makes a window of nothing but a stretch that can't be read, if one begins here. Its keys have
+    /// been logged again, behind what came after them: until those are written back the backing is
+    /// between flush boundaries.
+    fn pass_lost(&mut self) -> bool {
+        let at = self.begun.0.sequence;
+        self.lost.retain(|lost| lost.to.0.sequence > at);
+        let Some(lost) = self.lost.iter().find(|lost| lost.has(at)) else {
+            return false;
+        };
+        self.seed.reader.return_to(lost.to);
+        self.damages.clear();
+        self.window = Window::empty(lost.to.0);
+        self.seed.window_end = self.seed.window_end.max(lost.settled + 1);
+        true
+    }
+
+    /// The log can't be read on here: GC finds out what was lost, and has it logged again.
+    pub(super) fn ask_about_lost(&mut self, error: &CacheError) {
+        let shared = self.seed.shared.clone();
+        if !is_damage(error) || !shared.maintenance.lost.ask() {
+            return self.halt(error);
+        }
+        self.window = Window::default();
+        self.state = State::Lost;
+        shared.maintenance.degraded.store(true, Ordering::SeqCst);
+        shared.kick_gc();
+    }
+
+    /// While GC does so.
+    pub(super) fn follow_lost(&mut self, now: Nanos) -> u32 {
+        match self.seed.shared.maintenance.lost.answer() {
+            Err(()) => self.halt(&CacheError::Busy("GC has stopped on damage".into())),
+            Ok(None) => return 0,
+            Ok(Some(lost)) => {
+                for lost in &lost {
+                    self.flush_all.extend(lost.settled);
+                }
+                self.lost.extend(lost);
+                self.lost.sort_by_key(|lost| lost.from);
+                self.state = State::Idle(now);
+            }
+        }
+        1
     }
 
     /// Tells the lane of the window's kset which data are lost.
@@ -94,7 +153,7 @@ impl Writeback {
         {
             return false;
         }
-        self.window = super::window::Window::default();
+        self.window = Window::default();
         self.seed.reader.return_to(self.begun);
         true
     }

@@ -18,6 +18,13 @@ impl FlushAll {
         shared.maintenance.flush_all.store(false, Ordering::SeqCst);
     }
 
+    /// What it covers has been logged again, up to `sequence`.
+    pub(crate) fn extend(&mut self, sequence: u64) {
+        if let Some((_, target)) = &mut self.target {
+            *target = sequence.max(*target);
+        }
+    }
+
     /// Takes as the target what has a place once every lane has closed what it held, and ends the
     /// flush when all below `written` (the sequence at the dirty tail) is past it. More may come
     /// meanwhile, and is not waited for.

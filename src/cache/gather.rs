@@ -39,6 +39,7 @@ fn collect(
         border: None,
     };
     let mut epoch = None;
+    let begin = reader.pos.sequence;
     while reader.pos.sequence <= wish.limit
         && !collected.window.is_full(wish.keys_max, wish.bytes_max)
     {
@@ -46,8 +47,17 @@ fn collect(
         let kset = match reader.next(view, incarnations) {
             Ok(Entry::Kset(kset)) => kset,
             Ok(Entry::Last { .. }) => continue,
-            Err(Stop::NotThere(damage)) => return Err(view.damaged(&before.0, damage)),
-            Err(Stop::Error(error)) => return Err(error),
+            Err(stop) => {
+                reader.return_to(before);
+                if before.0.sequence > begin {
+                    // What can be read makes a window of its own.
+                    break;
+                }
+                return Err(match stop {
+                    Stop::NotThere(damage) => view.damaged(&before.0, damage),
+                    Stop::Error(error) => error,
+                });
+            }
         };
         let ignored = epoch.is_some() && fault::injected(Fault::EpochsIgnored);
         if epoch != Some(kset.header.epoch) && !ignored {

@@ -7,18 +7,20 @@
 
 use super::CacheError;
 use super::bad::{Answers, Outbox, Post, PostBatch};
-use super::control_io::{PairState, load_pair};
+use super::control_io::PairState;
 use super::fault::{self, Fault};
-use super::geometry::{SegIx, SegmentItem};
+use super::geometry::SegIx;
 use super::key::KeyIdent;
 use super::log::ReadySegment;
+use super::log_damage::is_damage;
 use super::log_reader::tail_body;
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::lost::{LostStretch, Recount};
 use super::relog::{BAD_KEYS_A_ROUND, Lap};
 use super::shared::{SEALED, Shared};
 use super::stats::GcStats;
 use crate::bdev::{Barrier, BarrierTicket, PmemError};
-use crate::media::{Generation, KeyFlags, SlotKind};
+use crate::media::{self, KeyFlags, SlotKind};
 use crate::units::ByteRange;
 use reactors::ring::Producer;
 use reactors::{Cx, Nanos, Poller, QuiescentTicket, Wake};
@@ -26,12 +28,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use zerocopy::little_endian::U64;
 
 /// Looks for work this often when nobody kicks, ns.
-const PERIOD_NS: u64 = 1_000_000_000;
+pub(super) const PERIOD_NS: u64 = 1_000_000_000;
 /// Ksets that are passed before the key tail is made durable.
-const KSETS_A_ROUND: u32 = 32;
+pub(super) const KSETS_A_ROUND: u32 = 32;
 
 /// Segments used, above which GC works.
 fn threshold(shared: &Shared) -> u32 {
@@ -71,6 +72,8 @@ pub(super) enum State {
     Idle(Nanos),
     /// Lanes log BAD keys again; meanwhile STARTs may become durable.
     Relog(Answers, Option<BarrierTicket>),
+    /// What a part of the log that can't be read has held is found out.
+    Recount,
     /// The key tail behind what was passed becomes durable.
     Tail(BarrierTicket),
     /// Raised generations and STARTs become durable.
@@ -105,19 +108,27 @@ pub(crate) struct Gc {
     pub(super) barrier: Box<dyn Barrier>,
     pub(super) state: State,
     /// Keys passed for each segment since it became what it is.
-    dropped: Vec<u64>,
+    pub(super) dropped: Vec<u64>,
     /// Segments with keys passed, or marked as bad by this run, that are not released yet.
     pub(super) candidates: Vec<SegIx>,
     /// Log segments that the key tail has left.
-    left: Vec<SegIx>,
+    pub(super) left: Vec<SegIx>,
     /// Segments on their way to be free …
-    retiring: Vec<SegIx>,
+    pub(super) retiring: Vec<SegIx>,
     /// … and on their way into the log's reserve.
     pub(super) starting: Vec<ReadySegment>,
     pub(super) outbox: Outbox,
     /// A lock was taken by somebody else.
     pub(super) retry: bool,
     pub(super) lap: Lap,
+    /// Room for the keys of one kset.
+    keys: Vec<media::Key>,
+    /// Stretches of the log that can't be read, settled and not passed yet, in order …
+    pub(super) lost: Vec<LostStretch>,
+    /// … and those that are being settled.
+    pub(super) recount: Option<Box<Recount>>,
+    /// Until the dirty tail has moved from there nothing can be passed.
+    pub(super) stuck_at: Option<u64>,
     /// Segments that are marked as bad …
     pub(super) marked: Vec<bool>,
     /// … and how many had media errors when it looked last.
@@ -183,12 +194,16 @@ impl Gc {
             outbox: Outbox::new(std::mem::take(&mut seed.posts)),
             retry: false,
             lap: Lap::default(),
+            keys: Vec::new(),
+            lost: Vec::new(),
+            recount: None,
+            stuck_at: None,
             seen_suspects: seed.shared.suspect_count.load(Ordering::SeqCst),
             seed,
         }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.seed.shared
     }
 
@@ -204,8 +219,12 @@ impl Gc {
     /// Whether ksets shall be passed: room is wanted, and there are some behind the key tail.
     fn shall_pass(&self) -> bool {
         let shared = self.shared();
-        if self.seed.reader.pos.sequence >= self.limit() {
+        let limit = self.limit();
+        if self.seed.reader.pos.sequence >= limit || self.stuck_at == Some(limit) {
             return false;
+        }
+        if self.has_lost_behind(limit) {
+            return true;
         }
         let head = shared.last_sequence.load(Ordering::SeqCst);
         shared.is_space_wanted() || (above_threshold(shared) && !self.lap.is_in_vain(head))
@@ -221,43 +240,72 @@ impl Gc {
             && bad.len() < BAD_KEYS_A_ROUND
             && self.seed.reader.pos.sequence < limit
         {
-            let before = self.seed.reader.pos;
-            let view = &self.seed.view;
-            match self.seed.reader.next(view, &self.seed.incarnations) {
-                Ok(Entry::Last { left }) => self.left.push(left),
-                Ok(Entry::Kset(kset)) => {
-                    self.seed.stats.keys.add(kset.keys.len() as u64);
-                    for key in kset.keys {
-                        let ident = view.ident(key);
-                        if ident.has_data && !is_given_up(&self.seed.shared, &ident) {
-                            let dropped = &mut self.dropped[ident.segment.index()];
-                            let is_new = *dropped == 0
-                                && !(self.marked[ident.segment.index()]
-                                    && self.candidates.contains(&ident.segment));
-                            if is_new {
-                                self.candidates.push(ident.segment);
-                            }
-                            *dropped += 1;
-                        }
-                        let start = key.offset.get();
-                        let range = ByteRange::between(start, start + u64::from(key.len.get()));
-                        let is_bad = key.flags().has(KeyFlags::BAD);
-                        self.lap.note(is_bad);
-                        let to = if is_bad { &mut bad } else { &mut posts };
-                        to.push(Post { range, ident });
-                    }
-                }
-                Err(Stop::NotThere(damage)) => return Err(view.damaged(&before, damage)),
-                Err(Stop::Error(error)) => return Err(error),
-            }
             passed += 1;
+            if self.pass_lost(limit) {
+                continue;
+            }
+            let before = self.seed.reader.mark();
+            let mut keys = std::mem::take(&mut self.keys);
+            keys.clear();
+            let view = &self.seed.view;
+            let found = match self.seed.reader.next(view, &self.seed.incarnations) {
+                Ok(Entry::Last { left }) => {
+                    self.left.push(left);
+                    Ok(())
+                }
+                Ok(Entry::Kset(kset)) => {
+                    keys.extend_from_slice(kset.keys);
+                    Ok(())
+                }
+                Err(Stop::NotThere(damage)) => Err(view.damaged(&before.0, damage)),
+                Err(Stop::Error(error)) => Err(error),
+            };
+            if let Err(error) = found {
+                self.seed.reader.return_to(before);
+                passed -= 1;
+                if passed == 0 || !is_damage(&error) {
+                    return Err(error);
+                }
+                // The next round begins there.
+                break;
+            }
+            self.pass_keys(&keys, &mut posts, &mut bad);
+            self.keys = keys;
         }
         self.seed.stats.ksets.add(u64::from(passed));
         self.outbox.send(&self.seed.shared, posts, None);
         Ok((passed, bad))
     }
 
+    fn pass_keys(&mut self, keys: &[media::Key], posts: &mut Vec<Post>, bad: &mut Vec<Post>) {
+        self.seed.stats.keys.add(keys.len() as u64);
+        for key in keys {
+            let ident = self.seed.view.ident(key);
+            if ident.has_data && !is_given_up(&self.seed.shared, &ident) {
+                self.drop_references(ident.segment, 1);
+            }
+            let start = key.offset.get();
+            let range = ByteRange::between(start, start + u64::from(key.len.get()));
+            let is_bad = key.flags().has(KeyFlags::BAD);
+            self.lap.note(is_bad);
+            let to = if is_bad { &mut *bad } else { &mut *posts };
+            to.push(Post { range, ident });
+        }
+    }
+
+    /// `count` references to `segment` have been passed.
+    pub(super) fn drop_references(&mut self, segment: SegIx, count: u64) {
+        let dropped = &mut self.dropped[segment.index()];
+        let known = self.marked[segment.index()] && self.candidates.contains(&segment);
+        if *dropped == 0 && !known {
+            self.candidates.push(segment);
+        }
+        *dropped += count;
+    }
+
     pub(super) fn halt(&mut self, error: &CacheError) {
+        self.shared().maintenance.lost.refuse();
+        self.shared().ring_maintenance();
         tracing::error!(cache = %self.shared().name, %error, "GC has stopped");
         self.shared()
             .maintenance
@@ -276,8 +324,12 @@ impl Gc {
     fn start_round(&mut self, cx: &Cx) {
         let head = self.shared().last_sequence.load(Ordering::SeqCst);
         self.lap.begin_round(self.seed.reader.pos.sequence, head);
+        if self.shared().maintenance.lost.is_wanted() {
+            return self.begin_recount();
+        }
         if self.shall_pass() && self.outbox.is_empty() {
             match self.pass_ksets() {
+                Err(error) if is_damage(&error) => return self.begin_recount(),
                 Err(error) => {
                     self.halt(&error);
                     return;
@@ -361,85 +413,6 @@ impl Gc {
         }
     }
 
-    /// Raises the generations of what is retiring; false if that can't be done, and GC has stopped.
-    fn raise_generations(&mut self) -> bool {
-        for &segment in &self.retiring {
-            if let Err(error) = self.raise_generation(segment) {
-                if self.seed.shared.is_suspect(segment) {
-                    // It gets no other life, whose keys could be taken for those of this one.
-                    continue;
-                }
-                if let CacheError::Medium(error) = &error {
-                    self.seed.shared.fail(error);
-                }
-                self.halt(&error);
-                return false;
-            }
-        }
-        true
-    }
-
-    fn note_retiring(&self) {
-        let count = u32::try_from(self.retiring.len()).unwrap_or(u32::MAX);
-        self.shared()
-            .maintenance
-            .retiring
-            .store(count, Ordering::Relaxed);
-    }
-
-    fn raise_generation(&self, segment: SegIx) -> Result<(), CacheError> {
-        let shared = &self.seed.shared;
-        let id = shared.segments[segment.index()];
-        let at = shared.geometry.segment_start(id) + SegmentItem::Generation as u64;
-        let (body, mut pair) =
-            load_pair::<Generation>(&*shared.pmem, at, SlotKind::Generation, "generation")?;
-        // The medium may say less than was found out by the load.
-        let now = shared.generations[segment.index()].load(Ordering::SeqCst);
-        let generation = body.generation.get().max(now) + 1;
-        shared.generations[segment.index()].store(generation, Ordering::SeqCst);
-        let body = Generation {
-            generation: U64::new(generation),
-            ..body
-        };
-        pair.store(&*shared.pmem, SlotKind::Generation, &body)?;
-        Ok(())
-    }
-
-    /// Hands the segments out; false if a lock was taken.
-    pub(super) fn hand_out(&mut self) -> bool {
-        let shared = self.seed.shared.clone();
-        if !self.starting.is_empty() {
-            let Some(mut log) = shared.log.try_lock() else {
-                return false;
-            };
-            log.ready.extend(self.starting.drain(..));
-        }
-        if !self.retiring.is_empty() {
-            let Some(mut alloc) = shared.alloc.try_lock() else {
-                return false;
-            };
-            for segment in self.retiring.drain(..) {
-                if shared.is_suspect(segment) {
-                    shared
-                        .maintenance
-                        .bad_drained
-                        .fetch_add(1, Ordering::SeqCst);
-                } else {
-                    alloc.release(segment);
-                }
-            }
-            shared.maintenance.retiring.store(0, Ordering::Relaxed);
-            let free = u32::try_from(alloc.free_count()).unwrap_or(u32::MAX);
-            shared.free_segments.store(free, Ordering::Relaxed);
-            shared
-                .maintenance
-                .fill_skipped
-                .store(false, Ordering::SeqCst);
-        }
-        shared.ring_waiting_lanes();
-        true
-    }
-
     pub(super) fn barrier_done(&mut self, cx: &Cx, ticket: BarrierTicket) -> bool {
         match self.barrier.poll(cx) {
             Ok(done) => done >= ticket,
@@ -459,7 +432,7 @@ impl Gc {
         if stop
             && matches!(
                 self.state,
-                State::Idle(_) | State::Relog(_, None) | State::Halted
+                State::Idle(_) | State::Relog(_, None) | State::Recount | State::Halted
             )
         {
             self.state = State::Rested;
@@ -480,18 +453,21 @@ impl Gc {
                     .maintenance
                     .kick_gc
                     .swap(false, Ordering::SeqCst);
-                if !kicked && cx.now() < until && !self.retry && !self.shall_pass() {
+                let wanted = self.shall_pass() || self.shared().maintenance.lost.is_wanted();
+                if !kicked && cx.now() < until && !self.retry && !wanted {
                     return 0;
                 }
                 self.start_round(cx);
                 1
             }
             State::Relog(..) => self.follow_relog(cx),
+            State::Recount => self.follow_recount(cx),
             State::Tail(ticket) => {
                 let done = self.barrier_done(cx, ticket);
                 if done {
                     let pos = self.seed.reader.pos;
                     self.shared().publish_key_tail(&pos);
+                    self.note_lost_ahead();
                     self.retire(cx);
                 }
                 u32::from(done)
@@ -558,7 +534,7 @@ impl Poller for Gc {
             State::Relog(_, Some(_)) => self.barrier.wake(),
             State::Relog(..) if shared.maintenance.kick_gc.load(Ordering::SeqCst) => Wake::Now,
             State::Relog(..) => soon,
-            State::Quiesce(_) | State::HandOut => Wake::Now,
+            State::Quiesce(_) | State::HandOut | State::Recount => Wake::Now,
         }
     }
 }

@@ -10,6 +10,8 @@ pub(crate) struct Kind(u32);
 impl Kind {
     /// Not a key but a promise: a miss is fetching these blocks. Above all media flags.
     pub(crate) const PLACEHOLDER: Self = Self(1 << 16);
+    /// No readable kset was found to hold it yet (see `settle.rs`). Above all media flags.
+    const MARK: u32 = 1 << 17;
 
     /// A key with these media flags.
     pub(crate) fn of(flags: KeyFlags) -> Self {
@@ -18,7 +20,20 @@ impl Kind {
 
     /// The media flags; for a placeholder nothing that media know.
     pub(crate) fn flags(self) -> KeyFlags {
-        KeyFlags(self.0)
+        KeyFlags(self.0 & !Self::MARK)
+    }
+
+    /// With the mark, or without it. A placeholder is in no kset, and has none.
+    pub(crate) fn marked(self, marked: bool) -> Self {
+        if marked && !self.is_placeholder() {
+            Self(self.0 | Self::MARK)
+        } else {
+            Self(self.0 & !Self::MARK)
+        }
+    }
+
+    pub(crate) fn is_marked(self) -> bool {
+        self.0 & Self::MARK != 0
     }
 
     /// The same of a key whose data have been written back: nobody needs to write them again, and the
@@ -98,6 +113,7 @@ impl Key {
             segment_offset: self.segment_offset,
             generation: self.generation,
             has_data: self.kind.flags().has_data(),
+            again: self.kind.flags().has(KeyFlags::AGAIN),
         }
     }
 
@@ -107,6 +123,7 @@ impl Key {
             && self.segment_offset == ident.segment_offset
             && self.generation == ident.generation
             && self.kind.flags().has_data() == ident.has_data
+            && self.kind.flags().has(KeyFlags::AGAIN) == ident.again
             && !self.kind.is_placeholder()
     }
 }
@@ -118,4 +135,6 @@ pub(crate) struct KeyIdent {
     pub(crate) segment_offset: u32,
     pub(crate) generation: u64,
     pub(crate) has_data: bool,
+    /// It stands for a key that can't be read any more, and may have all else in common with it.
+    pub(crate) again: bool,
 }

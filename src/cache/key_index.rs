@@ -142,6 +142,28 @@ pub(crate) struct Piece {
     pub(crate) key: Option<Key>,
 }
 
+/// A leaf, on a walk through all of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spot {
+    /// Within the lane.
+    pub(crate) subtree: usize,
+    leaf: usize,
+}
+
+impl Spot {
+    fn step(&mut self) {
+        self.leaf += 1;
+        if self.leaf == LEAVES {
+            self.skip_subtree();
+        }
+    }
+
+    fn skip_subtree(&mut self) {
+        self.subtree += 1;
+        self.leaf = 0;
+    }
+}
+
 /// The keys of a lane. Subtrees are numbered within the lane.
 #[derive(Debug, Default)]
 pub(crate) struct KeyIndex {
@@ -300,6 +322,69 @@ impl KeyIndex {
     /// Forgets what is left of one key of the log, which covered blocks `start..end`.
     pub(crate) fn remove_exact(&mut self, subtree: usize, start: u16, end: u16, ident: &KeyIdent) {
         self.remove_where(subtree, start, end, |k| k.same_original(ident));
+    }
+
+    /// Marks the keys of the next `leaves` leaves; true once there are no more.
+    pub(crate) fn mark_next(&mut self, spot: &mut Spot, leaves: usize) -> bool {
+        for _ in 0..leaves {
+            let Some(place) = self.subtrees.get_mut(spot.subtree) else {
+                return true;
+            };
+            match place {
+                Some(tree) => {
+                    for key in &mut tree.leaves[spot.leaf].keys {
+                        *key = key.marked(true);
+                    }
+                    spot.step();
+                }
+                None => spot.skip_subtree(),
+            }
+        }
+        spot.subtree >= self.subtrees.len()
+    }
+
+    /// Takes the mark from what is left of one key of the log, which covered blocks `start..end`.
+    pub(crate) fn unmark(&mut self, subtree: usize, start: u16, end: u16, ident: &KeyIdent) {
+        let Some(Some(tree)) = self.subtrees.get_mut(subtree) else {
+            return;
+        };
+        for leaf in leaf_of(start)..=leaf_of(end.max(start + 1) - 1) {
+            for key in &mut tree.leaves[leaf].keys {
+                let is_there = key.end() > start && key.start() < end;
+                if is_there && key.key().same_original(ident) {
+                    *key = key.marked(false);
+                }
+            }
+        }
+    }
+
+    /// The next marked key within `leaves` leaves, which counts them down to 0; the spot stays at its
+    /// leaf, so that it must have gone, or its mark, before this is called again.
+    pub(crate) fn next_marked(&self, spot: &mut Spot, leaves: &mut usize) -> Option<Key> {
+        while *leaves > 0 {
+            let place = self.subtrees.get(spot.subtree)?;
+            *leaves -= 1;
+            let Some(tree) = place else {
+                spot.skip_subtree();
+                continue;
+            };
+            let mut keys = tree.leaves[spot.leaf].keys.iter().map(|key| key.key());
+            if let Some(key) = keys.find(|key| key.kind.is_marked()) {
+                return Some(key);
+            }
+            spot.step();
+        }
+        None
+    }
+
+    /// Whether `spot` is behind all keys.
+    pub(crate) fn is_end(&self, spot: Spot) -> bool {
+        spot.subtree >= self.subtrees.len()
+    }
+
+    /// Forgets this very part of a key.
+    pub(crate) fn remove_part(&mut self, subtree: usize, part: &Key) {
+        self.remove_where(subtree, part.start, part.end(), |k| k == part);
     }
 
     /// Forgets the placeholders of miss `id` within blocks `start..end`.

@@ -9,6 +9,7 @@ use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
 use super::latency::{Stamp, Timed};
 use super::read::{Miss, ReadOp};
+use super::settle::AwaitedBoundary;
 use super::shared::{SEALED, Shared};
 use super::staging::LaneStaging;
 use super::stats::LaneStats;
@@ -156,6 +157,8 @@ pub(crate) struct Lane {
     pub(crate) spoiled: Vec<Post>,
     /// BAD bytes as its statistics show them.
     pub(crate) shown_bad: u64,
+    /// GC wants to know the sequence of one of its ksets.
+    pub(crate) boundary: Option<AwaitedBoundary>,
 }
 
 /// What a lane starts from: fresh, or as replay left it.
@@ -192,6 +195,7 @@ impl Lane {
             serial: seed.serial,
             spoiled: Vec::new(),
             shown_bad,
+            boundary: None,
         }
     }
 

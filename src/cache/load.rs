@@ -384,11 +384,8 @@ fn take_over(
     let ready = reserve.max(staged.log_segments_needed(first, data_bytes));
     let (mut free, ready) =
         prepare_reserve(&view, &replayed, &references, ready, incarnation, &mut salt)?;
-    let mut log = LogHead::new(
-        replayed.log_place(),
-        ready,
-        view.geometry.segment_data_bytes(),
-    );
+    let mut log = LogHead::new(replayed.log_place(), ready, data_bytes);
+    log.chain = replayed.log_segments.clone().into();
     close_staged(
         &view,
         &mut staged,

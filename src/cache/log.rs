@@ -51,6 +51,8 @@ pub(crate) struct LogHead {
     /// A kset was placed since the epoch was raised last.
     pub(crate) placed_in_epoch: bool,
     pub(crate) ready: VecDeque<ReadySegment>,
+    /// The segments of the log in order, from the one with the key tail (or one before it) to the head's.
+    pub(crate) chain: VecDeque<SegIx>,
     segment_data_bytes: u64,
     promised: u32,
 }
@@ -66,6 +68,7 @@ impl LogHead {
             epoch: at.epoch,
             placed_in_epoch: true,
             ready,
+            chain: [at.segment].into(),
             segment_data_bytes,
             promised: 0,
         }
@@ -143,6 +146,7 @@ impl LogHead {
                     next_salt: next.salt,
                 };
                 last = Some((place, to));
+                self.chain.push_back(next.segment);
                 self.segment = next.segment;
                 self.salt = next.salt;
                 self.offset = 0;

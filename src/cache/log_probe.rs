@@ -37,7 +37,7 @@ impl<'a> Later<'a> {
 }
 
 /// Fills `bytes` from the medium; what can't be read is zero, and so no kset.
-fn load_readable(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), PmemError> {
+pub(super) fn load_readable(view: &LogView, at: u64, bytes: &mut [u8]) -> Result<(), PmemError> {
     if view.pmem.load(at, bytes).is_ok() {
         return Ok(());
     }

@@ -152,6 +152,7 @@ impl LogView {
             },
             generation: key.generation.get(),
             has_data,
+            again: key.flags().has(media::KeyFlags::AGAIN),
         }
     }
 }

@@ -82,6 +82,10 @@ impl Gc {
             self.set_refill(None);
             return 1;
         }
+        if are_in && self.recount.is_some() {
+            self.recount_answered();
+            return 1;
+        }
         if are_in {
             self.store_tail(cx);
             return 1;

@@ -7,6 +7,7 @@ use super::latency::LatencyStats;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
+use super::lost::LostBoard;
 use super::pool::PoolFailure;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
@@ -68,6 +69,8 @@ pub(crate) struct Maintenance {
     pub(crate) rested: AtomicU32,
     /// Writeback meets errors.
     pub(crate) degraded: AtomicBool,
+    /// Parts of the log that can't be read.
+    pub(crate) lost: LostBoard,
     /// The backing is between flush boundaries.
     pub(crate) between_boundaries: AtomicBool,
     /// Sequence at the published dirty tail: all below is written back, durably.

@@ -116,6 +116,8 @@ counters! {
         crc_errors,
         /// … or could not be read.
         unreadable,
+        /// Keys logged again since their kset can't be read.
+        settled,
         /// BAD keys logged, those that GC logged again included.
         bad_keys,
         /// Bytes that are BAD now: reads of them fail until they are overwritten.
@@ -170,5 +172,7 @@ counters! {
         starts,
         /// BAD keys that had to be logged again.
         relogged,
+        /// Ksets, LASTs among them, that could not be read.
+        lost_ksets,
     }
 }

@@ -74,6 +74,14 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// A window without keys, behind which the log goes on at `end`.
+    pub(crate) fn empty(end: LogPos) -> Self {
+        Self {
+            end,
+            ..Self::default()
+        }
+    }
+
     /// Adds a key of kset `sequence`; it overwrites what earlier keys of the window have there. Keys
     /// that are not dirty don't.
     pub(crate) fn add(&mut self, view: &LogView, key: &media::Key, sequence: u64) {

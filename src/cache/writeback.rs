@@ -16,6 +16,7 @@ use super::flush_all::FlushAll;
 use super::gather::WindowWish;
 use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
+use super::lost::LostStretch;
 use super::options::WritebackOrder;
 use super::pool::Pool;
 use super::shared::{LogPos, Shared};
@@ -64,7 +65,9 @@ pub(super) enum State {
     Tail(BarrierTicket),
     /// While idle: the durable sequence becomes known to the next load.
     Note(BarrierTicket),
-    /// Damage was found, or the medium failed: only a restart helps.
+    /// The log can't be read on: GC finds out what it held there.
+    Lost,
+    /// GC has stopped on damage, or the medium failed: only a restart helps.
     Halted,
     /// Stopped on request.
     Rested,
@@ -106,13 +109,15 @@ pub(crate) struct Writeback {
     /// Its keys whose data are lost.
     pub(super) damages: Vec<Damage>,
     pub(super) outbox: Outbox,
+    /// Stretches of the log that can't be read, settled and not passed yet.
+    pub(super) lost: Vec<LostStretch>,
     in_flight: usize,
     pause_ns: u64,
     lag: Lag,
     /// Earliest time of the next request, by the rate limit.
     next_request: Nanos,
     completions: Vec<Completion>,
-    flush_all: FlushAll,
+    pub(super) flush_all: FlushAll,
     /// The durable sequence that was noted on media last.
     noted: u64,
     rate: Rate,
@@ -133,6 +138,7 @@ impl Writeback {
             begun: seed.reader.mark(),
             damages: Vec::new(),
             outbox: Outbox::new(std::mem::take(&mut seed.posts)),
+            lost: Vec::new(),
             in_flight: 0,
             pause_ns: 0,
             lag: Lag::default(),
@@ -217,7 +223,7 @@ impl Writeback {
             }
         }
         match self.gather(now) {
-            Err(error) => self.halt(&error),
+            Err(error) => self.ask_about_lost(&error),
             Ok(None) => self.state = State::Idle(now.after(PERIOD_NS)),
             Ok(Some(_)) if !self.damages.is_empty() => self.report_damages(),
             Ok(Some(true)) => {
@@ -407,7 +413,8 @@ impl Writeback {
             .between_boundaries
             .store(between, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
-        if shared.is_space_wanted() || super::gc::above_threshold(shared) {
+        let lost_ahead = shared.maintenance.lost.is_ahead();
+        if lost_ahead || shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
         }
         self.state = State::Idle(cx.now());
@@ -436,6 +443,7 @@ impl Writeback {
                 1
             }
             State::Bad(_) => self.follow_damages(),
+            State::Lost => self.follow_lost(cx.now()),
             State::Mark(ticket) => {
                 let done = self.barrier_done(cx, ticket);
                 if done {
@@ -541,7 +549,7 @@ impl Poller for Writeback {
             }
             State::BackOff(until) => Wake::At(until).sooner(backing),
             State::Bad(_) if !self.outbox.is_empty() => Wake::Now,
-            State::Bad(_) => Wake::OnEvent,
+            State::Bad(_) | State::Lost => Wake::OnEvent,
             State::Flush | State::Halted => backing,
         }
     }

@@ -25,7 +25,9 @@ impl KeyFlags {
     pub const BAD: Self = Self(16);
     /// With data: carries their CRC, though the cache was made without.
     pub const SUMMED: Self = Self(32);
-    const ALL: u32 = 63;
+    /// With data: logged again in place of a key that can't be read any more, and not to be taken for it.
+    pub const AGAIN: Self = Self(64);
+    const ALL: u32 = 127;
 
     /// Whether all bits of `other` are set.
     #[must_use]
@@ -37,6 +39,12 @@ impl KeyFlags {
     #[must_use]
     pub fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// With `other` where it is not, and without it where it is.
+    #[must_use]
+    pub fn toggled(self, other: Self) -> Self {
+        Self(self.0 ^ other.0)
     }
 
     /// Whether the key points at data.
@@ -54,7 +62,7 @@ impl KeyFlags {
     /// Whether the combination is one that the engine writes.
     #[must_use]
     pub fn is_known(self) -> bool {
-        let plain = self.0 & !Self::SUMMED.0;
+        let plain = self.0 & !(Self::SUMMED.0 | Self::AGAIN.0);
         self.0 & !Self::ALL == 0
             && (plain == self.0 || self.has_data())
             && [

@@ -45,6 +45,8 @@ pub struct Totals {
     pub checks: u64,
     /// Caches at rest whose memory was compared with their log.
     pub audits: u64,
+    /// Ksets that were damaged while their cache ran.
+    pub lost_ksets: u64,
     /// Seeds that failed.
     pub violations: u64,
     /// Each of them.
@@ -149,5 +151,6 @@ impl Totals {
         self.operations += counts.operations;
         self.checks += counts.checks;
         self.audits += counts.audits;
+        self.lost_ksets += counts.lost_ksets;
     }
 }

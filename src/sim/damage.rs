@@ -8,7 +8,7 @@ use crate::media::SLOT_BYTES;
 use crate::units::ByteRange;
 
 /// Lines of a medium that become unreadable at most.
-const POISONED_MAX: u32 = 6;
+pub(super) const POISONED_MAX: u32 = 6;
 
 /// What was done to a medium at rest, and what a load has to make of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +89,13 @@ impl World {
         }
     }
 
-    fn pick<T: Copy>(&mut self, of: impl Iterator<Item = T>) -> Option<T> {
+    pub(super) fn pick<T: Copy>(&mut self, of: impl Iterator<Item = T>) -> Option<T> {
         let all: Vec<T> = of.collect();
         (!all.is_empty()).then(|| self.rng.pick(&all))
     }
 
     /// Flips a bit somewhere in these bytes; says where and which.
-    fn flip(&mut self, at: u64, len: u64) -> (u64, u8) {
+    pub(super) fn flip(&mut self, at: u64, len: u64) -> (u64, u8) {
         let at = at + self.rng.below(len);
         let mask = 1 << self.rng.below(8);
         self.trace

@@ -210,6 +210,9 @@ impl World {
 
     /// The life ends, the medium decays, and the next one makes the best of it.
     fn decay(&mut self) -> Checked<()> {
+        if self.rng.permille(400) {
+            self.decay_running()?;
+        }
         let end = self.random_end();
         if self.rng.permille(300) {
             self.drain()?;
@@ -488,7 +491,7 @@ impl World {
     }
 
     /// What the engine counts in memory is what its log says; nothing is under way.
-    fn audit(&mut self) -> Checked<()> {
+    pub(super) fn audit(&mut self) -> Checked<()> {
         if self.damaged {
             return Ok(());
         }

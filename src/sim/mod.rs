@@ -6,6 +6,7 @@
 mod campaign;
 mod clients;
 mod damage;
+mod decay;
 mod disk;
 mod life;
 mod lives;

@@ -284,6 +284,11 @@ impl Media {
         self.check(at, len).is_ok()
     }
 
+    /// The line of byte `at` can be read again.
+    pub(super) fn heal(&mut self, at: u64) {
+        self.poison.remove(&(at / LINE));
+    }
+
     /// Fails if some of these bytes can't be read.
     fn check(&self, at: u64, len: u64) -> Result<(), PmemError> {
         let lines = at / LINE..(at + len).div_ceil(LINE);

@@ -87,6 +87,8 @@ pub(super) struct Counts {
     pub(super) checks: u64,
     /// Audits of caches that were at rest.
     pub(super) audits: u64,
+    /// Ksets that were damaged while their cache ran.
+    pub(super) lost_ksets: u64,
 }
 
 /// See the module.

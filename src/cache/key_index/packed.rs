@@ -25,6 +25,8 @@ const WHOLE_AT: u32 = TRIM_AT + TRIM_BITS;
 const KIND_AT: u32 = WHOLE_AT + WHOLE_BITS;
 /// Stands for [`Kind::PLACEHOLDER`], above all media flags.
 const PLACEHOLDER: u64 = 1 << 15;
+/// Stands for the mark of a kind, above all media flags.
+const MARK: u64 = 1 << 14;
 
 const _: () = assert!(KIND_AT + 16 == 64);
 const _: () =
@@ -62,7 +64,7 @@ impl PackedKey {
         let kind = if is_placeholder {
             PLACEHOLDER
         } else {
-            u64::from(key.kind.flags().0)
+            u64::from(key.kind.flags().0) | if key.kind.is_marked() { MARK } else { 0 }
         };
         let segment = u64::from(key.segment.0);
         let place = if is_placeholder {
@@ -105,7 +107,7 @@ impl PackedKey {
             kind: if is_placeholder {
                 Kind::PLACEHOLDER
             } else {
-                Kind::of(crate::media::KeyFlags(word(kind)))
+                Kind::of(crate::media::KeyFlags(word(kind & !MARK))).marked(kind & MARK != 0)
             },
         }
     }
@@ -123,6 +125,15 @@ impl PackedKey {
     /// The block behind it.
     pub(super) fn end(self) -> u16 {
         self.start() + self.len()
+    }
+
+    /// The same with the mark, or without it.
+    pub(super) fn marked(self, marked: bool) -> Self {
+        let key = self.key();
+        Self::new(Key {
+            kind: key.kind.marked(marked),
+            ..key
+        })
     }
 
     /// The part of it before block `at`, which lies inside.
@@ -147,7 +158,8 @@ mod tests {
         fn packing_loses_nothing(
             leaf in 0..64_u16, start in 0..128_u16, len in 1..=128_u16, trim in 0..8192_u16,
             whole in 1..=8192_u16, segment: u32, offset in 0..131_072_u32,
-            generation in 0..COUNT_END, crc: u32, flags in 0..64_u32, is_placeholder: bool,
+            generation in 0..COUNT_END, crc: u32, flags in 0..128_u32, is_placeholder: bool,
+            is_marked: bool,
         ) {
             let key = Key {
                 start: leaf * LEAF_BLOCKS + start,
@@ -158,7 +170,11 @@ mod tests {
                 segment_offset: if is_placeholder { 0 } else { offset * 512 },
                 generation,
                 crc,
-                kind: if is_placeholder { Kind::PLACEHOLDER } else { Kind::of(KeyFlags(flags)) },
+                kind: if is_placeholder {
+                    Kind::PLACEHOLDER
+                } else {
+                    Kind::of(KeyFlags(flags)).marked(is_marked)
+                },
             };
             let packed = PackedKey::new(key);
             prop_assert_eq!(packed.key(), key);

@@ -105,6 +105,7 @@ fn run(steps: &[Step]) {
                     segment_offset: old.segment_offset,
                     generation: old.generation,
                     has_data: true,
+                    again: false,
                 };
                 if placeholder {
                     index.remove_placeholders(1, old.start, old.end(), old.generation);
