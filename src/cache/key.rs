@@ -138,3 +138,31 @@ pub(crate) struct KeyIdent {
     /// It stands for a key that can't be read any more, and may have all else in common with it.
     pub(crate) again: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_was_logged_again_is_not_the_lost_one_and_a_mark_changes_nothing() {
+        let lost = Key {
+            start: 0,
+            len: 8,
+            trim: 0,
+            whole: 8,
+            segment: SegIx(3),
+            segment_offset: 4096,
+            generation: 2,
+            crc: 0,
+            kind: Kind::of(KeyFlags::DIRTY),
+        };
+        let flags = lost.kind.flags().toggled(KeyFlags::AGAIN);
+        let kind = Kind::of(flags);
+        let again = Key { kind, ..lost };
+        assert!(flags.is_known() && flags.is_dirty() && flags.has_data());
+        assert!(!again.same_original(&lost.ident()) && !lost.same_original(&again.ident()));
+        let kind = again.kind.marked(true);
+        assert!(kind.is_marked() && kind.flags() == flags);
+        assert!(Key { kind, ..again }.same_original(&again.ident()));
+    }
+}
