@@ -2,16 +2,13 @@
 
 mod args;
 mod bars;
-#[cfg(test)]
 mod compare;
-#[cfg(test)]
 mod confidence;
 mod document;
 mod floors;
-#[cfg(test)]
+mod overlay;
 mod plot;
 mod row;
-#[cfg(test)]
 mod saved;
 mod stack;
 mod stages;
@@ -23,7 +20,7 @@ use crate::bdev::pmem::CopyKernel;
 use crate::bench::{Arrival, Load, Order, RunReport, Size, Workload, write_hgrm};
 use crate::cache::CacheOptions;
 use crate::units::ByteRange;
-use args::{Pattern, Preset};
+use args::{Pattern, Preset, SavedCommand};
 use bars::BarsConfig;
 use document::{Document, Host};
 use floors::{FloorRig, Floors};
@@ -40,6 +37,11 @@ const FLOOR_NS: (u64, u64) = (2_000_000, 250_000_000);
 
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, json: bool) -> ExitCode {
+    match &args.command {
+        Some(SavedCommand::Compare { a, b }) => return compare::run(a, b, json),
+        Some(SavedCommand::Plot { files, out }) => return overlay::run(files, out, json),
+        None => {}
+    }
     match measure(args, json) {
         Ok(is_good) => ExitCode::from(u8::from(!is_good)),
         Err(error) => fail(UNUSABLE, json, error),
@@ -247,7 +249,8 @@ fn measure_rows(
         .as_ref()
         .map_or_else(CopyKernel::detect, FloorRig::kernel);
     let host = Host::of(cores, kernel, rig.as_ref().map(FloorRig::page_bytes));
-    print(Document::new(host, floors, reports), json)?;
+    let document = Document::new(host, floors, reports);
+    print(&document, args.plot.as_deref(), json)?;
     Ok(is_good)
 }
 
@@ -275,9 +278,15 @@ fn write_percentiles(dir: &Path, reports: &[RunReport]) -> Result<(), Box<dyn Er
     Ok(())
 }
 
-fn print(document: Document, json: bool) -> Result<(), Box<dyn Error>> {
+/// Draws the runs of `document`, and prints it.
+fn print(document: &Document, picture: Option<&Path>, json: bool) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = picture {
+        // By way of what is printed: so the picture can be drawn again from it.
+        let saved = saved::Document::parse(&serde_json::to_string(document)?)?;
+        plot::write(&saved, path).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
     if json {
-        println!("{}", serde_json::to_string(&document)?);
+        println!("{}", serde_json::to_string(document)?);
         return Ok(());
     }
     print!("{document}");
