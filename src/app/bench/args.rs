@@ -1,8 +1,9 @@
 //! The flags of `pmcache bench`.
 
+use super::device::Device;
 use super::plot::Format;
 use super::row::Submit;
-use super::stack::{Backing, Device};
+use super::stack::Backing;
 use crate::app::serve::RUN_DIR;
 use crate::bench::{Arrival, Order, Size};
 use crate::cache::Durability;
@@ -19,10 +20,14 @@ pub(in crate::app) struct BenchArgs {
     #[command(subcommand)]
     pub(super) command: Option<SavedCommand>,
     /// Rows that belong together, instead of those that --bdev, --rw and --depth span.
-    #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "verify", "submit", "pool_mib"])]
+    #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "verify", "submit", "pool_mib", "job_file"])]
     pub(super) preset: Option<Preset>,
-    /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
+    /// Rows from a job file as fio and bdevperf take them, instead of those that flags span.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bdev", "rw", "rwmixread", "distribution", "depth", "jobs", "block_size", "bssplit", "fua_every", "flush_every", "offset_mib", "working_set_mib", "seconds", "warmup", "count", "rate", "arrival", "verify"])]
+    pub(super) job_file: Option<PathBuf>,
+    /// What to measure: null, malloc, pmem, cache, backing, or an NBD export, as nbd://HOST:PORT/NAME,
+    /// nbd+unix:///NAME?socket=PATH or nbd:unix:PATH:NAME.
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
     pub(super) bdev: Vec<Device>,
     /// Which requests.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Pattern::Randwrite, Pattern::Randread])]
@@ -52,7 +57,7 @@ pub(in crate::app) struct BenchArgs {
     /// A flush after so many writes.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) flush_every: u32,
-    /// Size of each device in MiB.
+    /// Size of each device in MiB; an export has a size.
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     pub(super) size_mib: u64,
     /// Where the part of the device begins that is used, in MiB.
@@ -61,9 +66,12 @@ pub(in crate::app) struct BenchArgs {
     /// Size of that part in MiB; the rest of the device if it is not given.
     #[arg(long, value_name = "MIB")]
     pub(super) working_set_mib: Option<u64>,
-    /// Whether the device is written once before.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
-    pub(super) prefill: bool,
+    /// Whether the device is written once before; true unless it is an export.
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
+    pub(super) prefill: Option<bool>,
+    /// Write to NBD exports too: what they hold is lost. Without it only reads are sent there.
+    #[arg(long)]
+    pub(super) allow_writes: bool,
     /// Seconds to count.
     #[arg(long, default_value_t = 3.0)]
     pub(super) seconds: f64,
