@@ -6,86 +6,12 @@
     reason = "tests stop at the first surprise"
 )]
 
+mod bench_common;
 mod common;
 
+use bench_common::{bench, check_run, number};
 use common::run;
 use serde_json::Value;
-use std::collections::BTreeSet;
-
-/// Runs `pmcache bench --json` with these flags, and a directory for what it keeps meanwhile.
-fn bench(line: &str) -> Value {
-    let dir = tempfile::tempdir().unwrap();
-    let mut args = vec!["bench", "--json", "--run-dir", dir.path().to_str().unwrap()];
-    args.extend(line.split_whitespace());
-    let output = run(&args);
-    assert!(output.status.success(), "{output:?}");
-    let left = std::fs::read_dir(dir.path()).unwrap().count();
-    assert_eq!(left, 0, "nothing stays behind");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn number(value: &Value, name: &str) -> f64 {
-    let found = value.pointer(name).and_then(Value::as_f64);
-    found.unwrap_or_else(|| panic!("{name} of {value}"))
-}
-
-/// That a run has all of the schema, and that its figures fit together.
-fn check_run(run: &Value) {
-    let keys: BTreeSet<&str> = run
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
-    for key in [
-        "name",
-        "bdev",
-        "rw",
-        "block_bytes",
-        "depth",
-        "jobs",
-        "submit",
-        "rate",
-        "seconds",
-        "requests",
-        "errors",
-        "bytes",
-        "iops",
-        "mib_s",
-        "latency_ns",
-        "read",
-        "write",
-        "flush",
-        "ratios",
-        "stages",
-        "hit_ratio",
-        "maintenance",
-        "series",
-        "curve",
-    ] {
-        assert!(keys.contains(key), "{key} of {run}");
-    }
-    assert_eq!(run["errors"], 0, "{run}");
-    assert!(number(run, "/requests") > 0.0, "{run}");
-    let rising = ["min", "p50", "p90", "p99", "p999", "p9999", "max"];
-    let rising = rising.map(|name| number(run, &format!("/latency_ns/{name}")));
-    assert!(rising[0] > 0.0 && rising.is_sorted(), "{run}");
-    let curve = run["curve"].as_array().unwrap();
-    assert_eq!(curve[0][0], 0.0);
-    assert_eq!(curve.last().unwrap()[0], 1.0);
-    assert!(
-        curve
-            .iter()
-            .map(|point| point[1].as_u64().unwrap())
-            .is_sorted()
-    );
-    let parts = ["/read/requests", "/write/requests"];
-    let sum: f64 = parts
-        .iter()
-        .map(|part| run.pointer(part).map_or(0.0, |n| n.as_f64().unwrap()))
-        .sum();
-    assert_eq!(sum, number(run, "/requests"), "{run}");
-}
 
 #[test]
 fn every_device_is_measured_at_every_depth_in_one_document() {
@@ -276,6 +202,9 @@ fn what_cannot_be_measured_is_refused() {
         "--bdev cache --verify-reads true --data-crc false",
         "--bdev cache --lanes 0",
         "--preset bars --depth 4",
+        "--bdev disk",
+        "--bdev nbd://",
+        "--bdev nbd+unix:///x?socket=/nowhere --rw read",
     ] {
         let mut args = vec!["bench", "--json", "--floors", "false", "--run-dir"];
         args.push(dir.path().to_str().unwrap());
@@ -284,4 +213,80 @@ fn what_cannot_be_measured_is_refused() {
         assert_eq!(output.status.code(), Some(2), "{line}: {output:?}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_document_is_compared_and_drawn_by_what_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (a, b, drawn, drawn_later) = (
+        path("a.json"),
+        path("b.json"),
+        path("a.svg"),
+        path("all.html"),
+    );
+    let document = bench(&format!(
+        "--bdev null,malloc --rw randwrite --size-mib 8 --seconds 0.01 --warmup 0 --repeat 5 \
+         --series-ms 2 --floors false --plot {drawn}"
+    ));
+    std::fs::write(&a, document.to_string()).unwrap();
+    let lone = "--bdev null --rw randwrite --count 1000 --warmup 0 --size-mib 8 --seconds 0.01";
+    std::fs::write(&b, bench(lone).to_string()).unwrap();
+
+    for args in [
+        ["bench", "compare", &a, &a, "--json"],
+        ["--json", "bench", "compare", &a, &a],
+    ] {
+        let output = run(&args);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(found["verdict"], "no difference");
+        let runs = found["runs"].as_array().unwrap();
+        assert_eq!(runs.len(), 2);
+        for run in runs {
+            // All that is compared has been found in the document.
+            let metrics = run["metrics"].as_array().unwrap();
+            let names: Vec<&str> = metrics.iter().flat_map(|m| m["metric"].as_str()).collect();
+            assert_eq!(names, ["p50", "p99", "p999", "iops"], "{run}");
+            for metric in metrics {
+                assert_eq!(metric["ratio"], 1.0, "{metric}");
+                assert!(metric["interval"].is_array(), "{metric}");
+            }
+        }
+    }
+    let text = run(&["bench", "compare", &a, &b]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("only in A: malloc-randwrite-qd1"), "{text}");
+    assert!(text.contains("too few repeats to tell"), "{text}");
+
+    let picture = std::fs::read_to_string(&drawn).unwrap();
+    for name in ["null-randwrite-qd1", "malloc-randwrite-qd1"] {
+        assert!(picture.contains(name), "{name}");
+    }
+    for class in ["class=\"curve\"", "class=\"series-p99\""] {
+        assert_eq!(picture.matches(class).count(), 2, "{class}");
+    }
+    let output = run(&["bench", "plot", &a, &b, "--out", &drawn_later]);
+    assert!(output.status.success(), "{output:?}");
+    let page = std::fs::read_to_string(&drawn_later).unwrap();
+    for name in [
+        "a: null-randwrite-qd1",
+        "a: malloc-randwrite-qd1",
+        "b: null-randwrite-qd1",
+    ] {
+        assert!(page.contains(name), "{name}");
+    }
+
+    for args in [
+        &["bench", "compare", &a, &path("none")][..],
+        &["bench", "compare", &a, &drawn],
+        &["bench", "compare", &a],
+        &["bench", "--depth", "4", "compare", &a, &a],
+        &["bench", "plot", "--out", &drawn],
+        &["bench", "plot", &a],
+        &["bench", "plot", &a, "--out", &path("x.png")],
+        &["bench", "--bdev", "null", "--plot", &path("x.png")],
+    ] {
+        assert_eq!(run(args).status.code(), Some(2), "{args:?}");
+    }
 }

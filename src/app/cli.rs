@@ -23,7 +23,7 @@ enum Command {
     /// Call a method of a running service and print its result.
     Rpc(rpc_client::RpcArgs),
     /// Measure latencies in this process, without a service.
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Verify a pool that no service uses, without changing it.
     Check(check::CheckArgs),
     /// Prove the engine on a simulated machine whose power fails.

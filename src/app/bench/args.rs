@@ -1,23 +1,33 @@
 //! The flags of `pmcache bench`.
 
+use super::device::Device;
+use super::plot::Format;
 use super::row::Submit;
-use super::stack::{Backing, Device};
+use super::stack::Backing;
 use crate::app::serve::RUN_DIR;
 use crate::bench::{Arrival, Order, Size};
 use crate::cache::Durability;
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args, Subcommand, ValueEnum};
 use reactors::CoreSet;
 use std::path::PathBuf;
 
 /// Measures latencies in this process, without a service; every device with every pattern at every
 /// depth, or the rows of a preset. `docs/bench.md` says what is measured, and how.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(in crate::app) struct BenchArgs {
+    /// What to do with documents instead of measuring.
+    #[command(subcommand)]
+    pub(super) command: Option<SavedCommand>,
     /// Rows that belong together, instead of those that --bdev, --rw and --depth span.
-    #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "verify", "submit", "pool_mib"])]
+    #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "verify", "submit", "pool_mib", "job_file"])]
     pub(super) preset: Option<Preset>,
-    /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
+    /// Rows from a job file as fio and bdevperf take them, instead of those that flags span.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bdev", "rw", "rwmixread", "distribution", "depth", "jobs", "block_size", "bssplit", "fua_every", "flush_every", "offset_mib", "working_set_mib", "seconds", "warmup", "count", "rate", "arrival", "verify"])]
+    pub(super) job_file: Option<PathBuf>,
+    /// What to measure: null, malloc, pmem, cache, backing, or an NBD export, as nbd://HOST:PORT/NAME,
+    /// nbd+unix:///NAME?socket=PATH or nbd:unix:PATH:NAME.
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
     pub(super) bdev: Vec<Device>,
     /// Which requests.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Pattern::Randwrite, Pattern::Randread])]
@@ -47,7 +57,7 @@ pub(in crate::app) struct BenchArgs {
     /// A flush after so many writes.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) flush_every: u32,
-    /// Size of each device in MiB.
+    /// Size of each device in MiB; an export has a size.
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     pub(super) size_mib: u64,
     /// Where the part of the device begins that is used, in MiB.
@@ -56,9 +66,12 @@ pub(in crate::app) struct BenchArgs {
     /// Size of that part in MiB; the rest of the device if it is not given.
     #[arg(long, value_name = "MIB")]
     pub(super) working_set_mib: Option<u64>,
-    /// Whether the device is written once before.
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
-    pub(super) prefill: bool,
+    /// Whether the device is written once before; true unless it is an export.
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
+    pub(super) prefill: Option<bool>,
+    /// Write to NBD exports too: what they hold is lost. Without it only reads are sent there.
+    #[arg(long)]
+    pub(super) allow_writes: bool,
     /// Seconds to count.
     #[arg(long, default_value_t = 3.0)]
     pub(super) seconds: f64,
@@ -94,6 +107,9 @@ pub(in crate::app) struct BenchArgs {
     /// Write one percentile file for each row here, as HdrHistogram's plotter reads them.
     #[arg(long, value_name = "DIR")]
     pub(super) hgrm: Option<PathBuf>,
+    /// Draw percentile curves and latencies over time of all rows here: .svg or .html.
+    #[arg(long, value_name = "FILE", value_parser = parse_picture)]
+    pub(super) plot: Option<PathBuf>,
     /// Whether to measure what the machine itself takes.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     pub(super) floors: bool,
@@ -106,6 +122,27 @@ pub(in crate::app) struct BenchArgs {
     /// How the caches are made.
     #[command(flatten)]
     pub(super) cache: CacheArgs,
+}
+
+/// What can be done with documents that `bench --json` has printed.
+#[derive(Debug, Subcommand)]
+pub(super) enum SavedCommand {
+    /// Tell whether B differs from A by more than noise; wants --repeat 5 or more in both.
+    Compare {
+        /// The document before.
+        a: PathBuf,
+        /// The document after.
+        b: PathBuf,
+    },
+    /// Draw the runs of documents in one picture.
+    Plot {
+        /// The documents.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Where: .svg or .html.
+        #[arg(long, value_name = "FILE", value_parser = parse_picture)]
+        out: PathBuf,
+    },
 }
 
 /// Flags of a cache and what is behind it.
@@ -216,6 +253,15 @@ fn parse_bytes(text: &str) -> Result<u32, String> {
         .and_then(|bytes| bytes.checked_mul(unit))
         .filter(|bytes| *bytes > 0)
         .ok_or_else(|| format!("{text:?} is no number of bytes above 0, like 4096, 4k or 1m"))
+}
+
+/// A file that can be drawn: known before anything is measured.
+fn parse_picture(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match Format::of(&path) {
+        Some(_) => Ok(path),
+        None => Err("it ends neither with .svg nor with .html".to_owned()),
+    }
 }
 
 /// `4k/70:64k/30`.

@@ -5,8 +5,9 @@
 //! when that is nearly full. What it costs while they work is a row of its own, and one more at half
 //! the rate that it reached: where they keep up, and nobody waits for room.
 
+use super::device::Device;
 use super::row::{Row, Submit};
-use super::stack::{Device, StackConfig};
+use super::stack::StackConfig;
 use crate::bench::Workload;
 use crate::cache::{CacheOptions, Durability};
 use crate::units::ByteRange;
@@ -139,13 +140,14 @@ impl BarsConfig {
 
     /// A backing that is slow, alone or behind a pool that is full.
     fn slow(&self, name: &str, device: Device) -> Row {
+        let fill = device == Device::Cache;
         let mut stack = StackConfig::of(device, self.bytes);
         stack.pool_bytes = self.bytes / 2;
         stack.backing_delay_us = SLOW_US;
         let mut row = self.row(name, stack);
         row.job.depth = SLOW_DEPTH;
         row.job.warmup_ns = row.job.warmup_ns.max(2 * STEADY_NS.min(self.run_ns));
-        row.fill = device == Device::Cache;
+        row.fill = fill;
         row
     }
 }

@@ -1,7 +1,8 @@
 //! The floors of a document: what the machine takes, measured beside its runs.
 
+use super::device::Device;
 use super::row::{Row, Submit, start_reactors};
-use super::stack::{Backing, Device, StackConfig};
+use super::stack::{Backing, StackConfig};
 use crate::bdev::pmem::{CopyKernel, PmemBdev, PmemConfig};
 use crate::bdev::{Bdev, Pmem};
 use crate::bench::floor::{self, FloorError, MemoryWork};
@@ -266,7 +267,10 @@ impl FloorRig {
             ("memory_ns", MemoryWork::Store)
         };
         let read = ("read_cold_ns", MemoryWork::Load);
-        if matches!(row.stack.device, Device::Null | Device::Backing) {
+        if matches!(
+            row.stack.device,
+            Device::Null | Device::Backing | Device::Nbd(_)
+        ) {
             return Ok(());
         }
         let bytes = mean_bytes(&row.job);
@@ -312,6 +316,7 @@ impl StackConfig {
             options: CacheOptions::default(),
             backing: Backing::Malloc,
             backing_delay_us: 0,
+            writes: false,
         }
     }
 }

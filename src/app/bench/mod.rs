@@ -2,16 +2,16 @@
 
 mod args;
 mod bars;
-#[cfg(test)]
 mod compare;
-#[cfg(test)]
 mod confidence;
+mod device;
 mod document;
+mod flag_rows;
 mod floors;
-#[cfg(test)]
+mod job_rows;
+mod overlay;
 mod plot;
 mod row;
-#[cfg(test)]
 mod saved;
 mod stack;
 mod stages;
@@ -20,15 +20,12 @@ pub(super) use args::BenchArgs;
 
 use super::cli::{UNUSABLE, fail};
 use crate::bdev::pmem::CopyKernel;
-use crate::bench::{Arrival, Load, Order, RunReport, Size, Workload, write_hgrm};
-use crate::cache::CacheOptions;
-use crate::units::ByteRange;
-use args::{Pattern, Preset};
+use crate::bench::{Arrival, Load, RunReport, write_hgrm};
+use args::{Preset, SavedCommand};
 use bars::BarsConfig;
 use document::{Document, Host};
 use floors::{FloorRig, Floors};
 use row::{Row, Submit};
-use stack::{Device, StackConfig};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
@@ -40,6 +37,11 @@ const FLOOR_NS: (u64, u64) = (2_000_000, 250_000_000);
 
 /// Runs the command.
 pub(super) fn run(args: &BenchArgs, json: bool) -> ExitCode {
+    match &args.command {
+        Some(SavedCommand::Compare { a, b }) => return compare::run(a, b, json),
+        Some(SavedCommand::Plot { files, out }) => return overlay::run(files, out, json),
+        None => {}
+    }
     match measure(args, json) {
         Ok(is_good) => ExitCode::from(u8::from(!is_good)),
         Err(error) => fail(UNUSABLE, json, error),
@@ -64,7 +66,10 @@ fn measure(args: &BenchArgs, json: bool) -> Result<bool, Box<dyn Error>> {
     let cores = cores(args);
     let rows = match args.preset {
         Some(Preset::Bars) => bars(args, cores.len() > 1)?,
-        None => rows(args)?,
+        None => match &args.job_file {
+            Some(path) => job_rows::of_file(args, path)?,
+            None => flag_rows::of_flags(args)?,
+        },
     };
     // In a directory of its own, so that what an interrupted run leaves is easily found.
     let run_dir = args
@@ -98,96 +103,6 @@ fn bars(args: &BenchArgs, has_ring: bool) -> Result<Vec<Row>, Box<dyn Error>> {
         has_ring,
     };
     Ok(config.rows())
-}
-
-/// Every device with every pattern at every depth.
-fn rows(args: &BenchArgs) -> Result<Vec<Row>, Box<dyn Error>> {
-    let mut rows: Vec<Row> = Vec::new();
-    for device in &args.bdev {
-        for rw in &args.rw {
-            for depth in &args.depth {
-                let row = row(args, *device, *rw, *depth)?;
-                if rows.iter().any(|other| other.name == row.name) {
-                    return Err(format!("{} is wanted twice", row.name).into());
-                }
-                rows.push(row);
-            }
-        }
-    }
-    Ok(rows)
-}
-
-fn row(args: &BenchArgs, device: Device, rw: Pattern, depth: u32) -> Result<Row, Box<dyn Error>> {
-    let stack = stack(args, device)?;
-    let start = mib(args.offset_mib)?;
-    let end = match args.working_set_mib {
-        Some(size) => start + mib(size)?,
-        None => stack.bytes.max(start),
-    };
-    let sizes = match &args.bssplit {
-        Some(split) => split.0.clone(),
-        None => vec![Size {
-            bytes: args.block_size,
-            weight: 1,
-        }],
-    };
-    let job = Workload {
-        read_percent: rw.read_percent(args.rwmixread),
-        order: if rw.is_random() {
-            args.distribution
-        } else {
-            Order::Sequential
-        },
-        sizes,
-        depth,
-        range: ByteRange::between(start, end),
-        load: match args.rate {
-            Some(rate) => Load::Open {
-                rate,
-                arrival: args.arrival.into(),
-            },
-            None => Load::Closed,
-        },
-        warmup_ns: nanos(args.warmup)?,
-        run_ns: nanos(args.seconds)?,
-        requests_max: args.count,
-        fua_every: args.fua_every,
-        flush_every: args.flush_every,
-        seed: args.seed,
-        series_ns: args.series_ms.saturating_mul(1_000_000),
-        verify: args.verify,
-        ..Workload::new(ByteRange::default(), args.block_size)
-    };
-    Ok(Row {
-        name: format!("{}-{}-qd{depth}", device.name(), job.rw()),
-        stack,
-        job,
-        jobs: args.jobs,
-        submit: args.submit,
-        fill: args.prefill,
-        half_rate_of: None,
-    })
-}
-
-fn stack(args: &BenchArgs, device: Device) -> Result<StackConfig, Box<dyn Error>> {
-    let cache = &args.cache;
-    let bytes = mib(args.size_mib)?;
-    let mut stack = StackConfig::of(device, bytes);
-    if let Some(pool) = cache.pool_mib {
-        stack.pool_bytes = mib(pool)?;
-    }
-    stack.segment_bytes = mib(cache.segment_mib)?;
-    stack.lanes = cache.lanes;
-    stack.options = CacheOptions {
-        data_crc: cache.data_crc,
-        verify_reads: cache.verify_reads,
-        durability: cache.durability.into(),
-        ..CacheOptions::default()
-    };
-    stack.options.check()?;
-    stack.backing = cache.backing;
-    stack.backing_delay_us = cache.backing_delay_us;
-    Ok(stack)
 }
 
 /// Measures floors and rows in turns, and prints the document. Returns whether all went well.
@@ -247,7 +162,8 @@ fn measure_rows(
         .as_ref()
         .map_or_else(CopyKernel::detect, FloorRig::kernel);
     let host = Host::of(cores, kernel, rig.as_ref().map(FloorRig::page_bytes));
-    print(Document::new(host, floors, reports), json)?;
+    let document = Document::new(host, floors, reports);
+    print(&document, args.plot.as_deref(), json)?;
     Ok(is_good)
 }
 
@@ -275,9 +191,15 @@ fn write_percentiles(dir: &Path, reports: &[RunReport]) -> Result<(), Box<dyn Er
     Ok(())
 }
 
-fn print(document: Document, json: bool) -> Result<(), Box<dyn Error>> {
+/// Draws the runs of `document`, and prints it.
+fn print(document: &Document, picture: Option<&Path>, json: bool) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = picture {
+        // By way of what is printed: so the picture can be drawn again from it.
+        let saved = saved::Document::parse(&serde_json::to_string(document)?)?;
+        plot::write(&saved, path).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
     if json {
-        println!("{}", serde_json::to_string(&document)?);
+        println!("{}", serde_json::to_string(document)?);
         return Ok(());
     }
     print!("{document}");

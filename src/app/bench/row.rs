@@ -43,7 +43,7 @@ impl Submit {
 /// What to measure.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
-    /// Its name in the report.
+    /// Its name in the report; also that of its percentile file.
     pub(super) name: String,
     /// The device.
     pub(super) stack: StackConfig,
@@ -53,7 +53,7 @@ pub(super) struct Row {
     pub(super) jobs: u32,
     /// Where they run.
     pub(super) submit: Submit,
-    /// Whether the device is written once before.
+    /// Whether the device is written once before; of an export, the range that is used.
     pub(super) fill: bool,
     /// Makes it an open loop, at half of what this row has reached in the same turn.
     pub(super) half_rate_of: Option<&'static str>,
@@ -104,8 +104,13 @@ impl Row {
     ) -> Result<RunReport, Box<dyn Error>> {
         // Verification fills the device with tags of its own.
         if self.fill && !self.job.verify {
-            let range = ByteRange::between(0, stack.bdev.info().bytes());
-            let fill = Workload::fill(range, FILL_BYTES);
+            let range = match self.stack.device.export() {
+                // What is beside the part that is used stays as it is.
+                Some(_) => self.job.range,
+                None => ByteRange::between(0, stack.bdev.info().bytes()),
+            };
+            let block = u32::try_from(range.len()).map_or(FILL_BYTES, |all| all.min(FILL_BYTES));
+            let fill = Workload::fill(range, block);
             let (first, _) = drivers.split_at(drivers.len().min(1));
             let filled = run_jobs(first, stack, std::slice::from_ref(&fill), Duration::ZERO)?.0;
             if filled.errors > 0 {
@@ -117,7 +122,10 @@ impl Row {
         let (outcome, before) = run_jobs(drivers, stack, &jobs, warmup)?;
         let head = RunHead {
             name: self.name.clone(),
-            bdev: stack.bdev.info().name.clone(),
+            bdev: match self.stack.device.export() {
+                Some(uri) => uri.to_string(),
+                None => stack.bdev.info().name.clone(),
+            },
             submit: self.submit.name(),
             jobs: self.jobs,
         };
@@ -160,7 +168,7 @@ fn run_jobs(
     let (sender, receiver) = mpsc::sync_channel(jobs.len());
     let mut patience = PATIENCE;
     for (job, driver) in jobs.iter().zip(drivers.iter().cycle()) {
-        if job.requests_max.is_none() {
+        if job.run_ns < u64::MAX {
             let drain = Duration::from_nanos(job.run_ns);
             patience = patience.saturating_add(warmup).saturating_add(2 * drain);
         }

@@ -1,6 +1,7 @@
 //! What `pmcache bench --json` printed, read again: to be compared and plotted.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use std::path::Path;
 
 /// The layout that is understood.
 const SCHEMA: u32 = 1;
@@ -20,7 +21,8 @@ pub(super) enum DocumentError {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct Document {
     schema: u32,
-    #[serde(default)]
+    /// Null if they were not measured.
+    #[serde(default, deserialize_with = "null_is_none")]
     pub(super) floors: Floors,
     #[serde(default)]
     pub(super) runs: Vec<Run>,
@@ -39,6 +41,10 @@ pub(super) struct Floors {
     pub(super) read_cold_ns: Option<f64>,
     /// p99.9 of a bare polling loop.
     pub(super) jitter_p999_ns: Option<f64>,
+}
+
+fn null_is_none<'de, D: Deserializer<'de>>(from: D) -> Result<Floors, D::Error> {
+    Ok(Option::<Floors>::deserialize(from)?.unwrap_or_default())
 }
 
 impl Floors {
@@ -73,7 +79,7 @@ pub(super) struct Repeat {
 /// Latencies of a stretch of time, in nanoseconds.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(super) struct Moment {
-    /// Its end, in milliseconds from the start of the run.
+    /// When it began, in milliseconds from the beginning of counting.
     pub(super) at_ms: f64,
     pub(super) p50: f64,
     pub(super) p99: f64,
@@ -97,6 +103,16 @@ pub(super) struct Run {
 }
 
 impl Document {
+    /// Reads what `bench --json` printed to `path`.
+    ///
+    /// # Errors
+    /// If it can't be read or is something else, with its name.
+    pub(super) fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path);
+        let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+        Self::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
     /// Reads what `bench --json` printed.
     ///
     /// # Errors
@@ -137,6 +153,8 @@ mod tests {
     fn only_the_known_schema_is_read() {
         let document = Document::parse(r#"{"schema":1,"runs":[{"name":"a","more":1}]}"#).unwrap();
         assert_eq!(document.runs[0].name, "a");
+        let bare = Document::parse(r#"{"schema":1,"floors":null}"#).unwrap();
+        assert_eq!(bare.floors.memory_ns, None);
         assert!(matches!(
             Document::parse(r#"{"schema":2,"runs":[]}"#),
             Err(DocumentError::Schema(2))

@@ -1,5 +1,6 @@
 //! The devices that `pmcache bench` builds for itself.
 
+use super::device::{self, Device};
 use crate::app::caches::{boot_id, start_parts, stop_parts};
 use crate::bdev::pmem::{PmemBdev, PmemConfig};
 use crate::bdev::{
@@ -13,34 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// What can be measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Device {
-    /// Does nothing: what the harness itself costs.
-    Null,
-    /// A RAM disk.
-    Malloc,
-    /// Volatile memory as a pmem bdev.
-    Pmem,
-    /// A cache on volatile memory, in front of the backing.
-    Cache,
-    /// The backing alone, with its delay.
-    Backing,
-}
-
-impl Device {
-    /// Its name in rows.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Null => "null",
-            Self::Malloc => "malloc",
-            Self::Pmem => "pmem",
-            Self::Cache => "cache",
-            Self::Backing => "backing",
-        }
-    }
-}
-
 /// What is behind a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Backing {
@@ -50,7 +23,8 @@ pub(super) enum Backing {
     Null,
 }
 
-const BLOCK_BYTES: u32 = 512;
+/// The block of what is built here.
+pub(super) const BLOCK_BYTES: u32 = 512;
 
 /// What to build.
 #[derive(Clone, Debug)]
@@ -71,6 +45,8 @@ pub(super) struct StackConfig {
     pub(super) backing: Backing,
     /// What that takes longer, in microseconds.
     pub(super) backing_delay_us: u64,
+    /// Whether an export may be written to; otherwise no write can get there.
+    pub(super) writes: bool,
 }
 
 /// A device and what is below it.
@@ -94,7 +70,8 @@ impl Stack {
         run_dir: &Path,
     ) -> Result<Self, Box<dyn Error>> {
         let bytes = config.bytes;
-        let bdev: Arc<dyn Bdev> = match config.device {
+        let bdev: Arc<dyn Bdev> = match &config.device {
+            Device::Nbd(uri) => device::connect(uri, config.writes)?,
             Device::Null => null("null", bytes)?,
             Device::Malloc => malloc("malloc", bytes)?,
             Device::Pmem => memory("pmem", bytes)?,
