@@ -3,6 +3,8 @@
 use super::cli::{UNUSABLE, fail};
 use crate::cache::{CacheCheck, CheckReport, Finding, PoolCheck, TailCheck, check_pool};
 use clap::Args;
+use reactors::{Clock, MonotonicClock};
+use serde::Serialize;
 use std::fmt::{self, Display, Formatter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +19,8 @@ pub(super) struct CheckArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &CheckArgs, json: bool) -> ExitCode {
+    let clock = MonotonicClock;
+    let begun = clock.now();
     let report = match check_pool(&args.pool) {
         Ok(report) => report,
         Err(error) => {
@@ -24,15 +28,42 @@ pub(super) fn run(args: &CheckArgs, json: bool) -> ExitCode {
             return fail(UNUSABLE, json, format_args!("{path}: {error}"));
         }
     };
+    let elapsed_ns = clock.now().since(begun);
     if json {
-        match serde_json::to_string_pretty(&report) {
+        let timed = Timed {
+            report: &report,
+            elapsed_us: elapsed_ns / 1000,
+            keys_per_second: keys_per_second(&report, elapsed_ns),
+        };
+        match serde_json::to_string_pretty(&timed) {
             Ok(text) => println!("{text}"),
             Err(error) => return fail(UNUSABLE, json, error),
         }
     } else {
         print!("{}", Text(&report));
+        println!(
+            "{} ms, {} keys of the log a second",
+            elapsed_ns / 1_000_000,
+            keys_per_second(&report, elapsed_ns)
+        );
     }
     ExitCode::from(u8::from(!report.is_clean()))
+}
+
+/// A report, and how long it took.
+#[derive(Serialize)]
+struct Timed<'a> {
+    #[serde(flatten)]
+    report: &'a CheckReport,
+    elapsed_us: u64,
+    keys_per_second: u64,
+}
+
+/// Keys of all logs by the time of everything: data are verified, too.
+fn keys_per_second(report: &CheckReport, elapsed_ns: u64) -> u64 {
+    let logs = report.caches.iter().filter_map(|cache| cache.log.as_ref());
+    let keys: u64 = logs.map(|log| log.keys).sum();
+    keys.saturating_mul(1_000_000_000) / elapsed_ns.max(1)
 }
 
 /// A report for people.

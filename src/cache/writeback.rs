@@ -37,8 +37,8 @@ const PERIOD_NS: u64 = 1_000_000_000;
 /// Most keys of a window; under pressure, and otherwise.
 const KEYS_PRESSED: usize = 4096;
 const KEYS_CALM: usize = 512;
-/// Most bytes of a window, about: it makes room only at its end.
-const BYTES_MAX: u64 = 8 << 20;
+/// Most bytes of a window, about: it makes room only at its end, and who waits for room waits for that.
+const BYTES_MAX: u64 = 2 << 20;
 /// First and longest pause after an error, ns.
 const BACK_OFF_NS: (u64, u64) = (100_000_000, 5_000_000_000);
 /// Tag of the backing flush.

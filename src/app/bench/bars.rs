@@ -144,9 +144,11 @@ impl BarsConfig {
         let mut stack = StackConfig::of(device, self.bytes);
         stack.pool_bytes = self.bytes / 2;
         stack.backing_delay_us = SLOW_US;
+        // What an operator gives a backing that takes so many: the writes of a window end in a lull.
+        stack.options.writeback_depth = 2 * SLOW_DEPTH;
         let mut row = self.row(name, stack);
         row.job.depth = SLOW_DEPTH;
-        row.job.warmup_ns = row.job.warmup_ns.max(2 * STEADY_NS.min(self.run_ns));
+        row.job.warmup_ns = row.job.warmup_ns.max(4 * STEADY_NS.min(self.run_ns));
         row.fill = fill;
         row
     }

@@ -138,6 +138,7 @@ fn show_replay(report: &ReplayReport) -> Value {
         "dirty_bytes": report.dirty_bytes,
         "bad_bytes": report.bad_bytes,
         "elapsed_us": report.elapsed_us,
+        "keys_per_second": report.keys.saturating_mul(1_000_000) / report.elapsed_us.max(1),
         "staging_missing": report.staging_missing,
         "clean_dropped": report.clean_dropped,
         "lost_clean": report.lost_clean.as_ref().map(show_lost),
