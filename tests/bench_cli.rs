@@ -290,3 +290,20 @@ fn a_document_is_compared_and_drawn_by_what_reads_it() {
         assert_eq!(run(args).status.code(), Some(2), "{args:?}");
     }
 }
+
+#[test]
+fn a_load_finds_every_key_of_the_log_that_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = "bench --json --preset replay --size-mib 8 --repeat 2 --run-dir";
+    let mut args: Vec<&str> = line.split_whitespace().collect();
+    args.push(dir.path().to_str().unwrap());
+    let output = run(&args);
+    assert!(output.status.success(), "{output:?}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let loads = document["loads"].as_array().unwrap();
+    assert_eq!(loads.len(), 2);
+    for load in loads {
+        assert_eq!(load["keys"], (8 << 20) / 512, "{load}");
+        assert!(load["keys_per_second"].as_u64().unwrap() > 0, "{load}");
+    }
+}

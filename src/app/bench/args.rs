@@ -180,6 +180,9 @@ pub(super) struct CacheArgs {
 pub(super) enum Preset {
     /// What the engine is held to: a cache beside the floors.
     Bars,
+    /// How fast a load takes a log of keys of 512 bytes at random places: one for each such block of
+    /// --size-mib, which 2048 makes 4 Mi keys.
+    Replay,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

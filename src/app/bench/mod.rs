@@ -11,6 +11,7 @@ mod floors;
 mod job_rows;
 mod overlay;
 mod plot;
+mod replay;
 mod row;
 mod saved;
 mod stack;
@@ -66,6 +67,7 @@ fn measure(args: &BenchArgs, json: bool) -> Result<bool, Box<dyn Error>> {
     let cores = cores(args);
     let rows = match args.preset {
         Some(Preset::Bars) => bars(args, cores.len() > 1)?,
+        Some(Preset::Replay) => Vec::new(),
         None => match &args.job_file {
             Some(path) => job_rows::of_file(args, path)?,
             None => flag_rows::of_flags(args)?,
@@ -76,7 +78,10 @@ fn measure(args: &BenchArgs, json: bool) -> Result<bool, Box<dyn Error>> {
         .run_dir
         .join(format!("pmcache-bench.{}", std::process::id()));
     std::fs::create_dir(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
-    let measured = measure_rows(args, &cores, &rows, &run_dir, json);
+    let measured = match args.preset {
+        Some(Preset::Replay) => replay::run(args, &cores, &run_dir, json),
+        _ => measure_rows(args, &cores, &rows, &run_dir, json),
+    };
     std::fs::remove_dir_all(&run_dir).map_err(|e| format!("{}: {e}", run_dir.display()))?;
     measured
 }

@@ -159,7 +159,7 @@ impl Row {
 
 /// Runs `jobs`, each on the next of `drivers`, and waits for what they found together, and for what
 /// a cache had done when the warm-up was over.
-fn run_jobs(
+pub(super) fn run_jobs(
     drivers: &[ReactorHandle],
     stack: &Stack,
     jobs: &[Workload],

@@ -140,6 +140,19 @@ fn backing(config: &StackConfig) -> Result<Arc<dyn Bdev>, Box<dyn Error>> {
     Ok(Arc::new(slow))
 }
 
+/// Where a cache runs: its lanes on `data`, its staging file in `run_dir`.
+pub(super) fn runtime(data: &[ReactorHandle], reactors: &Reactors, run_dir: &Path) -> Runtime {
+    Runtime {
+        data: data.to_vec(),
+        maintenance: reactors.maintenance_handles().to_vec(),
+        quiescence: reactors.quiescence(),
+        clock: Arc::new(MonotonicClock),
+        run_dir: run_dir.to_owned(),
+        boot_id: boot_id(),
+        seed: Uuid::new_v4().as_u64_pair().0,
+    }
+}
+
 fn build_cache(
     config: &StackConfig,
     data: &[ReactorHandle],
@@ -169,15 +182,7 @@ fn build_cache(
         seed: Uuid::new_v4().as_u64_pair().0,
     };
     pool.create_cache(&create, &backing.info())?;
-    let runtime = Runtime {
-        data: data.to_vec(),
-        maintenance: reactors.maintenance_handles().to_vec(),
-        quiescence: reactors.quiescence(),
-        clock: Arc::new(MonotonicClock),
-        run_dir: run_dir.to_owned(),
-        boot_id: boot_id(),
-        seed: Uuid::new_v4().as_u64_pair().0,
-    };
+    let runtime = runtime(data, reactors, run_dir);
     let cache = pool.load_cache(&create.name, backing, &runtime, false)?;
     start_parts(&cache)?;
     Ok(cache)
