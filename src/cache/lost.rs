@@ -128,6 +128,9 @@ pub(super) struct Recount {
     step: Step,
     /// Writeback waits, at the dirty tail.
     asked: bool,
+    /// The highest sequence given out when it began. Keys of later ksets may have come behind the marks,
+    /// which take their time.
+    begun_at: u64,
     dirty_from: u64,
     boundaries: Arc<[Boundary]>,
     /// [`Shared::added`] of the segments that were sealed.
@@ -255,11 +258,14 @@ impl Gc {
         let boundaries: Arc<[Boundary]> = boundaries.collect();
         let answers = Answers::default();
         let mark = Sweep::Mark(Arc::clone(&boundaries));
+        // Before anybody marks: keys of ksets that have a place are in the index already.
+        let begun_at = shared.last_sequence.load(Ordering::SeqCst);
         self.outbox.ask_all(&shared, &mark, &answers);
         let asked = shared.maintenance.lost.is_wanted();
         self.recount = Some(Box::new(Recount {
             step: Step::Mark,
             asked,
+            begun_at,
             dirty_from: shared.maintenance.dirty_sequence.load(Ordering::SeqCst),
             boundaries,
             sealed: Vec::new(),
@@ -383,11 +389,9 @@ impl Gc {
     /// The whole log has been read: what is missing is what can't be read.
     fn walked(&mut self, cx: &Cx, mut recount: Box<Recount>) -> u32 {
         let shared = self.seed.shared.clone();
-        let boundaries = recount.boundaries.iter();
-        let marked = boundaries.map(|b| b.sequence.load(Ordering::SeqCst)).min();
         let newest = recount.lost.last().map(|lost| lost.to.0.sequence - 1);
-        if newest > marked {
-            // It holds keys that came when their lane had marked what it had: once more.
+        if newest > Some(recount.begun_at) {
+            // It may hold keys that came when their part of the index had been marked: once more.
             self.begin_recount();
             return 1;
         }
