@@ -20,7 +20,7 @@ use super::settle::{Boundary, Sweep};
 use super::shared::{LogPos, SEALED, Shared};
 use super::try_lock::TryLock;
 use crate::bdev::PmemError;
-use crate::media::{self, KSET_BYTES_MAX, LAST_BYTES, Parsed, parse_kset};
+use crate::media::{self, KSET_BYTES_MAX, LAST_BYTES, Parsed, SlotError, parse_kset};
 use crate::units::{ByteRange, SegmentId};
 use reactors::Cx;
 use std::sync::Arc;
@@ -540,14 +540,25 @@ fn note_unreadable(shared: &Shared, view: &LogView, pos: &LogPos, error: &CacheE
     suspect_where(shared, view, error);
 }
 
+/// Where the medium can't be read, if that is what the error says.
+fn unreadable_at(error: &CacheError) -> Option<u64> {
+    match error {
+        CacheError::Medium(PmemError::Poison { at, .. }) => Some(*at),
+        CacheError::Metadata {
+            at, first, second, ..
+        } if [first, second].contains(&&SlotError::Unreadable) => Some(*at),
+        _ => None,
+    }
+}
+
 /// The segment that could not be read is not used again.
-fn suspect_where(shared: &Shared, view: &LogView, error: &CacheError) {
-    let CacheError::Medium(PmemError::Poison { at, .. }) = error else {
+pub(super) fn suspect_where(shared: &Shared, view: &LogView, error: &CacheError) {
+    let Some(at) = unreadable_at(error) else {
         return;
     };
     let holds = |id: &SegmentId| {
         let start = view.geometry.segment_start(*id);
-        (start..start + view.geometry.segment_bytes).contains(at)
+        (start..start + view.geometry.segment_bytes).contains(&at)
     };
     if let Some(place) = view.segments.ids().iter().position(holds) {
         shared.suspect(SegIx::of(place));
