@@ -301,6 +301,32 @@ fn the_rest_of_a_log_segment_may_be_unreadable_and_the_next_start_too() {
     }
 }
 
+#[test]
+fn a_head_without_its_start_loses_only_the_last_that_led_there() {
+    let mut t = Lossy::new(1, CacheOptions::default());
+    let mut at = 0;
+    while t.b.cache().status().segments_log < 2 {
+        at = (at + 4096) % (1 << 20);
+        t.write(at, 512);
+        t.b.flush();
+    }
+    for at in (0..64 << 10).step_by(4096) {
+        t.write(at, 4096);
+        t.b.flush();
+    }
+    let geometry = t.b.rig.pool.geometry();
+    let head = SegmentId(t.b.cache().status().key_head.0);
+    t.b.pmem
+        .refuse_loads(geometry.segment_start(head)..geometry.data_at(head));
+    t.verify_backing();
+    assert_eq!(t.lost(), 1);
+    assert_eq!(t.b.cache().figures().settled, 0);
+    t.verify();
+    t.churn();
+    t.verify();
+    t.verify_backing();
+}
+
 /// Marking a large index takes many rounds: what is written meanwhile has no mark, though its kset has its
 /// place before all is marked.
 #[test]

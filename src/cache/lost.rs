@@ -181,7 +181,9 @@ impl Recount {
             } else {
                 let start = view.start_of(segment);
                 let start = start.inspect_err(|error| suspect_where(shared, view, error));
-                (0, start.ok().map(|start| start.salt.get()))
+                // The head's is known without it.
+                let head = (segment == self.end.0.segment).then_some(self.end.1);
+                (0, start.map_or(head, |start| Some(start.salt.get())))
             };
             let behind = LogPos {
                 segment,
