@@ -9,7 +9,7 @@
 
 mod rig;
 
-use pmcache::bdev::{IoStatus, Op, Pmem};
+use pmcache::bdev::{IoStatus, MallocBdev, MallocConfig, Op, Pmem};
 use pmcache::cache::{CacheOptions, check_pmem};
 use pmcache::units::{ByteRange, SegmentId};
 use rig::RigConfig;
@@ -298,6 +298,78 @@ fn the_rest_of_a_log_segment_may_be_unreadable_and_the_next_start_too() {
             t.restart();
             t.verify();
         }
+    }
+}
+
+#[test]
+fn a_head_without_its_start_loses_only_the_last_that_led_there() {
+    let mut t = Lossy::new(1, CacheOptions::default());
+    let mut at = 0;
+    while t.b.cache().status().segments_log < 2 {
+        at = (at + 4096) % (1 << 20);
+        t.write(at, 512);
+        t.b.flush();
+    }
+    for at in (0..64 << 10).step_by(4096) {
+        t.write(at, 4096);
+        t.b.flush();
+    }
+    let geometry = t.b.rig.pool.geometry();
+    let head = SegmentId(t.b.cache().status().key_head.0);
+    t.b.pmem
+        .refuse_loads(geometry.segment_start(head)..geometry.data_at(head));
+    t.verify_backing();
+    assert_eq!(t.lost(), 1);
+    assert_eq!(t.b.cache().figures().settled, 0);
+    t.verify();
+    t.churn();
+    t.verify();
+    t.verify_backing();
+}
+
+/// Marking a large index takes many rounds: what is written meanwhile has no mark, though its kset has its
+/// place before all is marked.
+#[test]
+fn a_kset_that_came_while_keys_were_marked_may_be_lost_too() {
+    const LARGE: u64 = 256 << 20;
+    for wait in 0..8 {
+        let config = MallocConfig {
+            name: "disk0".into(),
+            uuid: uuid::Uuid::from_bytes([9; 16]),
+            block_size: 512,
+            blocks: LARGE / 512,
+        };
+        let backing = Arc::new(MallocBdev::new(config).unwrap());
+        let mut b = Bench::over(RigConfig::default(), backing);
+        for at in (0..LARGE).step_by(4 << 20) {
+            b.write(at, &pattern(at, 512));
+        }
+        let place = |b: &Bench| {
+            let (segment, offset) = b.cache().status().key_head;
+            let geometry = b.rig.pool.geometry();
+            geometry.data_at(SegmentId(segment)) + u64::from(offset)
+        };
+        b.flush();
+        let first = place(&b);
+        b.write(8192, &pattern(1, 4096));
+        b.flush();
+        b.pmem.flip(first + 64, 8);
+        b.cache().flush_start();
+        b.until("degraded", |cache| cache.status().state == "degraded");
+        for _ in 0..wait {
+            b.rig.step();
+        }
+        let second = place(&b);
+        let newest = pattern(2, 4096);
+        let mut channel = b.channel.take().unwrap();
+        b.rig.write(&mut *channel, 0, &newest, true);
+        b.channel = Some(channel);
+        b.pmem.flip(second + 64, 8);
+        b.rig.flush_all();
+        assert_eq!(b.cache().gc_figures().lost_ksets, 2, "wait {wait}");
+        assert!(b.read_backing(8192, 4096) == pattern(1, 4096), "{wait}");
+        assert!(b.read_backing(0, 4096) == newest, "{wait}");
+        assert!(b.read(0, 4096).unwrap() == newest, "{wait}");
     }
 }
 

@@ -419,6 +419,8 @@ impl Group {
         }
         let shared = &self.env.shared;
         shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
+        // What was durable before it was counted rang no bell.
+        self.env.retry = true;
         batch.targets = Some(targets);
         Ok(())
     }

@@ -20,7 +20,7 @@ use super::settle::{Boundary, Sweep};
 use super::shared::{LogPos, SEALED, Shared};
 use super::try_lock::TryLock;
 use crate::bdev::PmemError;
-use crate::media::{self, KSET_BYTES_MAX, LAST_BYTES, Parsed, parse_kset};
+use crate::media::{self, KSET_BYTES_MAX, LAST_BYTES, Parsed, SlotError, parse_kset};
 use crate::units::{ByteRange, SegmentId};
 use reactors::Cx;
 use std::sync::Arc;
@@ -128,6 +128,9 @@ pub(super) struct Recount {
     step: Step,
     /// Writeback waits, at the dirty tail.
     asked: bool,
+    /// The highest sequence given out when it began. Keys of later ksets may have come behind the marks,
+    /// which take their time.
+    begun_at: u64,
     dirty_from: u64,
     boundaries: Arc<[Boundary]>,
     /// [`Shared::added`] of the segments that were sealed.
@@ -178,7 +181,9 @@ impl Recount {
             } else {
                 let start = view.start_of(segment);
                 let start = start.inspect_err(|error| suspect_where(shared, view, error));
-                (0, start.ok().map(|start| start.salt.get()))
+                // The head's is known without it.
+                let head = (segment == self.end.0.segment).then_some(self.end.1);
+                (0, start.map_or(head, |start| Some(start.salt.get())))
             };
             let behind = LogPos {
                 segment,
@@ -255,11 +260,14 @@ impl Gc {
         let boundaries: Arc<[Boundary]> = boundaries.collect();
         let answers = Answers::default();
         let mark = Sweep::Mark(Arc::clone(&boundaries));
+        // Before anybody marks: keys of ksets that have a place are in the index already.
+        let begun_at = shared.last_sequence.load(Ordering::SeqCst);
         self.outbox.ask_all(&shared, &mark, &answers);
         let asked = shared.maintenance.lost.is_wanted();
         self.recount = Some(Box::new(Recount {
             step: Step::Mark,
             asked,
+            begun_at,
             dirty_from: shared.maintenance.dirty_sequence.load(Ordering::SeqCst),
             boundaries,
             sealed: Vec::new(),
@@ -383,11 +391,9 @@ impl Gc {
     /// The whole log has been read: what is missing is what can't be read.
     fn walked(&mut self, cx: &Cx, mut recount: Box<Recount>) -> u32 {
         let shared = self.seed.shared.clone();
-        let boundaries = recount.boundaries.iter();
-        let marked = boundaries.map(|b| b.sequence.load(Ordering::SeqCst)).min();
         let newest = recount.lost.last().map(|lost| lost.to.0.sequence - 1);
-        if newest > marked {
-            // It holds keys that came when their lane had marked what it had: once more.
+        if newest > Some(recount.begun_at) {
+            // It may hold keys that came when their part of the index had been marked: once more.
             self.begin_recount();
             return 1;
         }
@@ -536,14 +542,25 @@ fn note_unreadable(shared: &Shared, view: &LogView, pos: &LogPos, error: &CacheE
     suspect_where(shared, view, error);
 }
 
+/// Where the medium can't be read, if that is what the error says.
+fn unreadable_at(error: &CacheError) -> Option<u64> {
+    match error {
+        CacheError::Medium(PmemError::Poison { at, .. }) => Some(*at),
+        CacheError::Metadata {
+            at, first, second, ..
+        } if [first, second].contains(&&SlotError::Unreadable) => Some(*at),
+        _ => None,
+    }
+}
+
 /// The segment that could not be read is not used again.
-fn suspect_where(shared: &Shared, view: &LogView, error: &CacheError) {
-    let CacheError::Medium(PmemError::Poison { at, .. }) = error else {
+pub(super) fn suspect_where(shared: &Shared, view: &LogView, error: &CacheError) {
+    let Some(at) = unreadable_at(error) else {
         return;
     };
     let holds = |id: &SegmentId| {
         let start = view.geometry.segment_start(*id);
-        (start..start + view.geometry.segment_bytes).contains(at)
+        (start..start + view.geometry.segment_bytes).contains(&at)
     };
     if let Some(place) = view.segments.ids().iter().position(holds) {
         shared.suspect(SegIx::of(place));

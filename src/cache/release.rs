@@ -4,6 +4,7 @@ use super::CacheError;
 use super::control_io::load_pair;
 use super::gc::Gc;
 use super::geometry::{SegIx, SegmentItem};
+use super::lost::suspect_where;
 use crate::media::{Generation, SlotKind};
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::U64;
@@ -13,6 +14,9 @@ impl Gc {
     pub(super) fn raise_generations(&mut self) -> bool {
         for &segment in &self.retiring {
             if let Err(error) = self.raise_generation(segment) {
+                if matches!(error, CacheError::Metadata { .. }) {
+                    suspect_where(&self.seed.shared, &self.seed.view, &error);
+                }
                 if self.seed.shared.is_suspect(segment) {
                     // It gets no other life, whose keys could be taken for those of this one.
                     continue;

@@ -233,7 +233,8 @@ impl Group {
         if !given_up && it.targets.is_none() {
             let result = self.sweep_on(cx, &mut it);
             self.count_room(&mut it.wants_room, result == Err(Wait::Space));
-            self.env.retry |= result != Err(Wait::Space) && it.targets.is_none();
+            // Also when it has come to wait: what was durable before it was counted rang no bell.
+            self.env.retry |= result != Err(Wait::Space);
         }
         let shared = &self.env.shared;
         if given_up {

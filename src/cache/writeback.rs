@@ -549,6 +549,8 @@ impl Poller for Writeback {
             }
             State::BackOff(until) => Wake::At(until).sooner(backing),
             State::Bad(_) if !self.outbox.is_empty() => Wake::Now,
+            // GC had the answer in its hands.
+            State::Lost if !self.shared().maintenance.lost.is_wanted() => Wake::Now,
             State::Bad(_) | State::Lost => Wake::OnEvent,
             State::Flush | State::Halted => backing,
         }
