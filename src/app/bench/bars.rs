@@ -141,12 +141,14 @@ impl BarsConfig {
     /// A backing that is slow, alone or behind a pool that is full.
     fn slow(&self, name: &str, device: Device) -> Row {
         let fill = device == Device::Cache;
-        let mut stack = StackConfig::of(device, self.bytes);
-        stack.pool_bytes = self.bytes / 2;
+        let bytes = 4 * self.bytes;
+        let mut stack = StackConfig::of(device, bytes);
+        stack.pool_bytes = self.bytes;
         stack.backing_delay_us = SLOW_US;
         // What an operator gives a backing that takes so many: the writes of a window end in a lull.
         stack.options.writeback_depth = 2 * SLOW_DEPTH;
         let mut row = self.row(name, stack);
+        row.job.range = ByteRange::between(0, bytes);
         row.job.depth = SLOW_DEPTH;
         row.job.warmup_ns = row.job.warmup_ns.max(4 * STEADY_NS.min(self.run_ns));
         row.fill = fill;
