@@ -465,6 +465,7 @@ fn the_command_tells_by_its_exit_code_and_in_json() {
     assert_eq!(json["damages"][0]["kind"], "data");
     assert_eq!(json["damages"][0]["ranges"][0]["offset"], 3 * 8192);
     assert_eq!(json["caches"][0]["log"]["dirty_bytes"], 40960);
+    assert!(json["keys_per_second"].as_u64().unwrap() > 0, "{json}");
     let text = String::from_utf8(run(&["check", path]).stdout).unwrap();
     assert!(text.contains("DAMAGED: at 0x"), "{text}");
 }

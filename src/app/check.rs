@@ -40,12 +40,12 @@ pub(super) fn run(args: &CheckArgs, json: bool) -> ExitCode {
             Err(error) => return fail(UNUSABLE, json, error),
         }
     } else {
-        print!("{}", Text(&report));
         println!(
-            "{} ms, {} keys of the log a second",
+            "checked in {} ms: {} keys of the logs a second",
             elapsed_ns / 1_000_000,
             keys_per_second(&report, elapsed_ns)
         );
+        print!("{}", Text(&report));
     }
     ExitCode::from(u8::from(!report.is_clean()))
 }
