@@ -1,6 +1,7 @@
 //! What a poller sees of its reactor.
 
 use crate::handle::{ReactorHandle, ReactorId};
+use crate::random::SplitMix64;
 use crate::stats::{PollerCounters, PollerStats};
 use crate::watch::{Interest, WatchSet};
 use crate::{Clock, Nanos, Poller, PollerId};
@@ -25,7 +26,7 @@ pub struct Cx {
     pub(crate) handle: ReactorHandle,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) now: Cell<Nanos>,
-    pub(crate) random: Cell<u64>,
+    pub(crate) random: Cell<SplitMix64>,
     pub(crate) next_poller: Cell<u64>,
     pub(crate) changes: RefCell<Vec<Change>>,
     pub(crate) locals: RefCell<Locals>,
@@ -69,12 +70,10 @@ impl Cx {
 
     /// The next number of this reactor's seeded generator (SplitMix64).
     pub fn random(&self) -> u64 {
-        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        self.random.set(state);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let mut random = self.random.get();
+        let drawn = random.draw();
+        self.random.set(random);
+        drawn
     }
 
     fn add(&self, name: &'static str, period: Option<u64>, poller: Box<dyn Poller>) -> PollerId {

@@ -25,6 +25,8 @@ mod idle;
 #[cfg(not(loom))]
 mod poller;
 #[cfg(not(loom))]
+mod random;
+#[cfg(not(loom))]
 mod reactor;
 #[cfg(not(loom))]
 mod reactors;
@@ -43,6 +45,7 @@ pub use {
     handle::{CallError, Inbox, InboxFull, Message, ReactorHandle, ReactorId, Reply},
     idle::IdlePolicy,
     poller::{Poller, PollerId, Wake},
+    random::SplitMix64,
     reactor::{Reactor, ReactorConfig},
     reactors::{ReactorInfo, ReactorKind, Reactors, ReactorsConfig, StartError},
     stats::{PollerStats, ReactorStats},

@@ -3,6 +3,7 @@
 use crate::cx::{Change, Cx};
 use crate::handle::{Inbox, ReactorHandle, ReactorId};
 use crate::idle::IdlePolicy;
+use crate::random::SplitMix64;
 use crate::stats::PollerCounters;
 use crate::watch::WatchSet;
 use crate::{Clock, Nanos, Poller, Quiescence, Wake};
@@ -76,7 +77,7 @@ impl Reactor {
                 },
                 clock,
                 now: Cell::new(now),
-                random: Cell::new(config.seed),
+                random: Cell::new(SplitMix64::new(config.seed)),
                 next_poller: Cell::new(1),
                 changes: RefCell::new(Vec::new()),
                 locals: RefCell::new(HashMap::new()),
