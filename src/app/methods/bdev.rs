@@ -6,6 +6,7 @@ use crate::app::bdevs::{Entry, Kind, bdev_error};
 use crate::app::service::Service;
 use crate::bdev::{MallocBdev, MallocConfig, NullBdev, NullConfig};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// `bdev_get_bdevs`: all, or one, for which it waits up to `timeout` milliseconds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetBdevs {
     name: Option<String>,
@@ -104,7 +105,7 @@ fn describe(entry: &Entry) -> Value {
 }
 
 /// `bdev_malloc_create`: a RAM disk of `num_blocks` × `block_size` bytes; `Malloc<n>` by default.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct MallocCreate {
     name: Option<String>,
@@ -152,7 +153,7 @@ fn malloc_delete(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_null_create`: takes every write and reads as zeroes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct NullCreate {
     name: String,

@@ -10,6 +10,7 @@ use crate::cache::{
 };
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -26,7 +27,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_flush_stop", flush_stop);
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ModeName {
     Wb,
@@ -60,7 +61,7 @@ impl From<Mode> for ModeName {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum DurabilityName {
     Flush,
@@ -76,7 +77,7 @@ impl From<DurabilityName> for Durability {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum OrderName {
     Adaptive,
@@ -95,7 +96,7 @@ impl From<OrderName> for WritebackOrder {
 }
 
 /// The options that can be given at creation and changed later; absent means unchanged.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SetOptions {
     name: String,
@@ -144,7 +145,7 @@ impl SetOptions {
 
 /// `bdev_pmcache_create`: a cache named `name` on pool `pool`, in front of `backing_bdev`. `size`:
 /// bytes of pool space; `block_size`: 512 or 4096, by default the backing's.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
     name: String,
@@ -210,7 +211,7 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
 
 /// `bdev_pmcache_unload`: closes ksets and stops; dirty data stay in pmem, unless `flush` asks that
 /// there be none.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Unload {
     name: String,
@@ -225,7 +226,7 @@ fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
 
 /// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes, if
 /// there are dirty or BAD ones.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Destroy {
     name: String,
@@ -238,7 +239,7 @@ fn destroy(service: &Service, params: Destroy) -> Result<Value, Error> {
 }
 
 /// `bdev_pmcache_get`: all, or the one of that name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Get {
     name: Option<String>,

@@ -5,6 +5,7 @@ use crate::app::service::Service;
 use crate::cache::{BadPlace, Cache, LoadWish, LostClean, Missing, ReplayReport};
 use crate::units::ByteRange;
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -16,7 +17,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 
 /// `bdev_pmcache_load`: the cache `name` or `uuid` of `pool`, in front of `backing_bdev` or of the
 /// bdev that was recorded. What is loaded already is answered as loaded.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Load {
     pool: String,

@@ -4,6 +4,7 @@ use crate::app::caches;
 use crate::app::service::Service;
 use crate::cache::{Cache, LaneFigures};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// `bdev_pmcache_get_stats`: counters since the load. `per_lane` adds each lane's.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetStats {
     name: String,

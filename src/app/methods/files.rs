@@ -5,6 +5,7 @@ use crate::app::bdevs::{Kind, bdev_error};
 use crate::app::service::Service;
 use crate::bdev::{UringBdev, UringConfig, UringKind};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// `bdev_uring_create`: the file or block device `filename`. `block_size` 0 or absent: as found.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct UringCreate {
     filename: PathBuf,
@@ -49,7 +50,7 @@ fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
 
 /// `bdev_aio_create`: as `bdev_uring_create`. Discard gives space back with and without
 /// `fallocate`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AioCreate {
     name: String,

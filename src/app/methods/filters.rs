@@ -9,6 +9,7 @@ use crate::bdev::{
 };
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ fn stack(
 }
 
 /// `bdev_delay_create`: latencies in microseconds, added to what the base takes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DelayCreate {
     name: String,
@@ -96,7 +97,7 @@ fn delay_delete(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_delay_update_latency`: for I/Os to come.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DelayUpdate {
     delay_bdev_name: String,
@@ -104,7 +105,7 @@ struct DelayUpdate {
     latency_us: u64,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum LatencyType {
     AvgRead,
@@ -129,7 +130,7 @@ fn delay_update_latency(service: &Service, params: DelayUpdate) -> Result<bool, 
 }
 
 /// `bdev_error_create`: makes `EE_<base_name>`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ErrorCreate {
     base_name: String,
@@ -161,7 +162,7 @@ fn error_bdev(service: &Service, name: &str) -> Result<Arc<ErrorBdev>, Error> {
 
 /// `bdev_error_inject_error`: strikes the next `num` I/Os of that type, once `skip` (ours) have
 /// passed. `clear` ends all injections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ErrorInject {
     name: String,
@@ -180,7 +181,7 @@ struct ErrorInject {
     skip: u32,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum IoType {
     Clear,
@@ -191,7 +192,7 @@ enum IoType {
     All,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum ErrorType {
     Failure,
@@ -245,7 +246,7 @@ fn error_resume(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_passthru_create`: `name` does what `base_bdev_name` does.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct PassthruCreate {
     name: String,

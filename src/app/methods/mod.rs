@@ -18,6 +18,7 @@ use super::service::Service;
 pub(super) use reactor::IDLE_US;
 
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -37,7 +38,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// Parameters of the many methods that take a name only.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Name {
     name: String,

@@ -3,6 +3,7 @@
 use crate::app::service::Service;
 use crate::target::nbd::{ExportConfig, PAYLOAD_BYTES_MAX, RemoveMode};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// `nbd_server_start`: listens on `address`, `unix:/path` or `ip:port`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerStart {
     address: String,
@@ -37,7 +38,7 @@ fn server_start(service: &Service, params: ServerStart) -> Result<bool, Error> {
 }
 
 /// `nbd_server_stop`: ends the server and its connections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerStop {
     address: String,
@@ -49,7 +50,7 @@ fn server_stop(service: &Service, params: ServerStop) -> Result<bool, Error> {
 }
 
 /// `nbd_server_get`: all servers, or the one on `address`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerGet {
     address: Option<String>,
@@ -90,7 +91,7 @@ fn server_get(service: &Service, params: ServerGet) -> Result<Vec<Value>, Error>
 
 /// `nbd_export_add`: offers a bdev on every NBD server, under its own name by default.
 /// `max_payload` in bytes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExportAdd {
     bdev_name: String,
@@ -118,7 +119,7 @@ fn export_add(service: &Service, params: ExportAdd) -> Result<String, Error> {
 }
 
 /// `nbd_export_remove`: refused while there are clients, unless `mode` is hard.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExportRemove {
     name: String,
@@ -126,7 +127,7 @@ struct ExportRemove {
     mode: Mode,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Mode {
     #[default]

@@ -7,6 +7,7 @@ use crate::bdev::Bdev;
 use crate::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig, PmemDescription};
 use crate::cache::Pool;
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// `bdev_pmem_create`: the memory at `path`, a DAX device, a file or `anon:`. `size` in bytes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
     name: String,
@@ -56,7 +57,7 @@ fn delete(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_pmem_get_devices`: all, or the one of that name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetDevices {
     name: Option<String>,

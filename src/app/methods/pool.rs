@@ -6,6 +6,7 @@ use crate::app::service::Service;
 use crate::cache::PoolFormat;
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -23,7 +24,7 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// `pool_create`: formats the pmem bdev `bdev_name`. `segment_size` in bytes, a power of two from
 /// 256 KiB to 64 MiB. Refuses what is not empty, unless `force`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
     name: String,
@@ -60,7 +61,7 @@ fn create(service: &Service, params: Create) -> Result<Value, Error> {
 }
 
 /// `pool_load`: the pool on the pmem bdev `bdev_name`. `mode`: only `auto` so far.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Load {
     bdev_name: String,
@@ -68,7 +69,7 @@ struct Load {
     mode: LoadMode,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum LoadMode {
     #[default]
@@ -95,7 +96,7 @@ fn unload(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `pool_get`: all, or the one of that name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Get {
     name: Option<String>,

@@ -4,6 +4,7 @@ use crate::app::service::Service;
 use reactors::{IdlePolicy, ReactorHandle, ReactorInfo, ReactorKind};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -103,7 +104,7 @@ impl ProcStat {
 }
 
 /// `reactor_set_idle`: what a data reactor, or all of them, do when idle.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SetIdle {
     policy: IdleName,
@@ -111,7 +112,7 @@ struct SetIdle {
     lcore: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum IdleName {
     Poll,

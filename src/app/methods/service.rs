@@ -3,6 +3,7 @@
 use crate::app::service::{Degraded, Service};
 use rpc::{Error, Registry};
 use rustix::process::{Signal, getpid, kill_process};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -28,13 +29,13 @@ fn get_version(_: &Service) -> Result<Value, Error> {
 }
 
 /// `spdk_kill_instance`: sends this process a signal.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct KillInstance {
     sig_name: SignalName,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 enum SignalName {
     #[serde(rename = "SIGINT")]
     Int,
