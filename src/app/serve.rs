@@ -12,6 +12,7 @@ use rpc::{Limits, Listener, Registry, Server};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,6 +40,9 @@ pub(super) struct ServeArgs {
     /// The RPC socket [default: rpc.sock in the data directory].
     #[arg(long, value_name = "PATH")]
     rpc_socket: Option<PathBuf>,
+    /// A loopback address where RPC is answered too; whoever is on this machine may use it.
+    #[arg(long, value_name = "IP:PORT")]
+    rpc_tcp: Option<SocketAddr>,
     /// The cores of the data reactors: `0x3`, or `[0,1]`.
     #[arg(long, value_name = "MASK", default_value = "0x1")]
     cpumask: CoreSet,
@@ -117,7 +121,11 @@ fn serve(args: &ServeArgs, json: bool, log: Log) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&args.data_dir)
         .map_err(|error| format!("{}: {error}", args.data_dir.display()))?;
     // First of all: two services on one socket are two on one data directory.
-    let listener = Listener::bind(&args.rpc_socket())?;
+    let mut listener = Listener::bind(&args.rpc_socket())?;
+    if let Some(address) = args.rpc_tcp {
+        let address = listener.add_tcp(address)?;
+        tracing::info!(%address, "answers RPC");
+    }
     let service = Arc::new(Service::start(&args.service_config(), log)?);
     let registry = Arc::new(Service::registry());
     let server = Server::start(
