@@ -51,6 +51,7 @@ impl SpdkRpc {
         let mut child = Command::new(clients.join("spdk-rpc"))
             .arg("--server")
             .env("PYTHONPATH", root().join("python"))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
             .current_dir(service.dir())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -369,6 +370,7 @@ fn the_plugin_runs_a_pool_a_cache_and_an_export() {
     let help = Command::new(clients.join("spdk-rpc"))
         .args(["--plugin", "pmcache_rpc", "bdev_pmcache_create", "--help"])
         .env("PYTHONPATH", root().join("python"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();

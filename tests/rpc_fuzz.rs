@@ -428,7 +428,7 @@ fn a_million_requests_harm_nobody() {
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap();
-    let seed = setting("PMCACHE_RPC_SEED").unwrap_or_else(|| now.as_secs());
+    let seed = setting("PMCACHE_RPC_SEED").unwrap_or(now.as_secs());
     eprintln!("PMCACHE_RPC_SEED={seed} PMCACHE_RPC_FUZZ={requests}");
     let mut fuzz = Fuzz::new(seed);
     fuzz.run_to(requests / 4);
