@@ -86,6 +86,7 @@ impl Service {
             seed: started.0,
             clock: clock.clone(),
         })?;
+        let count = reactors.infos().len();
         Ok(Self {
             reactors,
             clock,
@@ -94,7 +95,7 @@ impl Service {
             degraded: Shared::default(),
             ready: Shared::default(),
             initialized: AtomicBool::new(true),
-            bdevs: Arc::default(),
+            bdevs: Arc::new(Bdevs::new(count)),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
         })

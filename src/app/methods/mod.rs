@@ -7,9 +7,11 @@ mod cache_load;
 mod cache_stats;
 mod files;
 mod filters;
+mod iostat;
 mod nbd;
 mod pmem;
 mod pool;
+mod qos;
 mod reactor;
 mod service;
 
@@ -28,6 +30,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     reactor::register(registry);
     registry.section("Bdevs", "");
     bdev::register(registry);
+    iostat::register(registry);
+    qos::register(registry);
     files::register(registry);
     filters::register(registry);
     registry.section("Persistent memory and pools", "");
