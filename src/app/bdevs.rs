@@ -3,6 +3,7 @@
 //! A bdev has either one owner (a pool, a cache, another bdev: it alone writes there) or any number
 //! of users (exports), never both; with either it can't be deleted.
 
+use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
 use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev};
@@ -81,6 +82,8 @@ pub(super) struct Bdevs {
     slots: Shared<BTreeMap<String, Slot>>,
     /// How many reactors there are that may open a bdev.
     reactors: usize,
+    /// Who is told of each that comes or goes.
+    notices: Arc<Notices>,
 }
 
 /// A name that its holder alone may fill; dropped unfilled, it is free again.
@@ -117,9 +120,11 @@ impl Reservation<'_> {
         };
         self.filled = true;
         let name = std::mem::take(&mut self.name);
-        self.bdevs
-            .slots
-            .with(|slots| slots.insert(name.clone(), Slot::Ready(entry)));
+        self.bdevs.slots.with(|slots| {
+            slots.insert(name.clone(), Slot::Ready(entry));
+            // Under the lock: nobody is told of its end first.
+            self.bdevs.notices.note(Happening::BdevRegister, &name);
+        });
         name
     }
 }
@@ -151,11 +156,13 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
 }
 
 impl Bdevs {
-    /// An empty table, for channels on so many reactors.
-    pub(super) fn new(reactors: usize) -> Self {
+    /// An empty table, for channels on so many reactors; it tells `notices` of each bdev that comes or
+    /// goes.
+    pub(super) fn new(reactors: usize, notices: Arc<Notices>) -> Self {
         Self {
             slots: Shared::default(),
             reactors,
+            notices,
         }
     }
 
@@ -295,7 +302,7 @@ impl Bdevs {
         let removed = self.slots.with(|slots| match slots.get(name) {
             Some(Slot::Ready(entry)) if is_kind(&entry.kind) => {
                 entry.refuse_if_used(name)?;
-                Ok(slots.remove(name))
+                Ok(self.take(slots, name))
             }
             _ => Err(no_such_device()),
         })?;
@@ -306,10 +313,18 @@ impl Bdevs {
     /// Removes a bdev that `owner` owns, and releases the one below.
     pub(super) fn remove_owned(&self, name: &str, owner: &str) {
         let removed = self.slots.with(|slots| match slots.get(name) {
-            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => slots.remove(name),
+            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => {
+                self.take(slots, name)
+            }
             _ => None,
         });
         self.bury(removed);
+    }
+
+    /// Takes a bdev off the table, and tells of it while nobody can put another there.
+    fn take(&self, slots: &mut BTreeMap<String, Slot>, name: &str) -> Option<Slot> {
+        self.notices.note(Happening::BdevUnregister, name);
+        slots.remove(name)
     }
 
     fn bury(&self, removed: Option<Slot>) {
@@ -335,7 +350,7 @@ impl Bdevs {
                     })
                     .collect();
                 let top = slots.keys().find(|name| !bases.contains(name)).cloned();
-                top.and_then(|name| slots.remove(&name))
+                top.and_then(|name| self.take(slots, &name))
             });
             if taken.is_none() {
                 return;

@@ -85,6 +85,8 @@ pub(crate) enum Waited {
     Kset,
     /// Another request of its lane, a lock or a staging slot.
     Queue,
+    /// Its turn, while little room is left.
+    Pace,
     /// Space.
     Space,
 }

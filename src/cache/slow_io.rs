@@ -87,8 +87,9 @@ pub struct SlowIo {
     pub engine_ns: u64,
     /// The longest read of the backing that it waited for, ns.
     pub backing_ns: u64,
-    /// What it waited for most: `space`, `queue` (behind another of its lane), `backing_read`, `kset`
-    /// (to become durable), `flush`, `ring`, or `engine`: nothing of these, its reactor was busy.
+    /// What it waited for: `space`, `pace` (its turn, while little room is left), `queue` (behind another
+    /// of its lane), `backing_read`, `kset` (to become durable), `flush`, `ring`, or `engine`: nothing of
+    /// these, its reactor was busy.
     pub cause: &'static str,
     /// What writeback was at meanwhile: `write`, `flush` (of the backing), `tail`, `back_off` (after
     /// an error), `damage`, `halted`; nothing if it was idle.
@@ -99,13 +100,14 @@ pub struct SlowIo {
 
 /// Operations and causes by number.
 const OPS: [&str; 4] = ["read", "write", "zero", "flush"];
-const CAUSES: [&str; 7] = [
+const CAUSES: [&str; 8] = [
     "engine",
     "ring",
     "flush",
     "kset",
     "backing_read",
     "queue",
+    "pace",
     "space",
 ];
 
@@ -117,7 +119,8 @@ fn cause_of(stamp: &Stamp, spent: &Spent) -> u64 {
         Waited::Kset => 3,
         Waited::Backing => 4,
         Waited::Queue => 5,
-        Waited::Space => 6,
+        Waited::Pace => 6,
+        Waited::Space => 7,
     }
 }
 
@@ -306,6 +309,7 @@ mod tests {
             (Timed::Write, Waited::Kset, 0, "kset"),
             (Timed::Zero, Waited::Space, 90, "space"),
             (Timed::Write, Waited::Queue, 0, "queue"),
+            (Timed::Write, Waited::Pace, 0, "pace"),
             (Timed::Read, Waited::Nothing, 90, "ring"),
             (Timed::Write, Waited::Nothing, 1, "engine"),
         ] {

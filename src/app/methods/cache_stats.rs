@@ -21,7 +21,7 @@ const GET_STATS_RESULT: &str = "- `usage` {`occupancy`, `free`, `clean`, `dirty`
 - `log`: `keys`, `ksets`, `keys_per_kset`, and ksets by cause: `closed_full`, `closed_age`, `closed_flush`,
   `closed_fua`, `closed_pressure`;
 - `writeback`: `windows`, `ksets`, `requests`, `bytes`, `merged`, `elided_bytes`, `errors`, `flushes`,
-  `spanning_windows`, `crc_errors`, `unreadable`; `gc`: `ksets`, `keys`, `data_segments`, `log_segments`, `starts`,
+  `spanning_windows`, `windows_ahead`, `crc_errors`, `unreadable`; `gc`: `ksets`, `keys`, `data_segments`, `log_segments`, `starts`,
   `relogged` (BAD keys), `lost_ksets` (that could not be read: what was current of them is logged again);
 - `latency`: by operation (`read`, `write`, `zero`, `flush`) and stage (`ring`: client to lane, `engine`: lane to
   end, the backing included, `backing`: reads of it) {`count`, `p50_ns`, `p99_ns`, `p999_ns`, `p9999_ns`,
@@ -34,7 +34,7 @@ const GET_SLOW_IOS_RESULT: &str = "A list; −19 without such a cache. Of each r
 - `when` it ended, in microseconds since 1970; `op` (`read`, `write`, `zero`, `flush`), `offset`, `length`;
 - `total_us`: `ring_us` from its client to its lane, and `engine_us` from there to its end; `backing_us`: the
   longest read of the backing within that;
-- `cause`, what it waited for: `space`, `queue` (another request of its lane, a lock or a staging slot),
+- `cause`, what it waited for: `space`, `pace` (its turn, while little room is left), `queue` (another request of its lane, a lock or a staging slot),
   `backing_read`, `kset` (to become durable), `flush`, `ring` (its lane's reactor was busy), `engine` (nothing of
   these);
 - `writeback`, what that was at meanwhile: any of `write`, `flush` (of the backing), `tail`, `back_off` (after an

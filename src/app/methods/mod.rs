@@ -5,15 +5,24 @@ mod bdev;
 mod cache;
 mod cache_load;
 mod cache_stats;
+mod examine;
 mod files;
 mod filters;
 mod iostat;
+mod keyring;
+mod log;
 mod nbd;
+mod notify;
 mod pmem;
 mod pool;
 mod qos;
 mod reactor;
+mod scheduler;
 mod service;
+mod sock;
+mod targets;
+mod threads;
+mod trace;
 
 use super::service::Service;
 
@@ -28,8 +37,11 @@ use uuid::Uuid;
 pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
     reactor::register(registry);
+    threads::register(registry);
+    scheduler::register(registry);
     registry.section("Bdevs", "");
     bdev::register(registry);
+    examine::register(registry);
     iostat::register(registry);
     qos::register(registry);
     files::register(registry);
@@ -43,6 +55,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
+    targets::register(registry);
+    keyring::register(registry);
+    sock::register(registry);
+    log::register(registry);
+    notify::register(registry);
+    trace::register(registry);
 }
 
 /// Parameters of the many methods that take a name only.
