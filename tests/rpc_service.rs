@@ -149,7 +149,7 @@ fn a_configuration_is_applied_in_order_and_strange_subsystems_are_skipped() {
         json!({"method": "bdev_null_create", "params": params})
     };
     let config = json!({"subsystems": [
-        {"subsystem": "scheduler", "config": [{"method": "framework_set_scheduler"}]},
+        {"subsystem": "accel", "config": [{"method": "accel_set_options"}]},
         {"subsystem": "sock", "config": null},
         {"subsystem": "bdev", "config": [
             null_bdev("a"),
