@@ -3,6 +3,7 @@
 //! A bdev has either one owner (a pool, a cache, another bdev: it alone writes there) or any number
 //! of users (exports), never both; with either it can't be deleted.
 
+use super::config::Recipe;
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
 use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev};
@@ -46,6 +47,8 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     /// What `bdev_get_bdevs` tells as `driver_specific`, as far as it never changes.
     pub(super) driver_specific: Value,
+    /// The call that makes it again.
+    pub(super) recipe: Recipe,
     /// The bdev below that it owns.
     pub(super) base: Option<String>,
     /// Who alone may write to it, for people: "pool 'p0'".
@@ -98,11 +101,13 @@ impl Reservation<'_> {
         bdev: Arc<dyn Bdev>,
         driver_specific: Value,
         base: Option<String>,
+        recipe: Recipe,
     ) -> String {
         let entry = Entry {
             bdev,
             kind,
             driver_specific,
+            recipe,
             base,
             owner: None,
             users: Vec::new(),
@@ -190,6 +195,15 @@ impl Bdevs {
             Some(Slot::Ready(entry)) => f(entry),
             _ => Err(no_such_device()),
         })
+    }
+
+    /// Notes that a parameter that `name` was made with has been changed.
+    pub(super) fn amend(&self, name: &str, key: &str, value: Value) {
+        self.0.with(|slots| {
+            if let Some(Slot::Ready(entry)) = slots.get_mut(name) {
+                entry.recipe.set(key, value);
+            }
+        });
     }
 
     /// A copy of the entry of `name`.
@@ -302,6 +316,28 @@ impl Bdevs {
             if let Some(base) = base {
                 self.release(&base);
             }
+        }
+    }
+
+    /// Removes all that nobody uses but caches, those above before those below.
+    pub(super) fn remove_idle(&self) {
+        let is_idle = |slot: &Slot| match slot {
+            Slot::Ready(entry) => {
+                let free = entry.owner.is_none() && entry.users.is_empty();
+                free && !matches!(entry.kind, Kind::Cache(_))
+            }
+            Slot::Coming => false,
+        };
+        loop {
+            let taken = self.0.with(|slots| {
+                let mut idle = slots.iter().filter(|(_, slot)| is_idle(slot));
+                let name = idle.next().map(|(name, _)| name.clone());
+                name.and_then(|name| slots.remove(&name))
+            });
+            if taken.is_none() {
+                return;
+            }
+            self.bury(taken);
         }
     }
 

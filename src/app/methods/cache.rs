@@ -2,7 +2,9 @@
 
 use super::cache_load::show_salvage;
 use super::{Name, uuid_or_new};
+use crate::app::bdevs::no_such_device;
 use crate::app::caches::{self, cache_error, cache_object};
+use crate::app::config::MissingCache;
 use crate::app::service::Service;
 use crate::bdev::Bdev;
 use crate::cache::{
@@ -345,12 +347,30 @@ fn show(service: &Service, cache: &Cache) -> Value {
     shown
 }
 
+/// A cache that the configuration has and the service has not.
+fn show_missing(cache: &MissingCache) -> Value {
+    json!({
+        "name": cache.text("name"),
+        "uuid": cache.text("uuid"),
+        "pool": cache.text("pool"),
+        "backing_bdev": cache.text("backing_bdev"),
+        "state": if cache.waits { "waiting" } else { "failed" },
+        "reason": cache.reason,
+    })
+}
+
 fn get(service: &Service, params: Get) -> Result<Value, Error> {
-    let found = match &params.name {
-        None => caches::all(service),
-        Some(name) => vec![caches::find(service, name)?],
-    };
-    Ok(found.iter().map(|cache| show(service, cache)).collect())
+    let is_wanted = |name: Option<&str>| params.name.is_none() || params.name.as_deref() == name;
+    let caches = caches::all(service).into_iter();
+    let found = caches.filter(|cache| is_wanted(Some(cache.name())));
+    let mut shown: Vec<Value> = found.map(|cache| show(service, &cache)).collect();
+    let missing = service.unresolved.caches(service).into_iter();
+    let missing = missing.filter(|cache| is_wanted(cache.text("name").as_deref()));
+    shown.extend(missing.map(|cache| show_missing(&cache)));
+    if shown.is_empty() && params.name.is_some() {
+        return Err(no_such_device());
+    }
+    Ok(Value::Array(shown))
 }
 
 fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {

@@ -5,6 +5,7 @@ mod bdev;
 mod cache;
 mod cache_load;
 mod cache_stats;
+mod config;
 mod files;
 mod filters;
 mod nbd;
@@ -15,6 +16,8 @@ mod service;
 
 use super::service::Service;
 
+pub(super) use files::uring_recipe;
+pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
 use rpc::{Error, Registry};
@@ -25,6 +28,7 @@ use uuid::Uuid;
 /// Adds every method of the service.
 pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
+    config::register(registry);
     reactor::register(registry);
     bdev::register(registry);
     files::register(registry);

@@ -5,7 +5,7 @@ use reactors::{IdlePolicy, ReactorHandle, ReactorInfo, ReactorKind};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Adds this file's methods.
@@ -104,15 +104,17 @@ impl ProcStat {
 }
 
 /// `reactor_set_idle`: what a data reactor, or all of them, do when idle.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SetIdle {
     policy: IdleName,
+    #[serde(skip_serializing_if = "Option::is_none")]
     idle_us: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     lcore: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum IdleName {
     Poll,
@@ -149,5 +151,6 @@ fn set_idle(service: &Service, params: SetIdle) -> Result<bool, Error> {
     for handle in chosen {
         handle.set_idle(policy);
     }
+    service.note_idle(params.lcore, json!(params));
     Ok(true)
 }
