@@ -216,7 +216,13 @@ impl Description {
                 text.push_str(&param.row());
             }
         }
-        let _ = writeln!(text, "\nResult: {}", self.result);
+        // A list wants a line of its own before it.
+        let gap = if self.result.starts_with("- ") {
+            "\n\n"
+        } else {
+            " "
+        };
+        let _ = writeln!(text, "\nResult:{gap}{}", self.result);
         text
     }
 

@@ -157,7 +157,7 @@ impl<S: Phased + 'static> Default for Registry<S> {
             by_name: BTreeMap::new(),
             sections: Vec::new(),
         };
-        registry.section("Methods", "");
+        registry.section("Service", "");
         // Listed and described as any other; `call` answers it, since it wants the registry.
         registry
             .method(GET_METHODS, |_: &S, _: GetMethods| Ok(()))

@@ -71,6 +71,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_method_and_parameter_says_what_it_is() {
+        let mut silent = Vec::new();
+        for method in descriptions() {
+            if method.about.is_empty() || method.result.is_empty() {
+                silent.push(method.name.to_owned());
+            }
+            let mute = method.params.iter().filter(|param| param.about.is_empty());
+            silent.extend(mute.map(|param| format!("{}: {}", method.name, param.name)));
+        }
+        assert!(silent.is_empty(), "{silent:#?}");
+    }
+
+    /// Rewrite it with `pmcache rpc --reference > docs/rpc.md`.
+    #[test]
+    fn the_document_is_what_the_declarations_say() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
+        let written = std::fs::read_to_string(path).unwrap();
+        let line = |(a, b): (&str, &str)| (a != b).then(|| format!("{b}\ninstead of\n{a}"));
+        let differs = written.lines().zip(document().lines()).find_map(line);
+        assert_eq!(differs, None);
+        assert_eq!(written.lines().count(), document().lines().count());
+    }
+
+    #[test]
     fn parameters_are_strict_and_their_schemas_say_so() {
         for method in descriptions() {
             if method.schema.is_null() {

@@ -13,7 +13,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .plain("framework_start_init", start_init)
         .about(
             "Begins to serve. Only of a service that was started with `--wait-for-rpc`, and once.",
-            "true.",
+            "True.",
         )
         .allowed(Allowed::Startup);
     registry
@@ -21,7 +21,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .about(
             "Waits until the service has come up: all that its configuration has is there, or is \
              told in the health.",
-            "true; −32603 if it goes down before.",
+            "True. −32603 if it goes down before.",
         )
         .allowed(Allowed::Always);
     registry
@@ -39,7 +39,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .plain("bdev_wait_for_examine", wait_for_examine)
         .about(
             "Without effect: pools and caches are loaded by calls, not by looking at bdevs.",
-            "true.",
+            "True.",
         );
 }
 

@@ -30,14 +30,18 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
     config::register(registry);
     reactor::register(registry);
+    registry.section("Bdevs", "");
     bdev::register(registry);
     files::register(registry);
     filters::register(registry);
+    registry.section("Persistent memory and pools", "");
     pmem::register(registry);
     pool::register(registry);
+    registry.section("Caches", "");
     cache::register(registry);
     cache_load::register(registry);
     cache_stats::register(registry);
+    registry.section("NBD", "");
     nbd::register(registry);
 }
 
@@ -45,6 +49,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Name {
+    /// Which one.
     name: String,
 }
 
