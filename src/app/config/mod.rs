@@ -17,6 +17,7 @@ mod unresolved;
 
 pub(super) use call::{Call, Recipe};
 pub(super) use client::{ConfigArgs, run};
+pub(super) use object::Object;
 pub(super) use start::{apply_file, watch};
 pub(super) use subsystems::{Subsystem, subsystems};
 pub(super) use unresolved::{MissingCache, Unresolved};

@@ -184,13 +184,11 @@ impl Unresolved {
                 items.remove(at);
                 return;
             };
-            let others = items.get(..at).unwrap_or_default();
-            // A device that is just being made may be refused for many reasons.
-            let opener = OPENERS.contains(&call.method.as_str());
-            let waits = opener || lacks_one_of(others, call, error);
             if let Some(item) = items.get_mut(at) {
                 item.reason.clone_from(&error.message);
-                item.waits = waits;
+                // A device that is just being made may be refused for many reasons.
+                let opens = OPENERS.contains(&call.method.as_str());
+                item.waits = opens || error.as_errno() == Some(Errno::NODEV.raw_os_error());
             }
         });
     }

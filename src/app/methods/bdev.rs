@@ -1,7 +1,7 @@
 //! Methods about bdevs in general, and those that make the kinds that stand on nothing.
 
 use super::filters::describe_delay;
-use super::{Name, refuse_unless_default, uuid_or_new};
+use super::{Name, refuse_unless_default, remove_bdev, uuid_or_new};
 use crate::app::bdevs::{Entry, Kind, bdev_error};
 use crate::app::config::Recipe;
 use crate::app::service::Service;
@@ -200,8 +200,7 @@ fn malloc_create(service: &Service, params: MallocCreate) -> Result<String, Erro
 
 fn malloc_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_malloc = |kind: &Kind| matches!(kind, Kind::Malloc);
-    service.bdevs.remove(&params.name, is_malloc)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_malloc)
 }
 
 /// `bdev_null_create`: takes every write and reads as zeroes.
@@ -280,6 +279,5 @@ fn null_create(service: &Service, params: NullCreate) -> Result<String, Error> {
 
 fn null_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_null = |kind: &Kind| matches!(kind, Kind::Null);
-    service.bdevs.remove(&params.name, is_null)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_null)
 }

@@ -1,6 +1,6 @@
 //! Methods that make bdevs of files and block devices, under both of SPDK's names.
 
-use super::{Name, refuse_unless_default};
+use super::{Name, refuse_unless_default, remove_bdev};
 use crate::app::bdevs::{Kind, bdev_error};
 use crate::app::config::Recipe;
 use crate::app::service::Service;
@@ -82,8 +82,7 @@ pub(in crate::app) fn uring_recipe(config: &UringConfig) -> Recipe {
 
 fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_uring = |kind: &Kind| matches!(kind, Kind::Uring);
-    service.bdevs.remove(&params.name, is_uring)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_uring)
 }
 
 /// `bdev_aio_create`: as `bdev_uring_create`. Discard gives space back with and without
@@ -138,8 +137,7 @@ fn aio_create(service: &Service, params: AioCreate) -> Result<String, Error> {
 
 fn aio_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_aio = |kind: &Kind| matches!(kind, Kind::Aio);
-    service.bdevs.remove(&params.name, is_aio)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_aio)
 }
 
 fn open(

@@ -1,6 +1,6 @@
 //! Methods about the bdevs that stand on another: delay, error, passthru.
 
-use super::Name;
+use super::{Name, remove_bdev};
 use crate::app::bdevs::{Kind, bdev_error, no_such_device};
 use crate::app::config::Recipe;
 use crate::app::service::Service;
@@ -168,8 +168,7 @@ pub(super) fn describe_delay(bdev: &DelayBdev) -> Value {
 
 fn delay_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_delay = |kind: &Kind| matches!(kind, Kind::Delay(_));
-    service.bdevs.remove(&params.name, is_delay)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_delay)
 }
 
 /// `bdev_delay_update_latency`: for I/Os to come.
@@ -234,8 +233,7 @@ fn error_create(service: &Service, params: ErrorCreate) -> Result<bool, Error> {
 
 fn error_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_error = |kind: &Kind| matches!(kind, Kind::Error(_));
-    service.bdevs.remove(&params.name, is_error)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_error)
 }
 
 fn error_bdev(service: &Service, name: &str) -> Result<Arc<ErrorBdev>, Error> {
@@ -378,6 +376,5 @@ fn passthru_create(service: &Service, params: PassthruCreate) -> Result<String, 
 
 fn passthru_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_passthru = |kind: &Kind| matches!(kind, Kind::Passthru);
-    service.bdevs.remove(&params.name, is_passthru)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_passthru)
 }

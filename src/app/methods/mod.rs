@@ -14,6 +14,8 @@ mod pool;
 mod reactor;
 mod service;
 
+use super::bdevs::{Kind, no_such_device};
+use super::config::Object;
 use super::service::Service;
 
 pub(super) use files::uring_recipe;
@@ -51,6 +53,32 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 struct Name {
     /// Which one.
     name: String,
+}
+
+/// Deletes a bdev if `is_kind` of it. One that the service waits for is not waited for any more.
+fn remove_bdev(
+    service: &Service,
+    name: &str,
+    is_kind: impl Fn(&Kind) -> bool,
+) -> Result<bool, Error> {
+    let removed = service.bdevs.remove(name, is_kind);
+    or_forget(service, removed, &Object::Bdev(name.to_owned()))?;
+    // Without its medium a pool that could not be loaded is nobody's concern.
+    let pool = Object::PoolOn(name.to_owned());
+    service.unresolved.forget(&pool);
+    Ok(true)
+}
+
+/// Turns −19 into success if `object` is one that the service waits for, and ends that.
+fn or_forget(
+    service: &Service,
+    removed: Result<(), Error>,
+    object: &Object,
+) -> Result<bool, Error> {
+    match removed {
+        Err(error) if error == no_such_device() && service.unresolved.forget(object) => Ok(true),
+        other => other.map(|()| true),
+    }
 }
 
 /// The given uuid, or a new one.

@@ -1,6 +1,6 @@
 //! Methods about persistent memory.
 
-use super::Name;
+use super::{Name, remove_bdev};
 use crate::app::bdevs::{Kind, bdev_error, no_such_device};
 use crate::app::config::Recipe;
 use crate::app::service::Service;
@@ -91,8 +91,7 @@ pub(in crate::app) fn pmem_recipe(config: &PmemConfig) -> Recipe {
 
 fn delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_pmem = |kind: &Kind| matches!(kind, Kind::Pmem(_));
-    service.bdevs.remove(&params.name, is_pmem)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_pmem)
 }
 
 /// `bdev_pmem_get_devices`: all, or the one of that name.
