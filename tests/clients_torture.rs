@@ -102,16 +102,16 @@ fn p99(latencies: impl Iterator<Item = u64>) -> u64 {
 }
 
 /// The hand that stirs.
-struct Hand<'a> {
-    service: &'a Service,
+struct Hand {
+    service: Service,
     random: Random,
     /// How often each change was made.
     made: std::collections::BTreeMap<&'static str, u64>,
 }
 
-impl Hand<'_> {
+impl Hand {
     fn stir(&mut self) {
-        type Change = fn(&mut Hand<'_>);
+        type Change = fn(&mut Hand);
         const CHANGES: &[(&str, Change)] = &[
             ("options", Hand::set_options),
             ("save", Hand::save),
@@ -143,7 +143,10 @@ impl Hand<'_> {
     fn save(&mut self) {
         let save = || {
             let args = ["config", "save", "--data-dir", "data"];
-            let done = pmcache().args(args).current_dir(self.service.dir()).output();
+            let done = pmcache()
+                .args(args)
+                .current_dir(self.service.dir())
+                .output();
             let done = done.unwrap();
             assert!(done.status.success(), "{done:?}");
             done.stdout
@@ -169,9 +172,12 @@ impl Hand<'_> {
     }
 
     fn look(&mut self) {
-        stats(self.service);
+        stats(&self.service);
         self.service.call("bdev_get_bdevs", Value::Null);
-        assert_eq!(self.service.call("service_get_health", Value::Null)["degraded"], json!([]));
+        assert_eq!(
+            self.service.call("service_get_health", Value::Null)["degraded"],
+            json!([])
+        );
     }
 }
 
@@ -189,7 +195,7 @@ fn fio_sees_no_error_while_everything_changes_around_it() {
     pause(alone.saturating_sub(Duration::from_secs(1)));
     let between = now_ms();
     let mut hand = Hand {
-        service: &service,
+        service,
         random: Random::new("torture"),
         made: std::collections::BTreeMap::default(),
     };
@@ -198,7 +204,7 @@ fn fio_sees_no_error_while_everything_changes_around_it() {
         hand.stir();
     }
     let to = now_ms();
-    let made = hand.made;
+    let Hand { service, made, .. } = hand;
     let status = fio.wait().unwrap();
     let said = std::fs::read_to_string(service.dir().join("fio.out")).unwrap_or_default();
     assert!(status.success(), "{status}: {said}");
@@ -207,7 +213,9 @@ fn fio_sees_no_error_while_everything_changes_around_it() {
 
     let latencies = latencies(service.dir());
     let within = |from: u64, to: u64| {
-        let chosen = latencies.iter().filter(move |(at, _)| (from..to).contains(at));
+        let chosen = latencies
+            .iter()
+            .filter(move |(at, _)| (from..to).contains(at));
         p99(chosen.map(|(_, took)| *took))
     };
     let (quiet, stirred) = (within(from, between), within(between, to));

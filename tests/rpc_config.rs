@@ -12,6 +12,7 @@ mod common;
 use client_common::{Load, Mix, Model, Random, SECTOR_BYTES};
 use common::{EMPTY_CONFIG, Service, pmcache};
 use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -133,7 +134,11 @@ fn full() -> Service {
     for name in ["d0.img", "d1.img", "d2.img"] {
         disk(dir.path(), name);
     }
+    let key = dir.path().join("secret.key");
+    std::fs::write(&key, "never told").unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
     let service = Service::start_in(dir, &["--config", EMPTY_CONFIG]);
+    service.call("keyring_file_add_key", json!({"name": "k0", "path": key}));
     for (method, params) in calls() {
         service.call(method, params);
     }
@@ -208,11 +213,24 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     assert_eq!(outline(&before, "nbd"), [&exports[..], &[server]].concat());
     let idle = ["reactor_set_idle interrupt", "reactor_set_idle adaptive"];
     assert_eq!(outline(&before, "scheduler"), idle);
-    for never in ["create_file", "pool_create", "pmcache_create", "force"] {
+    assert_eq!(outline(&before, "keyring"), ["keyring_file_add_key k0"]);
+    for never in [
+        "never told",
+        "create_file",
+        "pool_create",
+        "pmcache_create",
+        "force",
+    ] {
         assert!(!before.contains(never), "{never}");
     }
     let told: Value = serde_json::from_str(&before).unwrap();
-    let bdev = told["subsystems"][1]["config"].as_array().unwrap();
+    let parts = told["subsystems"].as_array().unwrap().iter();
+    let parts: Vec<_> = parts.map(|part| &part["subsystem"]).collect();
+    assert_eq!(
+        parts,
+        ["scheduler", "keyring", "iobuf", "sock", "bdev", "nbd"]
+    );
+    let bdev = told["subsystems"][4]["config"].as_array().unwrap();
     let slow = bdev.iter().find(|call| call["params"]["name"] == "slow");
     assert_eq!(slow.unwrap()["params"]["p99_write_latency"], 5);
     let malloc = bdev.iter().find(|call| call["params"]["name"] == "Malloc0");
@@ -235,7 +253,7 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     let said = String::from_utf8(again.stderr).unwrap();
     assert_eq!(again.status.code(), Some(1));
     assert!(
-        said.contains("subsystem bdev, entry 1, bdev_pmem_create: File exists"),
+        said.contains("subsystem keyring, entry 1, keyring_file_add_key: File exists"),
         "{said}"
     );
     assert_eq!(saved(&service), before, "what is there already stays");

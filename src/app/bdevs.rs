@@ -4,6 +4,7 @@
 //! of users (exports), never both; with either it can't be deleted.
 
 use super::config::Recipe;
+use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
 use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev};
@@ -73,12 +74,16 @@ impl Entry {
 enum Slot {
     /// Its creator is at it; the name is taken.
     Coming,
-    Ready(Entry),
+    Ready(Box<Entry>),
 }
 
 /// The table.
-#[derive(Debug, Default)]
-pub(super) struct Bdevs(Shared<BTreeMap<String, Slot>>);
+#[derive(Debug)]
+pub(super) struct Bdevs {
+    slots: Shared<BTreeMap<String, Slot>>,
+    /// Who is told of each that comes or goes.
+    notices: Arc<Notices>,
+}
 
 /// A name that its holder alone may fill; dropped unfilled, it is free again.
 #[derive(Debug)]
@@ -114,9 +119,11 @@ impl Reservation<'_> {
         };
         self.filled = true;
         let name = std::mem::take(&mut self.name);
-        self.bdevs
-            .0
-            .with(|slots| slots.insert(name.clone(), Slot::Ready(entry)));
+        self.bdevs.slots.with(|slots| {
+            slots.insert(name.clone(), Slot::Ready(Box::new(entry)));
+            // Under the lock: nobody is told of its end first.
+            self.bdevs.notices.note(Happening::BdevRegister, &name);
+        });
         name
     }
 }
@@ -124,7 +131,7 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.filled {
-            self.bdevs.0.with(|slots| slots.remove(&self.name));
+            self.bdevs.slots.with(|slots| slots.remove(&self.name));
         }
     }
 }
@@ -148,12 +155,20 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
 }
 
 impl Bdevs {
+    /// An empty table, that tells `notices` of each bdev that comes or goes.
+    pub(super) fn new(notices: Arc<Notices>) -> Self {
+        Self {
+            slots: Shared::default(),
+            notices,
+        }
+    }
+
     /// Takes `name` for a bdev to come.
     ///
     /// # Errors
     /// −17 if it is taken.
     pub(super) fn reserve(&self, name: &str) -> Result<Reservation<'_>, Error> {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if slots.contains_key(name) {
                 return Err(Error::errno(Errno::EXIST.raw_os_error()));
             }
@@ -168,7 +183,7 @@ impl Bdevs {
 
     /// Takes the first free name `<prefix><n>`, n from 0.
     pub(super) fn reserve_numbered(&self, prefix: &str) -> Reservation<'_> {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             let mut number = 0_u64;
             let name = loop {
                 let name = format!("{prefix}{number}");
@@ -191,7 +206,7 @@ impl Bdevs {
         name: &str,
         f: impl FnOnce(&mut Entry) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.0.with(|slots| match slots.get_mut(name) {
+        self.slots.with(|slots| match slots.get_mut(name) {
             Some(Slot::Ready(entry)) => f(entry),
             _ => Err(no_such_device()),
         })
@@ -199,7 +214,7 @@ impl Bdevs {
 
     /// Notes that a parameter that `name` was made with has been changed.
     pub(super) fn amend(&self, name: &str, key: &str, value: Value) {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if let Some(Slot::Ready(entry)) = slots.get_mut(name) {
                 entry.recipe.set(key, value);
             }
@@ -220,17 +235,19 @@ impl Bdevs {
     /// −19 if it doesn't within `timeout`.
     pub(super) fn wait(&self, name: &str, timeout: Duration) -> Result<Entry, Error> {
         let ready = |slots: &BTreeMap<String, Slot>| match slots.get(name) {
-            Some(Slot::Ready(entry)) => Some(entry.clone()),
+            Some(Slot::Ready(entry)) => Some((**entry).clone()),
             _ => None,
         };
-        self.0.wait_for(timeout, ready).ok_or_else(no_such_device)
+        self.slots
+            .wait_for(timeout, ready)
+            .ok_or_else(no_such_device)
     }
 
     /// Copies of all entries, by name.
     pub(super) fn list(&self) -> Vec<Entry> {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             let ready = slots.values().filter_map(|slot| match slot {
-                Slot::Ready(entry) => Some(entry.clone()),
+                Slot::Ready(entry) => Some((**entry).clone()),
                 Slot::Coming => None,
             });
             ready.collect()
@@ -251,7 +268,7 @@ impl Bdevs {
 
     /// Ends [`Bdevs::claim`].
     pub(super) fn release(&self, name: &str) {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if let Some(Slot::Ready(entry)) = slots.get_mut(name) {
                 entry.owner = None;
             }
@@ -274,7 +291,7 @@ impl Bdevs {
 
     /// Ends [`Bdevs::join`].
     pub(super) fn leave(&self, name: &str, user: &str) {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if let Some(Slot::Ready(entry)) = slots.get_mut(name)
                 && let Some(at) = entry.users.iter().position(|found| found == user)
             {
@@ -288,10 +305,10 @@ impl Bdevs {
     /// # Errors
     /// −19 if there is none of this kind, −16 if somebody uses it.
     pub(super) fn remove(&self, name: &str, is_kind: impl Fn(&Kind) -> bool) -> Result<(), Error> {
-        let removed = self.0.with(|slots| match slots.get(name) {
+        let removed = self.slots.with(|slots| match slots.get(name) {
             Some(Slot::Ready(entry)) if is_kind(&entry.kind) => {
                 entry.refuse_if_used(name)?;
-                Ok(slots.remove(name))
+                Ok(self.take(slots, name))
             }
             _ => Err(no_such_device()),
         })?;
@@ -301,11 +318,19 @@ impl Bdevs {
 
     /// Removes a bdev that `owner` owns, and releases the one below.
     pub(super) fn remove_owned(&self, name: &str, owner: &str) {
-        let removed = self.0.with(|slots| match slots.get(name) {
-            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => slots.remove(name),
+        let removed = self.slots.with(|slots| match slots.get(name) {
+            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => {
+                self.take(slots, name)
+            }
             _ => None,
         });
         self.bury(removed);
+    }
+
+    /// Takes a bdev off the table, and tells of it while nobody can put another there.
+    fn take(&self, slots: &mut BTreeMap<String, Slot>, name: &str) -> Option<Slot> {
+        self.notices.note(Happening::BdevUnregister, name);
+        slots.remove(name)
     }
 
     fn bury(&self, removed: Option<Slot>) {
@@ -329,10 +354,10 @@ impl Bdevs {
             Slot::Coming => false,
         };
         loop {
-            let taken = self.0.with(|slots| {
+            let taken = self.slots.with(|slots| {
                 let mut idle = slots.iter().filter(|(_, slot)| is_idle(slot));
                 let name = idle.next().map(|(name, _)| name.clone());
-                name.and_then(|name| slots.remove(&name))
+                name.and_then(|name| self.take(slots, &name))
             });
             if taken.is_none() {
                 return;
@@ -344,7 +369,7 @@ impl Bdevs {
     /// Removes all, those above before those below.
     pub(super) fn clear(&self) {
         loop {
-            let taken = self.0.with(|slots| {
+            let taken = self.slots.with(|slots| {
                 let bases: Vec<String> = slots
                     .values()
                     .filter_map(|slot| match slot {
@@ -353,7 +378,7 @@ impl Bdevs {
                     })
                     .collect();
                 let top = slots.keys().find(|name| !bases.contains(name)).cloned();
-                top.and_then(|name| slots.remove(&name))
+                top.and_then(|name| self.take(slots, &name))
             });
             if taken.is_none() {
                 return;

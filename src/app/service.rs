@@ -3,8 +3,12 @@
 use super::bdevs::Bdevs;
 use super::caches::{self, Caches};
 use super::config::Unresolved;
+use super::keyring::Keyring;
+use super::log::Log;
 use super::methods;
 use super::nbd::Nbd;
+use super::notices::Notices;
+use super::observer::Observer;
 use super::shared::Shared;
 use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
@@ -80,6 +84,14 @@ pub(super) struct Service {
     pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
+    /// What has happened.
+    pub(super) notices: Arc<Notices>,
+    /// What was seen of bdevs and caches.
+    pub(super) observer: Observer,
+    /// The log.
+    pub(super) log: Log,
+    /// The keys.
+    pub(super) keyring: Keyring,
 }
 
 impl Phased for Service {
@@ -92,11 +104,11 @@ impl Phased for Service {
 }
 
 impl Service {
-    /// Starts the reactors of an empty service.
+    /// Starts the reactors of an empty service, which says what it has to say in `log`.
     ///
     /// # Errors
     /// If a reactor can't be started.
-    pub(super) fn start(config: &ServiceConfig) -> Result<Self, StartError> {
+    pub(super) fn start(config: &ServiceConfig, log: Log) -> Result<Self, StartError> {
         let clock = Arc::new(MonotonicClock);
         let started = clock.now();
         let reactors = Reactors::start(ReactorsConfig {
@@ -110,6 +122,7 @@ impl Service {
         if !config.wait_for_rpc {
             stage.with(|stage| *stage = Stage::Loading);
         }
+        let notices = Arc::<Notices>::default();
         Ok(Self {
             reactors,
             clock,
@@ -119,9 +132,13 @@ impl Service {
             stage,
             idle_set: Shared::default(),
             unresolved: Unresolved::default(),
-            bdevs: Arc::default(),
+            bdevs: Arc::new(Bdevs::new(Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
+            notices,
+            observer: Observer::default(),
+            log,
+            keyring: Keyring::default(),
         })
     }
 

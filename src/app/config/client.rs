@@ -62,7 +62,10 @@ enum CommandError {
     #[error("{0}")]
     File(#[from] FileError),
     #[error("{path}: {source}")]
-    Load { path: String, source: LoadError },
+    Load {
+        path: String,
+        source: Box<LoadError>,
+    },
     #[error("{path}: {source}")]
     Write {
         path: String,
@@ -120,7 +123,7 @@ fn decoded<T: for<'de> Deserialize<'de>>(raw: &RawValue) -> Result<T, CommandErr
 
 fn save(args: &SaveArgs, json: bool) -> Result<(), CommandError> {
     let mut client = args.socket.connect()?;
-    let listed: Vec<Listed> = decoded(&*client.call("framework_get_subsystems", None)?)?;
+    let listed: Vec<Listed> = decoded(&client.call("framework_get_subsystems", None)?)?;
     let mut subsystems = Vec::new();
     for Listed { subsystem } in listed {
         let params = json!({"name": subsystem});

@@ -6,7 +6,7 @@
 
 use super::call::Call;
 use super::file::{Entry, Place};
-use super::object::{self, FORMATTING};
+use super::object::{self, FORMATTING, Lister};
 use super::subsystems::may_skip;
 use rpc::Error;
 use serde::Serialize;
@@ -79,15 +79,15 @@ impl fmt::Display for LoadError {
 }
 
 impl LoadError {
-    fn new(place: Option<&Place>, method: &str, error: Error) -> Self {
-        Self {
+    fn new(place: Option<&Place>, method: &str, error: Error) -> Box<Self> {
+        Box::new(Self {
             place: place.cloned(),
             method: method.to_owned(),
             code: error.code,
             message: error.message,
             unmade: Vec::new(),
             kept: Vec::new(),
-        }
+        })
     }
 }
 
@@ -107,7 +107,7 @@ pub(super) fn plan(
     entries: Vec<Entry>,
     known: &[String],
     check: impl Fn(&Call) -> Result<(), Error>,
-) -> Result<(Vec<Entry>, Vec<String>), LoadError> {
+) -> Result<(Vec<Entry>, Vec<String>), Box<LoadError>> {
     let mut unknown = Vec::new();
     let mut planned = Vec::new();
     for mut entry in entries {
@@ -143,7 +143,10 @@ pub(super) fn plan(
 ///
 /// # Errors
 /// The first call that fails, or can't be made at all. What was made before is unmade.
-pub(super) fn load(target: &mut impl Target, entries: Vec<Entry>) -> Result<Loaded, LoadError> {
+pub(super) fn load(
+    target: &mut impl Target,
+    entries: Vec<Entry>,
+) -> Result<Loaded, Box<LoadError>> {
     let mut undos = Vec::new();
     let loaded = load_or_stop(target, entries, &mut undos);
     loaded.map_err(|mut error| {
@@ -155,7 +158,7 @@ pub(super) fn load(target: &mut impl Target, entries: Vec<Entry>) -> Result<Load
     })
 }
 
-fn names(target: &mut impl Target, current: bool) -> Result<Vec<String>, LoadError> {
+fn names(target: &mut impl Target, current: bool) -> Result<Vec<String>, Box<LoadError>> {
     const METHOD: &str = "rpc_get_methods";
     let call = Call::new(METHOD, &serde_json::json!({"current": current}));
     let listed = target.call(METHOD, call.params.as_deref());
@@ -170,7 +173,7 @@ fn load_or_stop(
     target: &mut impl Target,
     entries: Vec<Entry>,
     undos: &mut Vec<Undo>,
-) -> Result<Loaded, LoadError> {
+) -> Result<Loaded, Box<LoadError>> {
     const START: &str = "framework_start_init";
     let known = names(target, false)?;
     let (mut left, unknown) = plan(entries, &known, |call| target.check(call))?;
@@ -223,12 +226,12 @@ fn run(target: &mut impl Target, call: &Call, undos: &mut Vec<Undo>) -> Result<(
 
 /// Whether what `call` is to make exists, where it would be answered all the same.
 fn is_there(target: &mut impl Target, call: &Call) -> Result<bool, Error> {
-    let Some((method, is_it)) = object::lister(call) else {
+    let Some(lister) = Lister::of(call) else {
         return Ok(false);
     };
-    let listed = target.call(method, None)?;
+    let listed = target.call(lister.method, None)?;
     let listed: Vec<Value> = serde_json::from_str(listed.get()).unwrap_or_default();
-    Ok(listed.iter().any(|found| is_it(found, call)))
+    Ok(listed.iter().any(|found| (lister.is_it)(found, call)))
 }
 
 fn undo_of(call: &Call, result: &Value) -> Undo {

@@ -19,6 +19,8 @@ pub(in crate::app) enum Object {
     NbdServer(String),
     /// An NBD export.
     NbdExport(String),
+    /// A key.
+    Key(String),
 }
 
 /// Methods that make a bdev whose name they answer, and the ones that delete it.
@@ -34,6 +36,7 @@ const BDEV_MAKERS: &[(&str, &str)] = &[
 ];
 
 const ERROR_CREATE: &str = "bdev_error_create";
+const ADD_KEY: &str = "keyring_file_add_key";
 const POOL_LOAD: &str = "pool_load";
 const CACHE_LOAD: &str = "bdev_pmcache_load";
 
@@ -64,6 +67,7 @@ impl Object {
                 let name = call.text("name").or_else(|| call.text("bdev_name"));
                 Some(Self::NbdExport(name?))
             }
+            ADD_KEY => Some(Self::Key(call.text("name")?)),
             ERROR_CREATE => Some(Self::Bdev(format!("EE_{}", call.text("base_name")?))),
             maker => {
                 deleter(maker)?;
@@ -102,6 +106,10 @@ impl Object {
                 let exports = service.nbd.exports();
                 exports.iter().any(|export| export.name == *name)
             }
+            Self::Key(name) => {
+                let keys = service.keyring.list();
+                keys.iter().any(|key| key.name == *name)
+            }
         }
     }
 }
@@ -114,6 +122,7 @@ impl fmt::Display for Object {
             Self::Cache(name) => write!(f, "pmcache '{name}'"),
             Self::NbdServer(address) => write!(f, "nbd server '{address}'"),
             Self::NbdExport(name) => write!(f, "nbd export '{name}'"),
+            Self::Key(name) => write!(f, "key '{name}'"),
         }
     }
 }
@@ -143,6 +152,10 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
             let params = json!({"name": text, "mode": "hard"});
             (export, "nbd_export_remove", params)
         }
+        ADD_KEY => {
+            let key = Object::of(call)?.to_string();
+            (key, "keyring_file_remove_key", named(&call.text("name")?))
+        }
         maker => {
             let bdev = match Object::of(call) {
                 Some(object) if maker == ERROR_CREATE => object,
@@ -155,24 +168,40 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
     Some((object, Call::new(method, &params)))
 }
 
-/// What lists the objects of a kind that may be there already when a call "makes" it, and whether an
-/// object of that list is the one of `call`.
-pub(super) fn lister(call: &Call) -> Option<(&'static str, fn(&Value, &Call) -> bool)> {
-    match call.method.as_str() {
-        POOL_LOAD => Some(("pool_get", |pool, call| {
-            pool.get("bdev_name").and_then(Value::as_str) == call.text("bdev_name").as_deref()
-        })),
-        CACHE_LOAD => Some(("bdev_pmcache_get", |cache, call| {
-            // One that waits for its devices is listed too, with the reason.
-            let waits = cache.get("reason").is_some();
-            let same = |key: &str| {
-                let wanted = call.text(key);
-                wanted.is_some() && cache.get(key).and_then(Value::as_str) == wanted.as_deref()
-            };
-            !waits && (same("uuid") || same("name"))
-        })),
-        _ => None,
+/// How to find out whether the object of a call is there already, and would be answered as made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lister {
+    /// The method that lists objects of the kind.
+    pub(super) method: &'static str,
+    /// Whether one of its list is the object of the call.
+    pub(super) is_it: fn(&Value, &Call) -> bool,
+}
+
+impl Lister {
+    /// For calls that are answered all the same.
+    pub(super) fn of(call: &Call) -> Option<Self> {
+        match call.method.as_str() {
+            POOL_LOAD => Some(Self {
+                method: "pool_get",
+                is_it: |pool, call| has_same(pool, call, "bdev_name"),
+            }),
+            CACHE_LOAD => Some(Self {
+                method: "bdev_pmcache_get",
+                is_it: |cache, call| {
+                    // One that waits for its devices is listed too, with the reason.
+                    let waits = cache.get("reason").is_some();
+                    !waits && (has_same(cache, call, "uuid") || has_same(cache, call, "name"))
+                },
+            }),
+            _ => None,
+        }
     }
+}
+
+/// Whether `call` gives a parameter `key`, and `object` has the same.
+fn has_same(object: &Value, call: &Call, key: &str) -> bool {
+    let wanted = call.text(key);
+    wanted.is_some() && object.get(key).and_then(Value::as_str) == wanted.as_deref()
 }
 
 #[cfg(test)]
@@ -239,13 +268,13 @@ mod tests {
 
     #[test]
     fn every_method_that_makes_something_has_one_that_unmakes_it() {
-        let makes = |name: &&str| {
+        let makes = |name: &str| {
             let ends = ["_create", "_load", "_add", "_add_key", "_server_start"];
-            ends.iter().any(|end| name.ends_with(end)) && !FORMATTING.contains(name)
+            ends.iter().any(|end| name.ends_with(end)) && !FORMATTING.contains(&name)
         };
         let registry = Service::registry();
         let known = registry.names();
-        for maker in known.iter().filter(makes) {
+        for maker in known.iter().filter(|name| makes(name)) {
             let named = json!({"name": "x", "base_name": "x", "address": "x"});
             let unmaker = undo(&Call::new(*maker, &named), &json!("x"));
             let (_, unmaker) = unmaker.unwrap_or_else(|| panic!("{maker} is never unmade"));

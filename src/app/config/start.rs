@@ -29,7 +29,7 @@ pub(in crate::app) enum ConfigError {
         path: String,
         /// Which call, and why.
         #[source]
-        source: LoadError,
+        source: Box<LoadError>,
     },
 }
 

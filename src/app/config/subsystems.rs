@@ -27,8 +27,26 @@ const SUBSYSTEMS: &[Subsystem] = &[
         is_ours: false,
     },
     Subsystem {
-        name: "bdev",
+        name: "keyring",
         depends_on: &[],
+        save: keyring,
+        is_ours: false,
+    },
+    Subsystem {
+        name: "iobuf",
+        depends_on: &[],
+        save: nothing,
+        is_ours: false,
+    },
+    Subsystem {
+        name: "sock",
+        depends_on: &[],
+        save: nothing,
+        is_ours: false,
+    },
+    Subsystem {
+        name: "bdev",
+        depends_on: &["keyring", "iobuf", "sock"],
         save: save::bdev,
         is_ours: true,
     },
@@ -58,6 +76,20 @@ fn scheduler(service: &Service) -> Vec<Call> {
     calls
         .map(|params| Call::new("reactor_set_idle", &params))
         .collect()
+}
+
+/// Where the keys are; what they are stays in their files.
+fn keyring(service: &Service) -> Vec<Call> {
+    let keys = service.keyring.list().into_iter().map(|key| {
+        let params = json!({"name": key.name, "path": key.path.to_string_lossy()});
+        Call::new("keyring_file_add_key", &params)
+    });
+    keys.collect()
+}
+
+/// Its setters take what is so anyway.
+fn nothing(_: &Service) -> Vec<Call> {
+    Vec::new()
 }
 
 /// Exports come before servers: a client that finds a server again after a restart and asks for its

@@ -35,12 +35,6 @@ pub(super) fn register(registry: &mut Registry<Service>) {
              caches, and never format anything. The same whenever nothing was changed.",
         "A list of {`method`, `params`}. −32602 for a subsystem that there is not.",
     );
-    registry
-        .plain("bdev_wait_for_examine", wait_for_examine)
-        .about(
-            "Without effect: pools and caches are loaded by calls, not by looking at bdevs.",
-            "True.",
-        );
 }
 
 fn start_init(service: &Service) -> Result<bool, Error> {
@@ -87,8 +81,4 @@ fn get_config(service: &Service, params: GetConfig) -> Result<Vec<Call>, Error> 
             params.name
         ))),
     }
-}
-
-fn wait_for_examine(_: &Service) -> Result<bool, Error> {
-    Ok(true)
 }

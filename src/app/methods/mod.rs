@@ -6,13 +6,22 @@ mod cache;
 mod cache_load;
 mod cache_stats;
 mod config;
+mod examine;
 mod files;
 mod filters;
+mod keyring;
+mod log;
 mod nbd;
+mod notify;
 mod pmem;
 mod pool;
 mod reactor;
+mod scheduler;
 mod service;
+mod sock;
+mod targets;
+mod threads;
+mod trace;
 
 use super::bdevs::{Kind, no_such_device};
 use super::config::Object;
@@ -32,8 +41,11 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
     config::register(registry);
     reactor::register(registry);
+    threads::register(registry);
+    scheduler::register(registry);
     registry.section("Bdevs", "");
     bdev::register(registry);
+    examine::register(registry);
     files::register(registry);
     filters::register(registry);
     registry.section("Persistent memory and pools", "");
@@ -45,6 +57,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
+    targets::register(registry);
+    keyring::register(registry);
+    sock::register(registry);
+    log::register(registry);
+    notify::register(registry);
+    trace::register(registry);
 }
 
 /// Parameters of the many methods that take a name only.
