@@ -382,6 +382,37 @@ fn a_load_that_fails_leaves_a_running_service_as_it_was() {
 }
 
 #[test]
+fn calls_of_the_start_run_first_and_too_late_are_left_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = json!({"method": "bdev_set_options", "params": {"bdev_auto_examine": true}});
+    file(
+        dir.path(),
+        "c.json",
+        "bdev",
+        &json!([null_bdev("a"), options]),
+    );
+    let service = Service::start_in(dir, &["--config", "c.json"]);
+    assert_eq!(service.ready["bdevs"], json!(["a"]));
+    file(
+        service.dir(),
+        "d.json",
+        "bdev",
+        &json!([options, null_bdev("b")]),
+    );
+    let done = config(service.dir(), &["load", "--data-dir", "data", "d.json"]);
+    assert_eq!(done.status.code(), Some(0));
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        said.contains("bdev_set_options: only while a service starts"),
+        "{said}"
+    );
+    assert_eq!(
+        service.call("bdev_get_bdevs", json!({"name": "b"}))[0]["name"],
+        "b"
+    );
+}
+
+#[test]
 fn a_file_is_checked_without_a_service() {
     let dir = tempfile::tempdir().unwrap();
     let check = |calls: &Value| {

@@ -43,8 +43,8 @@ fn threads_are_told_with_the_pollers_that_run_on_them() {
         .iter()
         .map(|t| (t["name"].as_str().unwrap(), t["id"].as_u64().unwrap()))
         .collect();
-    let expected = [("reactor_0", 1), ("maintenance_0", 2), ("maintenance_1", 3)];
-    assert_eq!(told, expected);
+    // There are as many of the latter as the cores of this machine make sense of.
+    assert_eq!(told[..2], [("reactor_0", 1), ("maintenance_0", 2)]);
     assert_eq!(threads[0]["cpumask"], "1");
     let expected = [
         "active_pollers_count",
@@ -223,7 +223,9 @@ fn a_cache_is_told_of_when_its_state_changes() {
     service.call("bdev_pmcache_unload", json!({"name": "c0"}));
     let later = notices(&service, json!({"id": found.last().unwrap().2 + 1}));
     let later: Vec<(&str, &str)> = later.iter().map(|(a, b, _)| (&**a, &**b)).collect();
-    assert_eq!(later, [("bdev_unregister", "c0")]);
+    // Whether somebody looked while it was stopping is chance.
+    assert_eq!(later.last(), Some(&("bdev_unregister", "c0")));
+    assert!(!later.iter().any(|(kind, _)| *kind == "bdev_register"));
 }
 
 /// The lines of the log that hold `word`.
@@ -276,7 +278,7 @@ fn level_flags_and_timestamps_of_the_log_change_while_it_runs() {
         assert_eq!(refused.0, -32602);
         assert!(refused.1.contains(text), "{}", refused.1);
     }
-    assert_eq!(lines(&log, "not_logged"), [String::new(); 0]);
+    assert!(lines(&log, "not_logged").is_empty());
     assert_eq!(lines(&log, "by_flag_1").len(), 1);
     assert_eq!(lines(&log, "by_level_1").len(), 1);
     let begins_with_the_year = |word: &str| lines(&log, word)[0].starts_with("20");
@@ -412,6 +414,17 @@ fn what_is_there_in_name_only_says_so() {
         -32602
     );
 
+    assert_eq!(service.call("bdev_wait_for_examine", Value::Null), true);
+    assert_eq!(service.call("bdev_examine", json!({"name": "later"})), true);
+    assert_eq!(
+        service.refused("bdev_examine", json!({"name": "a b"})).0,
+        -22
+    );
+}
+
+#[test]
+fn there_are_no_tracepoints() {
+    let service = Service::start();
     let mask = service.call("trace_get_tpoint_group_mask", Value::Null);
     assert_eq!(mask, json!({"tpoint_group_mask": "0x0"}));
     assert_eq!(
@@ -426,13 +439,11 @@ fn what_is_there_in_name_only_says_so() {
         let params = json!({"name": "bdev", "tpoint_mask": 1});
         assert_eq!(service.refused(method, params).0, -32602);
     }
+}
 
-    assert_eq!(service.call("bdev_wait_for_examine", Value::Null), true);
-    assert_eq!(service.call("bdev_examine", json!({"name": "later"})), true);
-    assert_eq!(
-        service.refused("bdev_examine", json!({"name": "a b"})).0,
-        -22
-    );
+#[test]
+fn what_goes_before_the_start_is_refused_after_it() {
+    let service = Service::start();
     for method in [
         "bdev_set_options",
         "iobuf_set_options",

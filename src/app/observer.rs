@@ -162,7 +162,7 @@ mod tests {
     fn what_changes_is_noted_once() {
         let told = |happening, ctx: &str| (happening, ctx.to_owned());
         let running = told(Happening::PmcacheState, "c0 running");
-        assert_eq!(noted(None, CALM), std::slice::from_ref(&running));
+        assert_eq!(noted(None, CALM), vec![running.clone()]);
         assert_eq!(noted(Some(CALM), CALM), []);
         let replayed = CacheLook {
             replayed: true,

@@ -62,8 +62,30 @@ pub(super) struct Degraded {
     pub(super) reason: String,
 }
 
-/// Writeback and GC each have a thread of their own.
-const MAINTENANCE_REACTORS: usize = 2;
+/// The maintenance reactors beside data reactors on `cores`: writeback and GC each have their own if
+/// there are two cores for them. On one core two threads would take turns by the scheduler's clock, so
+/// that each waits for milliseconds: there they share a reactor.
+pub(super) fn maintenance_reactors(
+    cores: &CoreSet,
+    pinned: Option<&CoreSet>,
+) -> Vec<Option<CoreSet>> {
+    let there = core_affinity::get_core_ids().unwrap_or_default();
+    maintenance_among(&there.iter().map(|core| core.id).collect(), cores, pinned)
+}
+
+fn maintenance_among(
+    there: &CoreSet,
+    cores: &CoreSet,
+    pinned: Option<&CoreSet>,
+) -> Vec<Option<CoreSet>> {
+    let left = there.without(cores);
+    let used = match pinned {
+        Some(pinned) => pinned,
+        None if left.is_empty() => there,
+        None => &left,
+    };
+    vec![pinned.cloned(); used.iter().take(2).count().max(1)]
+}
 
 /// The service. Methods get it by reference, from many threads at a time.
 #[derive(Debug)]
@@ -113,7 +135,7 @@ impl Service {
         let started = clock.now();
         let reactors = Reactors::start(ReactorsConfig {
             cores: config.cores.iter().collect(),
-            maintenance: vec![config.maintenance.clone(); MAINTENANCE_REACTORS],
+            maintenance: maintenance_reactors(&config.cores, config.maintenance.as_ref()),
             idle: config.idle,
             seed: started.0,
             clock: clock.clone(),
@@ -273,5 +295,27 @@ impl Service {
         self.nbd.stop_all(&self.bdevs);
         caches::close_all(self);
         self.bdevs.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_maintenance_reactors_want_two_cores() {
+        let set = |cores: &[usize]| -> CoreSet { cores.iter().copied().collect() };
+        let count = |there: &[usize], cores: &[usize]| {
+            maintenance_among(&set(there), &set(cores), None).len()
+        };
+        assert_eq!(count(&[0], &[0]), 1);
+        assert_eq!(count(&[0, 1], &[0]), 1);
+        assert_eq!(count(&[0, 1], &[0, 1]), 2);
+        assert_eq!(count(&[0, 1, 2, 3], &[0]), 2);
+        let there = set(&[0, 1, 2, 3]);
+        for pinned in [set(&[2]), set(&[2, 3])] {
+            let made = maintenance_among(&there, &set(&[0]), Some(&pinned));
+            assert_eq!(made, vec![Some(pinned.clone()); pinned.iter().count()]);
+        }
     }
 }

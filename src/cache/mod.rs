@@ -51,6 +51,7 @@ mod log_start;
 mod look_only;
 mod lost;
 mod options;
+mod pace;
 mod plausible;
 mod pool;
 mod prefetch;
