@@ -309,19 +309,9 @@ struct EnableHistogram {
     max_nsec: Option<u64>,
 }
 
-/// The requests that bdevs have, by SPDK's names.
-const IO_TYPES: [(&str, HistogramIo); 5] = [
-    ("read", HistogramIo::Read),
-    ("write", HistogramIo::Write),
-    ("unmap", HistogramIo::Unmap),
-    ("flush", HistogramIo::Flush),
-    ("write_zeroes", HistogramIo::WriteZeroes),
-];
-
 fn io_type(opc: &str) -> Result<HistogramIo, Error> {
-    let found = IO_TYPES.iter().find(|(name, _)| *name == opc);
     let invalid = || Error::new(Error::INTERNAL_ERROR, "Invalid Io type");
-    found.map(|(_, io)| *io).ok_or_else(invalid)
+    HistogramIo::named(opc).ok_or_else(invalid)
 }
 
 fn enable_histogram(service: &Service, params: EnableHistogram) -> Result<bool, Error> {
