@@ -94,9 +94,10 @@ fn open_disk(service: &Service, path: &Path, uuid: Uuid) -> Result<(), Box<dyn S
     config.block_size = Some(BLOCK_BYTES);
     config.uuid = Some(uuid);
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
+    let bdev = Arc::new(bdev);
     place.fill(
-        Kind::Uring,
-        Arc::new(bdev),
+        Kind::Uring(Arc::clone(&bdev)),
+        bdev,
         json!({"uring": {"filename": path}}),
         None,
     );

@@ -261,11 +261,12 @@ fn null_create(service: &Service, params: NullCreate) -> Result<String, Error> {
         blocks: params.num_blocks,
     };
     let bdev = NullBdev::new(config).map_err(|error| bdev_error(&error))?;
-    Ok(place.fill(Kind::Null, Arc::new(bdev), json!({}), None))
+    let bdev = Arc::new(bdev);
+    Ok(place.fill(Kind::Null(bdev.clone()), bdev, json!({}), None))
 }
 
 fn null_delete(service: &Service, params: Name) -> Result<bool, Error> {
-    let is_null = |kind: &Kind| matches!(kind, Kind::Null);
+    let is_null = |kind: &Kind| matches!(kind, Kind::Null(_));
     service.bdevs.remove(&params.name, is_null)?;
     Ok(true)
 }

@@ -67,7 +67,7 @@ fn uring_create(service: &Service, params: UringCreate) -> Result<String, Error>
 }
 
 fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
-    let is_uring = |kind: &Kind| matches!(kind, Kind::Uring);
+    let is_uring = |kind: &Kind| matches!(kind, Kind::Uring(_));
     service.bdevs.remove(&params.name, is_uring)?;
     Ok(true)
 }
@@ -114,7 +114,7 @@ fn aio_create(service: &Service, params: AioCreate) -> Result<String, Error> {
 }
 
 fn aio_delete(service: &Service, params: Name) -> Result<bool, Error> {
-    let is_aio = |kind: &Kind| matches!(kind, Kind::Aio);
+    let is_aio = |kind: &Kind| matches!(kind, Kind::Aio(_));
     service.bdevs.remove(&params.name, is_aio)?;
     Ok(true)
 }
@@ -122,10 +122,11 @@ fn aio_delete(service: &Service, params: Name) -> Result<bool, Error> {
 fn open(
     service: &Service,
     config: UringConfig,
-    kind: Kind,
+    kind: fn(Arc<UringBdev>) -> Kind,
     specific: Value,
 ) -> Result<String, Error> {
     let place = service.bdevs.reserve(&config.name)?;
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
-    Ok(place.fill(kind, Arc::new(bdev), specific, None))
+    let bdev = Arc::new(bdev);
+    Ok(place.fill(kind(bdev.clone()), bdev, specific, None))
 }

@@ -3,7 +3,9 @@
 
 mod bdev;
 mod cache;
+mod cache_check;
 mod cache_load;
+mod cache_resize;
 mod cache_stats;
 mod files;
 mod filters;
@@ -12,6 +14,7 @@ mod pmem;
 mod pool;
 mod reactor;
 mod service;
+mod sizes;
 
 use super::service::Service;
 
@@ -30,12 +33,15 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     bdev::register(registry);
     files::register(registry);
     filters::register(registry);
+    sizes::register(registry);
     registry.section("Persistent memory and pools", "");
     pmem::register(registry);
     pool::register(registry);
     registry.section("Caches", "");
     cache::register(registry);
     cache_load::register(registry);
+    cache_resize::register(registry);
+    cache_check::register(registry);
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
