@@ -428,6 +428,13 @@ impl Cache {
             .load(Ordering::Relaxed)
     }
 
+    /// Whether the dirty bytes are above `dirty_high_percent` of the data space.
+    #[must_use]
+    pub fn is_dirty_high(&self) -> bool {
+        let percent = self.shared.options.dirty_high_percent();
+        self.shared.is_dirty_above(percent)
+    }
+
     /// Bytes that the backing lacks.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {

@@ -6,6 +6,7 @@ use super::close::{Cause, PRESSED_NS};
 use super::fault::{self, Fault};
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
 use super::latency::{Stamp, Timed};
+use super::pace::Pace;
 use super::shared::Shared;
 use crate::bdev::{
     Barrier, BarrierTicket, BdevError, BufPool, Channel, Completion, IoStatus, Request,
@@ -60,6 +61,7 @@ pub(crate) struct Env {
     pub(crate) retry: bool,
     /// A FUA's kset had its place already: the epoch is still to be raised.
     pub(crate) raise_wanted: bool,
+    pub(crate) pace: Pace,
     /// Lanes that no longer wait for a segment.
     pub(crate) leave_queue: Vec<u16>,
     /// Place of this reactor among the data reactors.
@@ -232,6 +234,7 @@ impl Group {
             clients: Slab::new(),
             retry: false,
             raise_wanted: false,
+            pace: Pace::default(),
             leave_queue: Vec::new(),
             reactor: seed.reactor,
             stopping: false,
@@ -509,7 +512,7 @@ impl Group {
             if self
                 .lanes
                 .get(index)
-                .is_none_or(|lane| lane.waiting.is_empty())
+                .is_none_or(|lane| !lane.waits_for_space())
             {
                 alloc.stop_waiting(number);
             }
@@ -522,6 +525,7 @@ impl Group {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
         self.env.now = cx.now();
         self.env.retry = false;
+        self.env.pace.look(&self.env.shared, cx.now());
         self.env.poll_barrier(cx);
         let mut handled = self.apply_posts(cx);
         self.leave_suspects();
@@ -576,11 +580,7 @@ impl Group {
             if let Some(open) = lane.open.as_ref().filter(|open| open.count > 0) {
                 wake = wake.sooner(Wake::At(open.opened.after(limit)));
             }
-            if let Some(since) = lane.waiting.front().and_then(|job| job.waits_since)
-                && timeout > 0
-            {
-                wake = wake.sooner(Wake::At(since.after(timeout + 1)));
-            }
+            wake = wake.sooner(lane.wake_waiting(timeout));
         }
         wake
     }

@@ -484,6 +484,13 @@ pub(super) fn load_and_start(
     let bad = loaded.replayed.indexes.iter().map(KeyIndex::bad_blocks);
     loaded.replayed.report.bad_bytes = bad.sum::<u64>() * BLOCK;
     loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
+    let report = &loaded.replayed.report;
+    tracing::debug!(
+        cache = entry.name(),
+        ksets = report.ksets,
+        keys = report.keys,
+        "read"
+    );
     pool.start_cache(entry, options, backing, runtime, loaded, staging)
         .inspect(|cache| cache.shared.check_segments())
 }

@@ -52,6 +52,7 @@ mod look_only;
 mod lost;
 mod options;
 mod owners;
+mod pace;
 mod plausible;
 mod pool;
 mod prefetch;

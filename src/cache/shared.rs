@@ -90,6 +90,8 @@ pub(crate) struct Maintenance {
     pub(crate) dirty_passed: AtomicU64,
     /// Bytes a second that writeback has written lately.
     pub(crate) writeback_rate_bps: AtomicU64,
+    /// What writeback takes to make room for a MiB, ns; 0: not known.
+    pub(crate) room_ns_per_mib: AtomicU64,
     /// Positions of the tails, for status: segment << 32 | offset.
     pub(crate) dirty_position: AtomicU64,
     /// See `dirty_position`.

@@ -92,7 +92,7 @@ counters! {
         fills,
         /// Fills left out for lack of space.
         fills_skipped,
-        /// Requests that waited for space.
+        /// Requests that waited for space, or for their turn while little was left.
         space_waits,
         /// Nanoseconds that they waited.
         space_wait_ns,
@@ -148,6 +148,8 @@ counters! {
         flushes,
         /// Windows that spanned epochs.
         spanning_windows,
+        /// Windows that were gathered while the one before was written.
+        windows_ahead,
         /// Keys whose data were not what was written …
         crc_errors,
         /// … or could not be read.

@@ -20,7 +20,7 @@ const GET_STATS_RESULT: &str = "- `usage` {`occupancy`, `free`, `clean`, `dirty`
 - `log`: `keys`, `ksets`, `keys_per_kset`, and ksets by cause: `closed_full`, `closed_age`, `closed_flush`,
   `closed_fua`, `closed_pressure`;
 - `writeback`: `windows`, `ksets`, `requests`, `bytes`, `merged`, `elided_bytes`, `errors`, `flushes`,
-  `spanning_windows`, `crc_errors`, `unreadable`; `gc`: `ksets`, `keys`, `data_segments`, `log_segments`, `starts`,
+  `spanning_windows`, `windows_ahead`, `crc_errors`, `unreadable`; `gc`: `ksets`, `keys`, `data_segments`, `log_segments`, `starts`,
   `relogged` (BAD keys), `lost_ksets` (that could not be read: what was current of them is logged again);
 - `latency`: by operation (`read`, `write`, `zero`, `flush`) and stage (`ring`: client to lane, `engine`: lane to
   end, the backing included, `backing`: reads of it) {`count`, `p50_ns`, `p99_ns`, `p999_ns`, `p9999_ns`,
