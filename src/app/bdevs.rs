@@ -6,7 +6,7 @@
 use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
-use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, NullBdev, UringBdev};
+use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev, NullBdev, UringBdev};
 use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
@@ -41,8 +41,10 @@ pub(super) enum Kind {
 /// One bdev.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// Itself.
+    /// Itself, as all open it: behind its meter.
     pub(super) bdev: Arc<dyn Bdev>,
+    /// The meter.
+    pub(super) meter: Arc<MeteredBdev>,
     /// Its kind.
     pub(super) kind: Kind,
     /// What `bdev_get_bdevs` tells as `driver_specific`, as far as it never changes.
@@ -78,6 +80,8 @@ enum Slot {
 #[derive(Debug)]
 pub(super) struct Bdevs {
     slots: Shared<BTreeMap<String, Slot>>,
+    /// How many reactors there are that may open a bdev.
+    reactors: usize,
     /// Who is told of each that comes or goes.
     notices: Arc<Notices>,
 }
@@ -104,8 +108,10 @@ impl Reservation<'_> {
         driver_specific: Value,
         base: Option<String>,
     ) -> String {
+        let meter = Arc::new(MeteredBdev::new(bdev, self.bdevs.reactors));
         let entry = Entry {
-            bdev,
+            bdev: meter.clone(),
+            meter,
             kind,
             driver_specific,
             base,
@@ -150,10 +156,12 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
 }
 
 impl Bdevs {
-    /// An empty table, that tells `notices` of each bdev that comes or goes.
-    pub(super) fn new(notices: Arc<Notices>) -> Self {
+    /// An empty table, for channels on so many reactors; it tells `notices` of each bdev that comes or
+    /// goes.
+    pub(super) fn new(reactors: usize, notices: Arc<Notices>) -> Self {
         Self {
             slots: Shared::default(),
+            reactors,
             notices,
         }
     }

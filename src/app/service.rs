@@ -120,6 +120,7 @@ impl Service {
             seed: started.0,
             clock: clock.clone(),
         })?;
+        let count = reactors.infos().len();
         let notices = Arc::<Notices>::default();
         Ok(Self {
             reactors,
@@ -129,7 +130,7 @@ impl Service {
             degraded: Shared::default(),
             ready: Shared::default(),
             initialized: AtomicBool::new(true),
-            bdevs: Arc::new(Bdevs::new(Arc::clone(&notices))),
+            bdevs: Arc::new(Bdevs::new(count, Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
             notices,

@@ -12,6 +12,7 @@ mod in_flight;
 mod inline;
 mod live_info;
 mod malloc;
+mod metered;
 mod nbd;
 mod null;
 mod passthru;
@@ -29,6 +30,10 @@ pub use delay::{DelayBdev, DelayKind, DelayLatencies};
 pub use error::{ErrorBdev, ErrorIo, ErrorKind, Injection};
 pub use identity::{check_block_size, check_name, derived_uuid};
 pub use malloc::{MallocBdev, MallocConfig};
+pub use metered::{
+    DepthFigures, HistogramCounts, HistogramIo, HistogramOptions, IoFigures, KindFigures,
+    MeteredBdev, RateLimits, ResetFigures,
+};
 pub use nbd::{NbdBdev, NbdConfig, NbdFault, NbdPlace, NbdUri};
 pub use null::{NullBdev, NullConfig};
 pub use passthru::PassthruBdev;
