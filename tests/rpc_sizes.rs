@@ -172,7 +172,7 @@ fn a_null_bdev_gets_another_size() {
     let saved = service.call("framework_get_config", json!({"name": "bdev"}));
     let saved = saved.as_array().unwrap().iter();
     let mut made = saved.filter(|call| call["method"] == "bdev_null_create");
-    assert_eq!(made.next().unwrap()["params"]["num_blocks"], 6 << 11);
+    assert_eq!(made.next().unwrap()["params"]["num_blocks"], 6 << 8);
     assert_eq!(bytes(&service, "EE_n0"), 6 * MIB);
     assert_eq!(service.refused("bdev_null_resize", resize(5)).0, -16);
     assert_eq!(service.refused("bdev_null_resize", resize(0)).0, -16);
