@@ -1,8 +1,10 @@
 //! Methods about caches.
 
 use super::cache_load::show_salvage;
-use super::{Name, uuid_or_new};
+use super::{Name, or_forget, uuid_or_new};
+use crate::app::bdevs::no_such_device;
 use crate::app::caches::{self, cache_error, cache_object};
+use crate::app::config::{MissingCache, Object};
 use crate::app::service::Service;
 use crate::bdev::Bdev;
 use crate::cache::{
@@ -20,7 +22,7 @@ const GET_RESULT: &str = "A list of
 
 - `name`, `uuid`, `pool`, `backing_bdev`, `block_size`, `size` (bytes); `lanes`: a list of {`lane`, `reactor` (data
   reactors count from 0), `reads`, `writes`, `keys`};
-- `state`: `running`, `waiting` (a lane waits for space), `flushing` (`flush_start` is at work), `degraded`
+- `state`: `running`, `waiting` (a lane waits for space; with `reason`: see below), `flushing` (`flush_start` is at work), `degraded`
   (writeback or GC meets errors), `read_only` (the medium failed, or loaded for salvage), `stopped`;
 - `salvage`: null, or for one that is loaded for salvage {`missing`, `lost_clean`} as in `bdev_pmcache_load`;
 - `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `data`, `bad` (gave media errors or took no
@@ -32,7 +34,10 @@ const GET_RESULT: &str = "A list of
 - `dirty_tail`, `key_tail`: {`segment`, `offset`, `sequence`} of the next kset to write back, to replay;
 - `backing_between_boundaries`: the backing alone is between flush boundaries;
 - `epochs_pending`, `writeback_lag_ms`: how far writeback is behind; `waiting_lanes`;
-- all options, as in `bdev_pmcache_set_options`, and `mode`, `data_crc`.";
+- all options, as in `bdev_pmcache_set_options`, and `mode`, `data_crc`.
+
+A cache that the configuration has and that is not there has `name`, `uuid` (null if not known), `pool`, `backing_bdev`,
+`reason` and `state` only: `waiting` (it comes up when what it needs appears) or `failed` (it can't be loaded).";
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
@@ -308,8 +313,8 @@ struct Unload {
 }
 
 fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
-    caches::unload_cache(service, &params.name, params.flush)?;
-    Ok(true)
+    let unloaded = caches::unload_cache(service, &params.name, params.flush);
+    or_forget(service, unloaded, &Object::Cache(params.name))
 }
 
 /// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes, if
@@ -438,12 +443,30 @@ fn show(service: &Service, cache: &Cache) -> Value {
     shown
 }
 
+/// A cache that the configuration has and the service has not.
+fn show_missing(cache: &MissingCache) -> Value {
+    json!({
+        "name": cache.text("name"),
+        "uuid": cache.text("uuid"),
+        "pool": cache.text("pool"),
+        "backing_bdev": cache.text("backing_bdev"),
+        "state": if cache.waits { "waiting" } else { "failed" },
+        "reason": cache.reason,
+    })
+}
+
 fn get(service: &Service, params: Get) -> Result<Value, Error> {
-    let found = match &params.name {
-        None => caches::all(service),
-        Some(name) => vec![caches::find(service, name)?],
-    };
-    Ok(found.iter().map(|cache| show(service, cache)).collect())
+    let is_wanted = |name: Option<&str>| params.name.is_none() || params.name.as_deref() == name;
+    let caches = caches::all(service).into_iter();
+    let found = caches.filter(|cache| is_wanted(Some(cache.name())));
+    let mut shown: Vec<Value> = found.map(|cache| show(service, &cache)).collect();
+    let missing = service.unresolved.caches(service).into_iter();
+    let missing = missing.filter(|cache| is_wanted(cache.text("name").as_deref()));
+    shown.extend(missing.map(|cache| show_missing(&cache)));
+    if shown.is_empty() && params.name.is_some() {
+        return Err(no_such_device());
+    }
+    Ok(Value::Array(shown))
 }
 
 fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {

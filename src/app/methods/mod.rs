@@ -5,6 +5,7 @@ mod bdev;
 mod cache;
 mod cache_load;
 mod cache_stats;
+mod config;
 mod examine;
 mod files;
 mod filters;
@@ -24,8 +25,12 @@ mod targets;
 mod threads;
 mod trace;
 
+use super::bdevs::{Kind, no_such_device};
+use super::config::Object;
 use super::service::Service;
 
+pub(super) use files::uring_recipe;
+pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
 use rpc::{Error, Registry};
@@ -36,6 +41,7 @@ use uuid::Uuid;
 /// Adds every method of the service.
 pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
+    config::register(registry);
     reactor::register(registry);
     threads::register(registry);
     scheduler::register(registry);
@@ -69,6 +75,32 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 struct Name {
     /// Which one.
     name: String,
+}
+
+/// Deletes a bdev if `is_kind` of it. One that the service waits for is not waited for any more.
+fn remove_bdev(
+    service: &Service,
+    name: &str,
+    is_kind: impl Fn(&Kind) -> bool,
+) -> Result<bool, Error> {
+    let removed = service.bdevs.remove(name, is_kind);
+    or_forget(service, removed, &Object::Bdev(name.to_owned()))?;
+    // Without its medium a pool that could not be loaded is nobody's concern.
+    let pool = Object::PoolOn(name.to_owned());
+    service.unresolved.forget(&pool);
+    Ok(true)
+}
+
+/// Turns −19 into success if `object` is one that the service waits for, and ends that.
+fn or_forget(
+    service: &Service,
+    removed: Result<(), Error>,
+    object: &Object,
+) -> Result<bool, Error> {
+    match removed {
+        Err(error) if error == no_such_device() && service.unresolved.forget(object) => Ok(true),
+        other => other.map(|()| true),
+    }
 }
 
 /// The given uuid, or a new one.
