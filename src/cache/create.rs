@@ -10,8 +10,8 @@ use super::plausible::check_count;
 use super::pool::Pool;
 use crate::bdev::{BdevInfo, PmemError};
 use crate::media::{
-    Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, LogStart, SlotKind, Tail,
-    WindowEnd,
+    BackingFlush, Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, LogStart,
+    SlotKind, Tail, WindowEnd,
 };
 use crate::units::SegmentId;
 use zerocopy::little_endian::{U32, U64};
@@ -232,6 +232,12 @@ impl Pool {
             spare: [0; 32],
         };
         store_both(pmem, at(CacheItem::Boot), SlotKind::Boot, &boot)?;
+        let flush = BackingFlush {
+            failed: U32::ZERO,
+            spare: [0; 44],
+        };
+        let place = at(CacheItem::BackingFlush);
+        store_both(pmem, place, SlotKind::BackingFlush, &flush)?;
         for (item, ..) in SAMPLE_ITEMS {
             wipe_pair(pmem, at(item))?;
         }

@@ -5,6 +5,7 @@
 
 use super::CacheError;
 use super::bad::PostBatch;
+use super::bypassed::Bypassed;
 use super::begin_run::begin_run;
 use super::cache::{Cache, CacheParts, CacheStart};
 use super::control::Control;
@@ -32,7 +33,7 @@ use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::unreadable::{find_unwritable, leave_unreadable};
-use super::writeback::WritebackSeed;
+use super::writeback::{FlushNote, WritebackSeed};
 use crate::bdev::{Bdev, Persistence};
 use crate::media::{CacheEntry, LogStart};
 use crossbeam_utils::CachePadded;
@@ -103,6 +104,8 @@ struct Loaded {
     salt: u64,
     /// Only looked at.
     read_only: bool,
+    /// The last run may have left completed writes that the backing was not asked to flush.
+    owes_flush: bool,
 }
 
 impl Loaded {
@@ -162,6 +165,7 @@ impl Loaded {
         options: &CacheOptions,
         runtime: &Runtime,
         failure: Arc<PoolFailure>,
+        backing_volatile: bool,
     ) -> Shared {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
@@ -229,6 +233,13 @@ impl Loaded {
                 .map(|_| CachePadded::default())
                 .collect(),
             maintenance,
+            bypassed: Bypassed::new(
+                backing_volatile,
+                self.owes_flush,
+                self.control.backing_flush.0.failed.get() == 1,
+                durable,
+                options.may_bypass(),
+            ),
         }
     }
 }
@@ -281,6 +292,7 @@ fn salvaged(
         free,
         salt: 0,
         read_only: true,
+        owes_flush: false,
     };
     (loaded, staged.lanes)
 }
@@ -366,6 +378,7 @@ fn take_over(
         mut staged,
     } = found;
     let lanes = entry.lanes.get();
+    let owes_flush = entry.bypassed.get() != 0 && !control.stopped_clean();
     let incarnation = begin_run(
         &view,
         &mut control,
@@ -413,6 +426,7 @@ fn take_over(
         reserve,
         salt,
         read_only: false,
+        owes_flush,
     };
     Ok((loaded, staged.lanes))
 }
@@ -491,7 +505,10 @@ impl Pool {
         mut loaded: Loaded,
         staging: Vec<LaneStaging>,
     ) -> Result<Arc<Cache>, CacheError> {
-        let shared = Arc::new(loaded.share(entry, &options, runtime, Arc::clone(&self.failure)));
+        let backing_volatile = backing.info().volatile_cache;
+        let failure = Arc::clone(&self.failure);
+        let shared = loaded.share(entry, &options, runtime, failure, backing_volatile);
+        let shared = Arc::new(shared);
         let Loaded {
             view,
             control,
@@ -526,7 +543,8 @@ impl Pool {
                 mark_pair: control.durable_mark.1,
                 posts: writeback_posts,
                 stats: Arc::clone(&writeback_stats),
-                backing_volatile: backing.info().volatile_cache,
+                flush_note: FlushNote::new(control.backing_flush),
+                backing_volatile,
             };
             let gc = GcSeed {
                 shared: Arc::clone(&shared),

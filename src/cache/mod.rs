@@ -5,12 +5,16 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod admission;
 mod audit;
+mod backing_flush;
 mod backing_read;
 mod backing_sample;
 mod bad;
 mod begin_run;
 mod bulk_insert;
+mod bypass;
+mod bypassed;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -50,14 +54,18 @@ mod log_reader;
 mod log_start;
 mod look_only;
 mod lost;
+mod marks;
+mod modes;
 mod options;
 mod plausible;
+mod policy;
 mod pool;
 mod prefetch;
 mod read;
 mod release;
 mod relog;
 mod replay;
+mod rest;
 mod segment_alloc;
 mod segment_map;
 mod seq_tracker;
@@ -67,6 +75,7 @@ mod staged;
 mod staging;
 mod stats;
 mod stop;
+mod streams;
 mod survey;
 mod try_lock;
 mod unreadable;
@@ -92,7 +101,7 @@ pub use geometry::{
 pub use latency::{LatencyFigures, LatencySnapshot};
 pub use load_report::{BadPlace, LostClean, Missing, Unwritable};
 pub use loading::{LoadWish, Loading};
-pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
+pub use options::{CacheOptions, Durability, Mode, SeqCutoff, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;
 pub use shared::Runtime;

@@ -1,6 +1,7 @@
 //! What the lanes of a cache, its writeback and its GC share: each part with the smallest possible
 //! critical section, and nothing that is written on a hit.
 
+use super::bypassed::Bypassed;
 use super::geometry::{PoolGeometry, SegIx};
 use super::key_index::SUBTREE_BYTES;
 use super::latency::LatencyStats;
@@ -186,6 +187,7 @@ pub(crate) struct Shared {
     /// For each data reactor, which alone writes there.
     pub(crate) latency: Box<[CachePadded<LatencyStats>]>,
     pub(crate) maintenance: Maintenance,
+    pub(crate) bypassed: Bypassed,
 }
 
 impl Shared {
@@ -271,7 +273,7 @@ impl Shared {
             self.ring_lanes();
         }
         // Only now can writeback pass it, and nobody else would wake it before its period ends.
-        if self.is_space_wanted() {
+        if self.is_space_wanted() || self.is_tail_wanted() {
             self.kick_writeback();
         }
     }

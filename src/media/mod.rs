@@ -10,7 +10,7 @@ mod slot;
 mod superblock;
 
 pub use control::{
-    BackingSample, Boot, CleanStop, DurableMark, Generation, Incarnation, LogStart, SegmentInfo,
+    BackingFlush, BackingSample, Boot, CleanStop, DurableMark, Generation, Incarnation, LogStart, SegmentInfo,
     Tail, WindowEnd,
 };
 pub use key::{KEY_BYTES, Key, KeyFlags};

@@ -40,6 +40,8 @@ pub(super) struct Sectors {
     history: Vec<Vec<Version>>,
     /// For each sector all versions that were not lost: what a disk alone may show.
     all: Vec<Vec<Version>>,
+    /// For each sector the versions that a power cut may bring back, though a later one was read.
+    older: Vec<Vec<Version>>,
     pub(super) modifications: Vec<Modification>,
     tick: u64,
     /// When reads began that have not ended, in order.
@@ -76,6 +78,7 @@ impl Sectors {
             volume,
             history: vec![vec![0]; index(count)],
             all: vec![vec![0]; index(count)],
+            older: vec![Vec::new(); index(count)],
             lost: vec![0; index(count)],
             decayed: vec![0; index(count)],
             modifications: vec![Modification {
@@ -358,15 +361,27 @@ impl Sectors {
     }
 
     /// Takes what was read from `start` on after a death for the truth from now on, after checking it against what
-    /// may be there: every acknowledged version, or after a power cut every durable one.
+    /// may be there: every acknowledged version, or after a power cut every durable one. With `volatile` a
+    /// later power cut may take it away again.
     pub(super) fn settle(
         &mut self,
         start: u64,
         bytes: &[u8],
         power: bool,
+        volatile: bool,
         unreadable: &BTreeSet<u64>,
     ) -> Result<(), Wrong> {
         let now = self.now();
+        if power {
+            for (history, older) in self.history.iter_mut().zip(&mut self.older) {
+                // As old as they are: the newest that fits is taken.
+                older.append(history);
+                older.sort_unstable();
+                older.dedup();
+                std::mem::swap(history, older);
+            }
+        }
+        let stays_volatile = volatile && !power;
         let mut found = Vec::with_capacity(self.history.len());
         for (sector, number) in bytes.chunks_exact(index(SECTOR)).zip(start / SECTOR..) {
             if unreadable.contains(&number) {
@@ -400,13 +415,29 @@ impl Sectors {
             // What came behind it is lost: as if it had never been written.
             let ended = self.of(version).ended;
             let modifications = &self.modifications;
-            self.all[number].retain(|&v| modifications[v as usize].submitted <= ended);
-            self.history[number] = vec![version];
+            if !stays_volatile {
+                self.all[number].retain(|&v| modifications[v as usize].submitted <= ended);
+            }
+            let before = std::mem::replace(&mut self.history[number], vec![version]);
+            if stays_volatile {
+                self.older[number].extend(before.into_iter().filter(|&v| v != version));
+                let entry = &mut self.modifications[version as usize];
+                entry.acknowledged = entry.acknowledged.min(now);
+                if entry.durable == NEVER {
+                    self.volatile.push(version);
+                }
+                continue;
+            }
             let entry = &mut self.modifications[version as usize];
             entry.acknowledged = entry.acknowledged.min(now);
             entry.durable = entry.durable.min(now);
         }
-        self.volatile.clear();
+        if stays_volatile {
+            self.volatile.sort_unstable();
+            self.volatile.dedup();
+        } else {
+            self.volatile.clear();
+        }
         Ok(())
     }
 
