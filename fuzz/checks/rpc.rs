@@ -3,6 +3,7 @@
 
 use super::input::Input;
 use rpc::{Error, Limits, Listener, Registry, Server};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::io::{Read, Write};
@@ -16,7 +17,7 @@ use uuid::Uuid;
 /// Replies to an input of this length fit into any socket's buffer.
 const INPUT_BYTES_MAX: usize = 2048;
 
-#[derive(Clone, Copy, Deserialize, Serialize)]
+#[derive(Clone, Copy, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Order {
     Strict,
@@ -24,7 +25,7 @@ enum Order {
 }
 
 /// A parameter of every type that the service's methods have.
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Typed {
     name: String,
@@ -39,7 +40,7 @@ struct Typed {
     bdevs: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Echo {
     text: String,

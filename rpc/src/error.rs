@@ -24,6 +24,9 @@ impl Error {
     /// The server failed; SPDK's bdev methods also say this of parameters that don't decode.
     pub const INTERNAL_ERROR: i64 = -32603;
 
+    /// Not in this phase of the service (SPDK's code; a negated EPERM looks the same).
+    pub const WRONG_STATE: i64 = -1;
+
     /// An error with a code and a message of its own.
     #[must_use]
     pub fn new(code: i64, message: impl Into<String>) -> Self {

@@ -5,15 +5,19 @@
 //! delays only the connection that called it. [`Client`] is the other end.
 
 mod client;
+mod describe;
 mod error;
 mod frame;
 mod method;
+mod params;
 mod request;
 mod server;
 mod socket;
 
 pub use client::{Client, ClientError};
+pub use describe::{Description, Param};
 pub use error::Error;
-pub use method::{Params, Registry};
+pub use method::{Allowed, Method, Phase, Phased, Registry};
+pub use params::Params;
 pub use server::{Limits, Server};
 pub use socket::{Listener, ListenerError};

@@ -1,153 +1,158 @@
-//! Methods by name, with typed parameters.
+//! Methods by name: each declared once, with its parameters, what it does, and when it may be called.
 
-use crate::Error;
+use crate::describe::{Description, description};
+use crate::{Error, Params};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What a caller gave as `params`, not yet decoded.
-#[derive(Clone, Copy, Debug)]
-pub struct Params<'a>(Option<&'a RawValue>);
+/// How far a service has come up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It waits for `framework_start_init`.
+    Startup,
+    /// It serves.
+    Runtime,
+}
 
-impl<'a> Params<'a> {
-    /// Wraps the raw value; `null` counts as none.
-    #[must_use]
-    pub fn new(raw: Option<&'a RawValue>) -> Self {
-        Self(raw.filter(|raw| raw.get() != "null"))
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_none(self) -> bool {
-        self.0.is_none()
-    }
-
-    /// Decodes them; none count as an empty object. Strict as far as `P` is: structs should
-    /// `deny_unknown_fields`.
-    ///
-    /// # Errors
-    /// What serde says: an unknown, double or missing key, a wrong type.
-    pub fn decode<P: DeserializeOwned>(self) -> Result<P, String> {
-        let text = self.0.map_or("{}", RawValue::get);
-        // Serde would take an array as the fields in order of declaration.
-        if !text.starts_with('{') {
-            return Err("params must be an object".to_owned());
-        }
-        serde_json::from_str(&with_plain_integers(text)).map_err(|error| error.to_string())
+/// The state of a service, which knows how far it has come up.
+pub trait Phased {
+    /// Which methods may be called now.
+    fn phase(&self) -> Phase {
+        Phase::Runtime
     }
 }
 
-/// Rewrites numbers such as `1e3` and `4.0` as plain integers, which is what serde takes for one.
-fn with_plain_integers(text: &str) -> Cow<'_, str> {
-    let mut out = String::new();
-    let (mut copied, mut at) = (0, 0);
-    let bytes = text.as_bytes();
-    let mut in_string = false;
-    while let Some(&byte) = bytes.get(at) {
-        match byte {
-            b'"' => in_string = !in_string,
-            b'\\' if in_string => at += 1,
-            b'0'..=b'9' | b'-' if !in_string => {
-                let token = number_at(text, at);
-                if let Some(integer) = integral(token) {
-                    out.push_str(text.get(copied..at).unwrap_or_default());
-                    out.push_str(&integer);
-                    copied = at + token.len();
-                }
-                at += token.len();
-                continue;
+impl Phased for () {}
+
+/// In which phases a method may be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// Only before `framework_start_init`.
+    Startup,
+    /// Only after it.
+    Runtime,
+    /// In both.
+    Always,
+}
+
+impl Allowed {
+    fn refuse(self, phase: Phase) -> Result<(), Error> {
+        let text = match (self, phase) {
+            (Self::Runtime, Phase::Startup) => {
+                "Method may only be called after framework is initialized using \
+                 framework_start_init RPC."
             }
-            _ => {}
-        }
-        at += 1;
+            (Self::Startup, Phase::Runtime) => {
+                "Method may only be called before framework is initialized. Use --wait-for-rpc \
+                 command line parameter and then issue this RPC before the framework_start_init RPC."
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::new(Error::WRONG_STATE, text))
     }
-    if copied == 0 {
-        return Cow::Borrowed(text);
-    }
-    out.push_str(text.get(copied..).unwrap_or_default());
-    Cow::Owned(out)
-}
-
-/// The number that starts at `at`, at least one byte long.
-fn number_at(text: &str, at: usize) -> &str {
-    let rest = text.get(at..).unwrap_or_default();
-    let is_part = |c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | 'e' | 'E');
-    let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
-    rest.get(..end).unwrap_or_default()
-}
-
-/// `token` as a plain integer, if it is written otherwise and is one within 64 bits.
-fn integral(token: &str) -> Option<String> {
-    let (mantissa, exponent) = match token.find(['e', 'E']) {
-        Some(at) => {
-            let digits = token.get(at + 1..)?;
-            (token.get(..at)?, digits.parse::<i32>().ok()?)
-        }
-        None if token.contains('.') => (token, 0),
-        None => return None,
-    };
-    let (sign, mantissa) = match mantissa.strip_prefix('-') {
-        Some(rest) => ("-", rest),
-        None => ("", mantissa),
-    };
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let fraction = fraction.trim_end_matches('0');
-    let zeros = usize::try_from(exponent)
-        .ok()?
-        .checked_sub(fraction.len())?;
-    if zeros > 20 {
-        return None;
-    }
-    let digits = format!("{whole}{fraction}{}", "0".repeat(zeros));
-    let digits = match digits.trim_start_matches('0') {
-        "" => "0",
-        trimmed => trimmed,
-    };
-    digits.parse::<u64>().ok()?;
-    Some(format!("{sign}{digits}"))
 }
 
 type Handler<S> = dyn Fn(&S, Params<'_>) -> Result<Box<RawValue>, Error> + Send + Sync;
 
+/// A declared method. What is not said of it has a default: run time only.
+pub struct Method<S> {
+    name: &'static str,
+    section: usize,
+    allowed: Allowed,
+    about: &'static str,
+    result: &'static str,
+    /// Parameters that don't decode are −32603.
+    historical: bool,
+    schema: Option<fn() -> schemars::Schema>,
+    run: Box<Handler<S>>,
+}
+
+impl<S> Method<S> {
+    /// What it does and answers, in Markdown: for the documents and `--help`.
+    pub fn about(&mut self, about: &'static str, result: &'static str) -> &mut Self {
+        self.about = about;
+        self.result = result;
+        self
+    }
+
+    /// It may be called in the given phases.
+    pub fn allowed(&mut self, allowed: Allowed) -> &mut Self {
+        self.allowed = allowed;
+        self
+    }
+}
+
+impl<S> fmt::Debug for Method<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Method").field(&self.name).finish()
+    }
+}
+
 /// The methods of a service whose state is an `S`.
 pub struct Registry<S> {
-    methods: BTreeMap<&'static str, Box<Handler<S>>>,
+    /// In order of declaration.
+    methods: Vec<Method<S>>,
+    by_name: BTreeMap<&'static str, usize>,
+    sections: Vec<Section>,
+}
+
+/// Methods that belong together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Section {
+    pub(crate) title: &'static str,
+    pub(crate) text: &'static str,
 }
 
 impl<S> fmt::Debug for Registry<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.methods.keys()).finish()
+        f.debug_list().entries(self.by_name.keys()).finish()
     }
 }
 
-/// `rpc_get_methods`. Every method here is current, and none has an alias.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetMethods {
-    #[serde(default, rename = "current")]
-    _current: bool,
+    /// Only those that may be called now.
+    #[serde(default)]
+    current: bool,
+    /// Without effect: no method has an alias.
     #[serde(default, rename = "include_aliases")]
     _include_aliases: bool,
 }
 
 const GET_METHODS: &str = "rpc_get_methods";
 
-impl<S> Default for Registry<S> {
+impl<S: Phased + 'static> Default for Registry<S> {
     fn default() -> Self {
-        Self {
-            methods: BTreeMap::new(),
-        }
+        let mut registry = Self {
+            methods: Vec::new(),
+            by_name: BTreeMap::new(),
+            sections: Vec::new(),
+        };
+        registry.section("Service", "");
+        // Listed and described as any other; `call` answers it, since it wants the registry.
+        registry
+            .method(GET_METHODS, |_: &S, _: GetMethods| Ok(()))
+            .about("What can be called.", "The names, sorted.")
+            .allowed(Allowed::Always);
+        registry
     }
 }
 
-impl<S> Registry<S> {
+impl<S: Phased + 'static> Registry<S> {
     /// A registry that knows only `rpc_get_methods`.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Begins a section of the documents: the methods declared from here on. `text` is Markdown.
+    pub fn section(&mut self, title: &'static str, text: &'static str) {
+        self.sections.push(Section { title, text });
     }
 
     /// Adds a method with parameters. Ones that don't decode are answered with −32602.
@@ -155,16 +160,21 @@ impl<S> Registry<S> {
         &mut self,
         name: &'static str,
         run: impl Fn(&S, P) -> Result<R, Error> + Send + Sync + 'static,
-    ) where
-        P: DeserializeOwned,
+    ) -> &mut Method<S>
+    where
+        P: DeserializeOwned + JsonSchema,
         R: Serialize,
     {
-        self.add(name, move |state, params| {
-            let params = params
-                .decode()
-                .map_err(|why| Error::invalid_params(format!("Invalid parameters: {why}")))?;
-            to_reply(&run(state, params)?)
-        });
+        self.add(
+            name,
+            Some(crate::describe::schema_of::<P>),
+            move |state, params| {
+                let params = params
+                    .decode()
+                    .map_err(|why| Error::invalid_params(format!("Invalid parameters: {why}")))?;
+                to_reply(&run(state, params)?)
+            },
+        )
     }
 
     /// As [`Registry::method`], but says −32603 of parameters that don't decode, as most of SPDK's
@@ -173,19 +183,26 @@ impl<S> Registry<S> {
         &mut self,
         name: &'static str,
         run: impl Fn(&S, P) -> Result<R, Error> + Send + Sync + 'static,
-    ) where
-        P: DeserializeOwned,
+    ) -> &mut Method<S>
+    where
+        P: DeserializeOwned + JsonSchema,
         R: Serialize,
     {
-        self.add(name, move |state, params| {
-            let params = params.decode().map_err(|why| {
-                Error::new(
-                    Error::INTERNAL_ERROR,
-                    format!("spdk_json_decode_object failed: {why}"),
-                )
-            })?;
-            to_reply(&run(state, params)?)
-        });
+        let method = self.add(
+            name,
+            Some(crate::describe::schema_of::<P>),
+            move |state, params| {
+                let params = params.decode().map_err(|why| {
+                    Error::new(
+                        Error::INTERNAL_ERROR,
+                        format!("spdk_json_decode_object failed: {why}"),
+                    )
+                })?;
+                to_reply(&run(state, params)?)
+            },
+        );
+        method.historical = true;
+        method
     }
 
     /// Adds a method that takes no parameters, and refuses any.
@@ -193,50 +210,100 @@ impl<S> Registry<S> {
         &mut self,
         name: &'static str,
         run: impl Fn(&S) -> Result<R, Error> + Send + Sync + 'static,
-    ) {
-        self.add(name, move |state, params| {
+    ) -> &mut Method<S> {
+        self.add(name, None, move |state, params| {
             if !params.is_none() {
                 return Err(Error::invalid_params(format!(
                     "'{name}' requires no arguments"
                 )));
             }
             to_reply(&run(state)?)
-        });
+        })
     }
 
     fn add(
         &mut self,
         name: &'static str,
+        schema: Option<fn() -> schemars::Schema>,
         handler: impl Fn(&S, Params<'_>) -> Result<Box<RawValue>, Error> + Send + Sync + 'static,
-    ) {
-        let old = self.methods.insert(name, Box::new(handler));
+    ) -> &mut Method<S> {
+        let old = self.by_name.insert(name, self.methods.len());
         assert!(old.is_none(), "method {name} is declared twice");
+        self.methods.push(Method {
+            name,
+            section: self.sections.len().saturating_sub(1),
+            allowed: Allowed::Runtime,
+            about: "",
+            result: "",
+            historical: false,
+            schema,
+            run: Box::new(handler),
+        });
+        let last = self.methods.len() - 1;
+        &mut self.methods[last]
     }
 
     /// The names of all methods, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {
-        let mut names: Vec<_> = self.methods.keys().copied().collect();
-        names.push(GET_METHODS);
-        names.sort_unstable();
-        names
+        self.by_name.keys().copied().collect()
+    }
+
+    /// The names of the methods that may be called in `phase`, sorted.
+    #[must_use]
+    pub fn names_in(&self, phase: Phase) -> Vec<&'static str> {
+        let allowed = |at: &usize| {
+            let method = self.methods.get(*at);
+            method.is_some_and(|method| method.allowed.refuse(phase).is_ok())
+        };
+        let named = self.by_name.iter().filter(|(_, at)| allowed(at));
+        named.map(|(name, _)| *name).collect()
     }
 
     /// Runs method `name`, on this thread, until it has an answer.
     ///
     /// # Errors
-    /// What the method says, or that there is none.
+    /// What the method says, that there is none, or that this is not the time.
     pub fn call(&self, state: &S, name: &str, params: Params<'_>) -> Result<Box<RawValue>, Error> {
+        let found = self.by_name.get(name).and_then(|at| self.methods.get(*at));
+        let Some(method) = found else {
+            return Err(Error::new(Error::METHOD_NOT_FOUND, "Method not found"));
+        };
+        let phase = state.phase();
+        method.allowed.refuse(phase)?;
         if name == GET_METHODS {
-            params
-                .decode::<GetMethods>()
+            let wish: GetMethods = params
+                .decode()
                 .map_err(|why| Error::invalid_params(format!("Invalid parameters: {why}")))?;
-            return to_reply(&self.names());
+            return to_reply(&if wish.current {
+                self.names_in(phase)
+            } else {
+                self.names()
+            });
         }
-        match self.methods.get(name) {
-            Some(run) => run(state, params),
-            None => Err(Error::new(Error::METHOD_NOT_FOUND, "Method not found")),
-        }
+        (method.run)(state, params)
+    }
+
+    /// All that is known of the methods, in order of declaration.
+    #[must_use]
+    pub fn descriptions(&self) -> Vec<Description> {
+        let described = self.methods.iter().map(|method| {
+            let section = self.sections.get(method.section).copied();
+            let section = section.unwrap_or(Section {
+                title: "",
+                text: "",
+            });
+            let schema = method.schema.map(|schema| schema());
+            description(
+                section,
+                method.name,
+                method.allowed,
+                (method.about, method.result),
+                method.historical,
+                schema,
+            )
+        });
+        described.collect()
     }
 }
 
@@ -249,7 +316,7 @@ fn to_reply<R: Serialize>(result: &R) -> Result<Box<RawValue>, Error> {
 mod tests {
     use super::*;
 
-    #[derive(Debug, Deserialize)]
+    #[derive(Debug, Deserialize, JsonSchema)]
     #[serde(deny_unknown_fields)]
     struct Add {
         a: u64,
@@ -258,20 +325,28 @@ mod tests {
         name: Option<String>,
     }
 
-    fn registry() -> Registry<u64> {
+    struct Base(u64, Phase);
+
+    impl Phased for Base {
+        fn phase(&self) -> Phase {
+            self.1
+        }
+    }
+
+    fn registry() -> Registry<Base> {
         let mut registry = Registry::new();
-        registry.method("add", |base: &u64, p: Add| {
-            let sum = i128::from(*base) + i128::from(p.a) + i128::from(p.b);
+        registry.method("add", |base: &Base, p: Add| {
+            let sum = i128::from(base.0) + i128::from(p.a) + i128::from(p.b);
             Ok(format!("{sum}{}", p.name.unwrap_or_default()))
         });
-        registry.bdev_method("bdev_add", |_: &u64, p: Add| Ok(p.a));
-        registry.plain("base", |base: &u64| Ok(*base));
+        registry.bdev_method("bdev_add", |_: &Base, p: Add| Ok(p.a));
+        registry.plain("base", |base: &Base| Ok(base.0));
         registry
     }
 
     fn call(name: &str, params: &str) -> Result<String, i64> {
         let raw = RawValue::from_string(params.to_owned()).unwrap();
-        let found = registry().call(&100, name, Params::new(Some(&raw)));
+        let found = registry().call(&Base(100, Phase::Runtime), name, Params::new(Some(&raw)));
         found.map(|v| v.get().to_owned()).map_err(|e| e.code)
     }
 
@@ -325,5 +400,34 @@ mod tests {
         assert_eq!(call(GET_METHODS, "null").unwrap(), names);
         assert_eq!(call(GET_METHODS, r#"{"x":1}"#), Err(Error::INVALID_PARAMS));
         assert_eq!(call("nope", "null"), Err(Error::METHOD_NOT_FOUND));
+    }
+
+    #[test]
+    fn a_method_may_be_called_in_its_phases_only() {
+        let mut registry = registry();
+        let early = |base: &Base| Ok(base.0);
+        registry.plain("early", early).allowed(Allowed::Startup);
+        registry.plain("any", early).allowed(Allowed::Always);
+        let ask = |phase, name| {
+            let found = registry.call(&Base(1, phase), name, Params::new(None));
+            found.map(|v| v.get().to_owned()).map_err(|e| e.code)
+        };
+        for (phase, good, bad) in [
+            (Phase::Startup, "early", "base"),
+            (Phase::Runtime, "base", "early"),
+        ] {
+            assert_eq!(ask(phase, good).unwrap(), "1");
+            assert_eq!(ask(phase, "any").unwrap(), "1");
+            assert_eq!(ask(phase, bad), Err(Error::WRONG_STATE));
+            let names = registry.names_in(phase);
+            assert!(names.contains(&good) && !names.contains(&bad), "{names:?}");
+        }
+        let raw = RawValue::from_string(r#"{"current":true}"#.to_owned()).unwrap();
+        let params = Params::new(Some(&raw));
+        let listed = registry.call(&Base(1, Phase::Startup), GET_METHODS, params);
+        assert_eq!(
+            listed.unwrap().get(),
+            r#"["any","early","rpc_get_methods"]"#
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! From a top-level JSON value to what is written back.
 
-use crate::{Error, Params, Registry};
+use crate::{Error, Params, Phased, Registry};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -33,7 +33,11 @@ struct Reply {
 
 /// Runs what `raw` asks for. Returns the text to write, without newline; nothing for notifications
 /// that went well.
-pub(crate) fn answer<S>(registry: &Registry<S>, state: &S, raw: &RawValue) -> Option<String> {
+pub(crate) fn answer<S: Phased + 'static>(
+    registry: &Registry<S>,
+    state: &S,
+    raw: &RawValue,
+) -> Option<String> {
     match raw.get().as_bytes().first() {
         Some(b'[') => answer_batch(registry, state, raw.get()),
         Some(b'{') => answer_one(registry, state, raw.get()),
@@ -41,7 +45,11 @@ pub(crate) fn answer<S>(registry: &Registry<S>, state: &S, raw: &RawValue) -> Op
     }
 }
 
-fn answer_batch<S>(registry: &Registry<S>, state: &S, text: &str) -> Option<String> {
+fn answer_batch<S: Phased + 'static>(
+    registry: &Registry<S>,
+    state: &S,
+    text: &str,
+) -> Option<String> {
     let requests: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
     if requests.is_empty() || requests.len() > BATCH_MAX {
         return Some(refusal(Error::INVALID_REQUEST, "Invalid request"));
@@ -53,7 +61,11 @@ fn answer_batch<S>(registry: &Registry<S>, state: &S, text: &str) -> Option<Stri
     (!replies.is_empty()).then(|| format!("[{}]", replies.join(",")))
 }
 
-fn answer_one<S>(registry: &Registry<S>, state: &S, text: &str) -> Option<String> {
+fn answer_one<S: Phased + 'static>(
+    registry: &Registry<S>,
+    state: &S,
+    text: &str,
+) -> Option<String> {
     let (id, outcome) = match decode(text) {
         Ok(request) => {
             let params = Params::new(request.params);
@@ -128,6 +140,8 @@ pub(crate) fn bounded(reply: String, bytes_max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Phased for u64 {}
 
     fn ask(text: &str) -> Option<String> {
         let mut registry = Registry::new();

@@ -1,7 +1,7 @@
 //! Accepts connections and answers them, each on a thread of its own.
 
 use crate::frame::{Frame, Framer};
-use crate::{Error, Listener, Registry, request};
+use crate::{Error, Listener, Phased, Registry, request};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -51,7 +51,7 @@ impl Server {
     ///
     /// # Errors
     /// If the operating system gives no thread or eventfd.
-    pub fn start<S: Send + Sync + 'static>(
+    pub fn start<S: Phased + Send + Sync + 'static>(
         listener: Listener,
         limits: Limits,
         registry: Arc<Registry<S>>,
@@ -126,7 +126,7 @@ struct Acceptor<S> {
     finishing: Receiver<u64>,
 }
 
-impl<S: Send + Sync + 'static> Acceptor<S> {
+impl<S: Phased + Send + Sync + 'static> Acceptor<S> {
     fn run(mut self) {
         loop {
             let mut fds = [
@@ -233,7 +233,7 @@ struct Connection<S> {
     _leave: Leave,
 }
 
-impl<S> Connection<S> {
+impl<S: Phased + 'static> Connection<S> {
     fn run(mut self) {
         if let Err(error) = self.serve() {
             tracing::debug!(%error, "an RPC connection failed");

@@ -7,6 +7,7 @@
 )]
 
 use rpc::{Client, ClientError, Error, Limits, Listener, Registry, Server};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
@@ -23,7 +24,9 @@ struct State {
     gate_open: AtomicBool,
 }
 
-#[derive(Deserialize)]
+impl rpc::Phased for State {}
+
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Echo {
     text: String,

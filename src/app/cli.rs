@@ -1,7 +1,8 @@
 //! The command line.
 
-use super::{bench, check, rpc_client, serve, simulate};
-use clap::{Parser, Subcommand};
+use super::{bench, check, reference, rpc_client, serve, simulate};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::{Shell, generate};
 use serde_json::json;
 use std::process::ExitCode;
 
@@ -26,8 +27,29 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Verify a pool that no service uses, without changing it.
     Check(check::CheckArgs),
+    /// Print a completion script: `source <(pmcache completions bash)`.
+    Completions(CompletionsArgs),
     /// Prove the engine on a simulated machine whose power fails.
     Simulate(simulate::SimulateArgs),
+}
+
+#[derive(Debug, Args)]
+struct CompletionsArgs {
+    /// For which shell.
+    shell: Shell,
+}
+
+/// `pmcache rpc`, as clap sees it.
+pub(super) fn rpc_command() -> clap::Command {
+    let mut cli = Cli::command();
+    cli.build();
+    cli.find_subcommand("rpc").cloned().unwrap_or(cli)
+}
+
+fn completions(shell: Shell) -> ExitCode {
+    let mut cli = Cli::command().mut_subcommand("rpc", reference::for_completion);
+    generate(shell, &mut cli, "pmcache", &mut std::io::stdout());
+    ExitCode::SUCCESS
 }
 
 /// Exit code for input that can't be used.
@@ -54,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Rpc(args) => rpc_client::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
+        Command::Completions(args) => completions(args.shell),
         Command::Simulate(args) => simulate::run(&args, cli.json),
     }
 }
@@ -61,7 +84,6 @@ pub fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent_and_takes_json_anywhere() {

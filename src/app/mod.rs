@@ -13,6 +13,7 @@ mod config;
 mod defaults;
 mod methods;
 mod nbd;
+mod reference;
 mod rpc_client;
 mod serve;
 mod service;

@@ -1,6 +1,7 @@
 //! `pmcache rpc`: one method call from the command line.
 
-use super::cli::{UNUSABLE, fail};
+use super::cli::{UNUSABLE, fail, rpc_command};
+use super::reference;
 use super::serve::{DATA_DIR, RPC_SOCKET};
 use clap::Args;
 use rpc::{Client, ClientError};
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 /// Calls a method and prints its result; exit code 1 with the error if it refuses.
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub(super) struct RpcArgs {
     /// The service's socket [default: rpc.sock in the data directory].
     #[arg(long, value_name = "PATH")]
@@ -17,8 +19,17 @@ pub(super) struct RpcArgs {
     /// The service's data directory.
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     data_dir: PathBuf,
+    /// Print every method's declaration and parameters' JSON Schema.
+    #[arg(long, exclusive = true)]
+    schema: bool,
+    /// Print the reference of all methods, in Markdown.
+    #[arg(long, exclusive = true)]
+    reference: bool,
+    /// Print help; after a method, that method's.
+    #[arg(short, long)]
+    help: bool,
     /// The method; `rpc_get_methods` lists them.
-    method: String,
+    method: Option<String>,
     /// Its parameters: one JSON object, or key=value pairs. A value that is JSON counts as such,
     /// any other as a string; for a string that looks like a number: name='"1"'.
     #[arg(value_name = "JSON | KEY=VALUE")]
@@ -27,6 +38,13 @@ pub(super) struct RpcArgs {
 
 /// Runs the command.
 pub(super) fn run(args: &RpcArgs, json: bool) -> ExitCode {
+    let Some(method) = asked(args) else {
+        return ExitCode::SUCCESS;
+    };
+    let method = match method {
+        Ok(method) => method,
+        Err(why) => return fail(UNUSABLE, json, why),
+    };
     let params = match params(&args.params) {
         Ok(params) => params,
         Err(why) => return fail(UNUSABLE, json, why),
@@ -35,7 +53,7 @@ pub(super) fn run(args: &RpcArgs, json: bool) -> ExitCode {
         Some(path) => path.clone(),
         None => args.data_dir.join(RPC_SOCKET),
     };
-    match call(&socket, &args.method, params.as_ref()) {
+    match call(&socket, method, params.as_ref()) {
         Ok(result) => {
             println!("{}", if json { result } else { for_people(&result) });
             ExitCode::SUCCESS
@@ -45,9 +63,26 @@ pub(super) fn run(args: &RpcArgs, json: bool) -> ExitCode {
                 println!("{}", json!({"error": error}));
                 return ExitCode::FAILURE;
             }
-            fail(1, json, format_args!("{}: {error}", args.method))
+            fail(1, json, format_args!("{method}: {error}"))
         }
     }
+}
+
+/// The method to call; none if what was asked for is printed, since it needs no service.
+fn asked(args: &RpcArgs) -> Option<Result<&str, String>> {
+    let text = match &args.method {
+        _ if args.schema => reference::schemas().to_string(),
+        _ if args.reference => reference::document().trim_end().to_owned(),
+        Some(method) if args.help => match reference::help(method) {
+            Some(help) => help,
+            None => return Some(Err(format!("there is no method {method}"))),
+        },
+        Some(method) => return Some(Ok(method)),
+        None if args.help => rpc_command().render_long_help().to_string(),
+        None => return Some(Err("which method? rpc_get_methods lists them".to_owned())),
+    };
+    println!("{text}");
+    None
 }
 
 fn call(socket: &Path, method: &str, params: Option<&Value>) -> Result<String, ClientError> {

@@ -9,10 +9,11 @@ use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
     StartError,
 };
-use rpc::Registry;
+use rpc::{Phase, Phased, Registry};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -50,12 +51,24 @@ pub(super) struct Service {
     data_dir: PathBuf,
     degraded: Shared<Vec<Degraded>>,
     ready: Shared<bool>,
+    /// Past `framework_start_init`.
+    initialized: AtomicBool,
     /// All block devices.
     pub(super) bdevs: Arc<Bdevs>,
     /// The pools and caches.
     pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
+}
+
+impl Phased for Service {
+    fn phase(&self) -> Phase {
+        if self.initialized.load(Ordering::Acquire) {
+            Phase::Runtime
+        } else {
+            Phase::Startup
+        }
+    }
 }
 
 impl Service {
@@ -80,6 +93,7 @@ impl Service {
             data_dir: config.data_dir.clone(),
             degraded: Shared::default(),
             ready: Shared::default(),
+            initialized: AtomicBool::new(true),
             bdevs: Arc::default(),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),

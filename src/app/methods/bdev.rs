@@ -6,6 +6,7 @@ use crate::app::bdevs::{Entry, Kind, bdev_error};
 use crate::app::service::Service;
 use crate::bdev::{MallocBdev, MallocConfig, NullBdev, NullConfig};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -14,18 +15,45 @@ use uuid::Uuid;
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.bdev_method("bdev_get_bdevs", get_bdevs);
-    registry.bdev_method("bdev_malloc_create", malloc_create);
-    registry.bdev_method("bdev_malloc_delete", malloc_delete);
-    registry.bdev_method("bdev_null_create", null_create);
-    registry.bdev_method("bdev_null_delete", null_delete);
+    registry.bdev_method("bdev_get_bdevs", get_bdevs).about(
+        "All bdevs, or one.",
+        "A list, by name, in SPDK's shape: `name`, `product_name`, `block_size`, \
+             `num_blocks`, `uuid`, `claimed` (it has an owner), `supported_io_types`, \
+             `driver_specific`, and constants. −19 if it does not appear.",
+    );
+    registry
+        .bdev_method("bdev_malloc_create", malloc_create)
+        .about(
+            "A RAM disk, gone with the process. Of SPDK's parameters that it does not do, it \
+             takes the defaults (`physical_block_size`: 0 or the block size), and refuses \
+             (−32602) anything else.",
+            "The name.",
+        );
+    registry
+        .bdev_method("bdev_malloc_delete", malloc_delete)
+        .about(
+            "Deletes a RAM disk.",
+            "True. −19 if it is no malloc bdev, −16 while in use.",
+        );
+    registry.bdev_method("bdev_null_create", null_create).about(
+        "Takes every write and reads as zeroes. Of SPDK's others, the metadata ones must \
+             be 0 or false, `physical_block_size` 0 or the block size, and `preferred_…`, \
+             `optimal_write_size` 0 or 1.",
+        "The name.",
+    );
+    registry.bdev_method("bdev_null_delete", null_delete).about(
+        "As `bdev_malloc_delete`.",
+        "True. −19 if it is no null bdev, −16 while in use.",
+    );
 }
 
 /// `bdev_get_bdevs`: all, or one, for which it waits up to `timeout` milliseconds.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetBdevs {
+    /// Only this one.
     name: Option<String>,
+    /// How long to wait for it, in milliseconds.
     #[serde(default)]
     timeout: u64,
 }
@@ -104,20 +132,32 @@ fn describe(entry: &Entry) -> Value {
 }
 
 /// `bdev_malloc_create`: a RAM disk of `num_blocks` × `block_size` bytes; `Malloc<n>` by default.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct MallocCreate {
+    /// If not given, the first free `Malloc<n>`.
     name: Option<String>,
+    /// 512 or 4096 bytes.
     block_size: u32,
+    /// Its size in blocks.
     num_blocks: u64,
+    /// Its identity; a new one if not given.
     uuid: Option<Uuid>,
+    /// 0 only.
     optimal_io_boundary: Option<u32>,
+    /// 0 only.
     md_size: Option<u32>,
+    /// False only.
     md_interleave: Option<bool>,
+    /// 0 only.
     dif_type: Option<i32>,
+    /// False only.
     dif_is_head_of_md: Option<bool>,
+    /// 0 or the block size.
     physical_block_size: Option<u32>,
+    /// 0 only.
     dif_pi_format: Option<u32>,
+    /// −1 only: any.
     numa_id: Option<i32>,
 }
 
@@ -152,22 +192,36 @@ fn malloc_delete(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_null_create`: takes every write and reads as zeroes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct NullCreate {
+    /// Its name.
     name: String,
+    /// 512 or 4096 bytes.
     block_size: u32,
+    /// Its size in blocks.
     num_blocks: u64,
+    /// Its identity; a new one if not given.
     uuid: Option<Uuid>,
+    /// 0 or the block size.
     physical_block_size: Option<u32>,
+    /// 0 only.
     md_size: Option<u32>,
+    /// 0 only.
     dif_type: Option<i32>,
+    /// 0 only.
     dif_pi_format: Option<u32>,
+    /// False only.
     dif_is_head_of_md: Option<bool>,
+    /// 0 or 1.
     preferred_write_granularity: Option<u32>,
+    /// 0 or 1.
     preferred_write_alignment: Option<u32>,
+    /// 0 or 1.
     optimal_write_size: Option<u32>,
+    /// 0 or 1.
     preferred_unmap_granularity: Option<u32>,
+    /// 0 or 1.
     preferred_unmap_alignment: Option<u32>,
 }
 

@@ -10,23 +10,80 @@ use crate::cache::{
 };
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+/// What `bdev_pmcache_get` answers.
+const GET_RESULT: &str = "A list of
+
+- `name`, `uuid`, `pool`, `backing_bdev`, `block_size`, `size` (bytes); `lanes`: a list of {`lane`, `reactor` (data
+  reactors count from 0), `reads`, `writes`, `keys`};
+- `state`: `running`, `waiting` (a lane waits for space), `flushing` (`flush_start` is at work), `degraded`
+  (writeback or GC meets errors), `read_only` (the medium failed, or loaded for salvage), `stopped`;
+- `salvage`: null, or for one that is loaded for salvage {`missing`, `lost_clean`} as in `bdev_pmcache_load`;
+- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `data`, `bad` (gave media errors or took no
+  data: marked, never allocated again), `bad_draining` (of these, those that still hold data or log)};
+- `dirty_bytes`: of keys that are not written back; a block written twice counts twice;
+- `bad_bytes`: bytes that are lost: reads of them fail until they are overwritten; neither clean nor dirty;
+- `key_head` {`segment`, `offset`: where the next kset goes, `sequence`: highest given out}; `durable_sequence`:
+  highest durable;
+- `dirty_tail`, `key_tail`: {`segment`, `offset`, `sequence`} of the next kset to write back, to replay;
+- `backing_between_boundaries`: the backing alone is between flush boundaries;
+- `epochs_pending`, `writeback_lag_ms`: how far writeback is behind; `waiting_lanes`;
+- all options, as in `bdev_pmcache_set_options`, and `mode`, `data_crc`.";
+
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.method("bdev_pmcache_create", create);
-    registry.method("bdev_pmcache_unload", unload);
-    registry.method("bdev_pmcache_destroy", destroy);
-    registry.method("bdev_pmcache_get", get);
-    registry.method("bdev_pmcache_set_options", set_options);
-    registry.method("bdev_pmcache_flush_start", flush_start);
-    registry.method("bdev_pmcache_flush_status", flush_status);
-    registry.method("bdev_pmcache_flush_stop", flush_stop);
+    registry.method("bdev_pmcache_create", create).about(
+        "Makes a cache in a pool in front of a backing, and loads it. A cache needs at \
+             least 10 segments a lane, and log reserve + 2 × lanes + 2; the error says the \
+             sum.",
+        "The name. −28 if the pool has not enough free segments, −17 if the name is \
+             taken, −16 if the backing is in use, −19, −22, −95 for `write` on a volatile \
+             medium without `force`. A cache that was made and does not start is taken out of \
+             the pool again.",
+    );
+    registry.method("bdev_pmcache_unload", unload).about(
+        "Closes ksets and stops. Dirty data stay in the pool. It reads up to 3 MiB of the \
+             backing, so that the next load can tell whether it was changed; a backing that \
+             does not answer is not waited for.",
+        "True. −16 while exported. −110 if it does not stop within 4 s.",
+    );
+    registry.method("bdev_pmcache_destroy", destroy).about(
+        "Unloads a cache and frees its segments.",
+        "`discarded_bytes` (dirty ones), `bad_bytes`.",
+    );
+    registry
+        .method("bdev_pmcache_get", get)
+        .about("All caches, or one.", GET_RESULT);
+    registry
+        .method("bdev_pmcache_set_options", set_options)
+        .about(
+            "Changes options: all or nothing; on media first, then in effect at once. What is \
+             not given stays.",
+            "True. −16 for `durability` from `write` to `flush` while exported, −22, −95.",
+        );
+    registry
+        .method("bdev_pmcache_flush_start", flush_start)
+        .about(
+            "Starts to write back all that is dirty now.",
+            "True. −114 if one is under way.",
+        );
+    registry
+        .method("bdev_pmcache_flush_status", flush_status)
+        .about(
+            "How far a flush is.",
+            "`in_progress`, `remaining_bytes` (dirty), `rate_bps` (bytes a second over about \
+             the last second), `status` (0, or −5 while the cache is degraded).",
+        );
+    registry
+        .method("bdev_pmcache_flush_stop", flush_stop)
+        .about("Gives a flush up; what is written stays written.", "True.");
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ModeName {
     Wb,
@@ -60,7 +117,7 @@ impl From<Mode> for ModeName {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum DurabilityName {
     Flush,
@@ -76,7 +133,7 @@ impl From<DurabilityName> for Durability {
     }
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum OrderName {
     Adaptive,
@@ -95,21 +152,34 @@ impl From<OrderName> for WritebackOrder {
 }
 
 /// The options that can be given at creation and changed later; absent means unchanged.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SetOptions {
+    /// The cache.
     name: String,
+    /// 0 to 90: GC works above this share of used segments. 70 at creation.
     gc_percent: Option<u32>,
+    /// 1 to 60000: an open kset older than this is closed. 1000 at creation.
     kset_flush_ms: Option<u32>,
+    /// When a completed write survives power loss. `flush` at creation.
     durability: Option<DurabilityName>,
+    /// What the backing alone is worth. `adaptive` at creation.
     writeback_order: Option<OrderName>,
+    /// 1 to 256: requests that writeback keeps under way under pressure. 32 at creation.
     writeback_depth: Option<u32>,
+    /// Limit in MiB/s; 0, at creation: none.
     writeback_rate_mbps: Option<u32>,
+    /// Younger keys wait, to absorb overwrites. 0 at creation.
     writeback_delay_ms: Option<u32>,
+    /// `adaptive` order gives way from this lag on. 30 at creation.
     writeback_lag_s: Option<u32>,
+    /// 0 to high: writeback takes more than one request at a time above this. 10 at creation.
     dirty_low_percent: Option<u32>,
+    /// Low to 100: … and all that it may above this. 60 at creation.
     dirty_high_percent: Option<u32>,
+    /// A request that waits longer for space fails; 0, at creation: never.
     no_space_timeout_s: Option<u32>,
+    /// Check the CRC of all that a hit reads; wants `data_crc`, else −22. False at creation.
     verify_reads: Option<bool>,
     /// Take `durability` write on memory that has none.
     #[serde(default)]
@@ -144,22 +214,36 @@ impl SetOptions {
 
 /// `bdev_pmcache_create`: a cache named `name` on pool `pool`, in front of `backing_bdev`. `size`:
 /// bytes of pool space; `block_size`: 512 or 4096, by default the backing's.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
+    /// Of the cache and of its bdev.
     name: String,
+    /// A loaded pool.
     pool: String,
+    /// Owned from now on; its whole size is cached.
     backing_bdev: String,
+    /// Bytes of pool space, rounded down to whole segments.
     size: u64,
+    /// 1 to 128, fixed. If not given, 4 × data reactors, fewer if the size allows no more.
     lanes: Option<u32>,
+    /// 512 or 4096, not below the backing's, fixed. If not given, the backing's.
     block_size: Option<u32>,
+    /// `wb` if not given; others are refused with −95.
     mode: Option<ModeName>,
+    /// When a completed write survives power loss. `flush` at creation.
     durability: Option<DurabilityName>,
+    /// What the backing alone is worth. `adaptive` at creation.
     writeback_order: Option<OrderName>,
+    /// Keys carry a CRC-32C of their data; fixed. True if not given.
     data_crc: Option<bool>,
+    /// Check the CRC of all that a hit reads; wants `data_crc`, else −22. False at creation.
     verify_reads: Option<bool>,
+    /// 0 to 90: GC works above this share of used segments. 70 at creation.
     gc_percent: Option<u32>,
+    /// 1 to 60000: an open kset older than this is closed. 1000 at creation.
     kset_flush_ms: Option<u32>,
+    /// Its identity; a new one if not given.
     uuid: Option<Uuid>,
     /// Take `durability` write on memory that has none.
     #[serde(default)]
@@ -210,10 +294,12 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
 
 /// `bdev_pmcache_unload`: closes ksets and stops; dirty data stay in pmem, unless `flush` asks that
 /// there be none.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Unload {
+    /// The cache.
     name: String,
+    /// Refuse, with −16, while anything is dirty.
     #[serde(default)]
     flush: bool,
 }
@@ -225,10 +311,13 @@ fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
 
 /// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes, if
 /// there are dirty or BAD ones.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Destroy {
+    /// The cache.
     name: String,
+    /// Bytes: must repeat `dirty_bytes` exactly if there are dirty or BAD bytes, or if the cache is
+    /// loaded for salvage with something missing, else −16; the text names both.
     discard_dirty: Option<u64>,
 }
 
@@ -238,9 +327,10 @@ fn destroy(service: &Service, params: Destroy) -> Result<Value, Error> {
 }
 
 /// `bdev_pmcache_get`: all, or the one of that name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Get {
+    /// Only this one.
     name: Option<String>,
 }
 

@@ -5,28 +5,61 @@ use crate::app::service::Service;
 use crate::cache::{BadPlace, Cache, LoadWish, LostClean, Missing, ReplayReport};
 use crate::units::ByteRange;
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+/// What `bdev_pmcache_load` answers.
+const LOAD_RESULT: &str = "`name`, `uuid`, and `replay`:
+
+- `ksets`, `keys`, `stale_keys` (their segment was released, or they are copies that count no more), `staged_keys` (from
+  the staging file), `dirty_bytes`, `bad_bytes`, `elapsed_us`, `keys_per_second`;
+- `staging_missing`: the staging file is gone (also noted in `service_get_health`);
+- `clean_dropped`: `force` took a backing that is not what it was, without what the cache only repeats of it;
+- `lost_clean`: null, or the log is damaged before the dirty tail, and the load began there (also noted in the health): `at`
+  {`segment`, `offset`, `sequence`, `reason`}; `ksets` between the key tail and the dirty tail; `keys`, `bytes` of those
+  that can be read; `bad_keys`, `bad_ranges` (a list of {`offset`, `len`}, at most 256): data that could not be read when they
+  were to be written back, which read as the backing's older bytes from now on, unless written since;
+- `missing`: null, or what a salvaged cache lacks (also noted in the health): `at`; `proof`, the sequence up to which the
+  log is known to have been durable; `ksets`, `keys`, `dirty_bytes` behind `at` that can still be read, those of the staging file
+  among them; `ranges` (at most 256, `ranges_left_off` more), which read as they were before. What stood in unreadable ksets is not known;
+- `unwritable`: null, or {`item`, `at`}: a run would have to write there, and the medium does not take it. The cache is whole and
+  read-only, as if loaded for salvage (also noted in the health).
+
+−16 if it is loaded the other way (`salvage`). −116 for another backing, also with `force` for one of another size; −117
+for damage; −30 for a pool that has failed; −16, −19.";
+
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.method("bdev_pmcache_load", load);
+    registry.method("bdev_pmcache_load", load).about(
+        "Loads a cache of a pool. What is loaded is answered as loaded. A load after a \
+             clean stop reads up to 3 MiB of the backing to compare it with what it was, for \
+             at most 5 s.",
+        LOAD_RESULT,
+    );
 }
 
 /// `bdev_pmcache_load`: the cache `name` or `uuid` of `pool`, in front of `backing_bdev` or of the
 /// bdev that was recorded. What is loaded already is answered as loaded.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Load {
+    /// A loaded pool.
     pool: String,
+    /// Which cache; this or `uuid` is needed.
     name: Option<String>,
+    /// Which cache.
     uuid: Option<Uuid>,
+    /// The bdev below; if not given, the recorded one.
     backing_bdev: Option<String>,
-    /// Take a backing of another identity, or one that was changed.
+    /// Take a backing of another identity, or one that was changed since the last clean stop or
+    /// can't be compared. What the cache holds only as a copy of it is dropped; dirty data will be
+    /// written to it.
     #[serde(default)]
     force: bool,
-    /// For reading only, up to where the log is damaged.
+    /// For reading only, up to where the log is damaged; nothing in the pool and the staging file
+    /// is changed, and nothing is written back.
     #[serde(default)]
     salvage: bool,
 }

@@ -4,20 +4,44 @@ use crate::app::caches;
 use crate::app::service::Service;
 use crate::cache::{Cache, LaneFigures};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
+/// What `bdev_pmcache_get_stats` answers.
+const GET_STATS_RESULT: &str = "- `usage` {`occupancy`, `free`, `clean`, `dirty`} and `requests` {`rd_hits`, `rd_partial_misses`,
+  `rd_full_misses`, `rd_total`, `wr_total`, `total`}: each {`count`, `percentage`, `units`};
+  `requests` also has `zeroes`, `joins`, `fills`, `fills_skipped`, `space_waits`, `space_wait_us`;
+- `blocks`: `backing_rd_bytes`, `backing_wr_bytes`, `volume_rd_bytes`, `volume_wr_bytes`,
+  `volume_zero_bytes`; `errors`: `backing_rd`, `backing_wr`, `data_crc` (keys that reads or
+  writeback found with other bytes than were written), `data_unreadable` (that the medium could not read), `bad_keys`
+  (BAD keys logged, those that GC logged again included), `bad_bytes` (BAD now);
+- `log`: `keys`, `ksets`, `keys_per_kset`, and ksets by cause: `closed_full`, `closed_age`, `closed_flush`,
+  `closed_fua`, `closed_pressure`;
+- `writeback`: `windows`, `ksets`, `requests`, `bytes`, `merged`, `elided_bytes`, `errors`, `flushes`,
+  `spanning_windows`, `crc_errors`, `unreadable`; `gc`: `ksets`, `keys`, `data_segments`, `log_segments`, `starts`,
+  `relogged` (BAD keys), `lost_ksets` (that could not be read: what was current of them is logged again);
+- `latency`: by operation (`read`, `write`, `zero`, `flush`) and stage (`ring`: client to lane, `engine`: lane to
+  end, the backing included, `backing`: reads of it) {`count`, `p50_ns`, `p99_ns`, `p999_ns`, `p9999_ns`,
+  `max_ns`}; of requests that end at once one in 16 is timed; what never happened is left out;
+- `replay`, `segments`; with `per_lane`, `lanes`: each lane's counters.";
+
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.method("bdev_pmcache_get_stats", get_stats);
+    registry.method("bdev_pmcache_get_stats", get_stats).about(
+        "Counters since the load. A request that spans lanes counts in each.",
+        GET_STATS_RESULT,
+    );
 }
 
 /// `bdev_pmcache_get_stats`: counters since the load. `per_lane` adds each lane's.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetStats {
+    /// The cache.
     name: String,
+    /// Also each lane's counters.
     #[serde(default)]
     per_lane: bool,
 }

@@ -5,6 +5,7 @@ use crate::app::bdevs::{Kind, bdev_error};
 use crate::app::service::Service;
 use crate::bdev::{UringBdev, UringConfig, UringKind};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -13,19 +14,43 @@ use uuid::Uuid;
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.bdev_method("bdev_uring_create", uring_create);
-    registry.bdev_method("bdev_uring_delete", uring_delete);
-    registry.bdev_method("bdev_aio_create", aio_create);
-    registry.bdev_method("bdev_aio_delete", aio_delete);
+    registry
+        .bdev_method("bdev_uring_create", uring_create)
+        .about(
+            "A file or block device through io_uring. Locked for this process; block devices \
+             are opened exclusively. I/O bypasses the page cache where possible. It waits up \
+             to 5 s for another holder of the lock.",
+            "The name. All failures of opening are −32603 \"Unable to create URING bdev.: …\", \
+             as SPDK says it.",
+        );
+    registry
+        .bdev_method("bdev_uring_delete", uring_delete)
+        .about(
+            "As `bdev_malloc_delete`.",
+            "True. −19 if it is no uring bdev, −16 while in use.",
+        );
+    registry.bdev_method("bdev_aio_create", aio_create).about(
+        "The same device under SPDK's other name.",
+        "The name. Failures are negated errnos.",
+    );
+    registry.bdev_method("bdev_aio_delete", aio_delete).about(
+        "As `bdev_malloc_delete`.",
+        "True. −19 if it is no aio bdev, −16 while in use.",
+    );
 }
 
 /// `bdev_uring_create`: the file or block device `filename`. `block_size` 0 or absent: as found.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct UringCreate {
+    /// A regular file or block device that exists.
     filename: PathBuf,
+    /// Its name.
     name: String,
+    /// 512, 4096, or 0: as found. Not below what the device needs.
     block_size: Option<u32>,
+    /// Its identity; if not given, derived from the disk's serial number, else from the path (and
+    /// inode of a file).
     uuid: Option<Uuid>,
 }
 
@@ -49,18 +74,26 @@ fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
 
 /// `bdev_aio_create`: as `bdev_uring_create`. Discard gives space back with and without
 /// `fallocate`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct AioCreate {
+    /// Its name.
     name: String,
+    /// A regular file or block device that exists.
     filename: PathBuf,
+    /// 512, 4096, or 0: as found. Not below what the device needs.
     #[serde(default)]
     block_size: u32,
+    /// Refuse writes; the lock is shared with other readers.
     #[serde(default)]
     readonly: bool,
+    /// Taken; discard gives space back either way.
     #[serde(default)]
     fallocate: bool,
+    /// Its identity; if not given, derived from the disk's serial number, else from the path (and
+    /// inode of a file).
     uuid: Option<Uuid>,
+    /// False only.
     nowait: Option<bool>,
 }
 

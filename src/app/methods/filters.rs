@@ -9,6 +9,7 @@ use crate::bdev::{
 };
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -16,15 +17,63 @@ use uuid::Uuid;
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.bdev_method("bdev_delay_create", delay_create);
-    registry.bdev_method("bdev_delay_delete", delay_delete);
-    registry.bdev_method("bdev_delay_update_latency", delay_update_latency);
-    registry.bdev_method("bdev_error_create", error_create);
-    registry.bdev_method("bdev_error_delete", error_delete);
-    registry.bdev_method("bdev_error_inject_error", error_inject);
-    registry.bdev_method("bdev_error_resume_pending", error_resume);
-    registry.bdev_method("bdev_passthru_create", passthru_create);
-    registry.bdev_method("bdev_passthru_delete", passthru_delete);
+    registry
+        .bdev_method("bdev_delay_create", delay_create)
+        .about(
+            "Adds time to what another bdev takes, which it owns from then on. An average \
+             must not exceed its p99. One I/O in a hundred gets the p99; all but reads count \
+             as writes.",
+            "The name. −22, −16, −17, −19.",
+        );
+    registry
+        .bdev_method("bdev_delay_delete", delay_delete)
+        .about(
+            "As `bdev_malloc_delete`; the base is free again.",
+            "True. −19 if it is no delay bdev, −16 while in use.",
+        );
+    registry
+        .bdev_method("bdev_delay_update_latency", delay_update_latency)
+        .about(
+            "Changes a latency, for I/Os to come.",
+            "True. −19 if it is no delay bdev.",
+        );
+    registry
+        .bdev_method("bdev_error_create", error_create)
+        .about(
+            "Makes `EE_<base_name>`, which passes everything on until told otherwise and owns \
+             its base.",
+            "True.",
+        );
+    registry
+        .bdev_method("bdev_error_delete", error_delete)
+        .about(
+            "As `bdev_malloc_delete`; the base is free again.",
+            "True. −19 if it is no error bdev, −16 while in use.",
+        );
+    registry
+        .bdev_method("bdev_error_inject_error", error_inject)
+        .about(
+            "Makes I/Os fail. Replaces earlier injections for the same I/Os.",
+            "True. −22 for a corruption that changes nothing.",
+        );
+    registry
+        .bdev_method("bdev_error_resume_pending", error_resume)
+        .about(
+            "Stalled I/Os go on; injections stay.",
+            "True. −19 if it is no error bdev.",
+        );
+    registry
+        .bdev_method("bdev_passthru_create", passthru_create)
+        .about(
+            "A second name for a bdev, which it owns: does what its base does.",
+            "The name.",
+        );
+    registry
+        .bdev_method("bdev_passthru_delete", passthru_delete)
+        .about(
+            "As `bdev_malloc_delete`; the base is free again.",
+            "True. −19 if it is no passthru bdev, −16 while in use.",
+        );
 }
 
 /// A filter that was made: itself by kind and as a bdev, and what is told of it.
@@ -49,15 +98,22 @@ fn stack(
 }
 
 /// `bdev_delay_create`: latencies in microseconds, added to what the base takes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DelayCreate {
+    /// Its name.
     name: String,
+    /// The bdev below.
     base_bdev_name: String,
+    /// Microseconds.
     avg_read_latency: u64,
+    /// Microseconds.
     p99_read_latency: u64,
+    /// Microseconds.
     avg_write_latency: u64,
+    /// Microseconds.
     p99_write_latency: u64,
+    /// Its identity; if not given, derived from the base's, so that it is the same after a restart.
     uuid: Option<Uuid>,
 }
 
@@ -96,15 +152,18 @@ fn delay_delete(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_delay_update_latency`: for I/Os to come.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DelayUpdate {
+    /// The delay bdev.
     delay_bdev_name: String,
+    /// Which.
     latency_type: LatencyType,
+    /// Microseconds.
     latency_us: u64,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum LatencyType {
     AvgRead,
@@ -129,10 +188,12 @@ fn delay_update_latency(service: &Service, params: DelayUpdate) -> Result<bool, 
 }
 
 /// `bdev_error_create`: makes `EE_<base_name>`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ErrorCreate {
+    /// The bdev below.
     base_name: String,
+    /// Its identity; if not given, derived from the base's, so that it is the same after a restart.
     uuid: Option<Uuid>,
 }
 
@@ -161,26 +222,37 @@ fn error_bdev(service: &Service, name: &str) -> Result<Arc<ErrorBdev>, Error> {
 
 /// `bdev_error_inject_error`: strikes the next `num` I/Os of that type, once `skip` (ours) have
 /// passed. `clear` ends all injections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ErrorInject {
+    /// The error bdev.
     name: String,
+    /// Which I/Os; `clear` ends all injections and lets stalled I/Os go on.
     io_type: IoType,
+    /// `failure`, `nvme_failure`: fail; `nomem`: no space; `pending`: stall; `corrupt_data`: change
+    /// one byte.
     error_type: ErrorType,
+    /// Required with `nvme_failure`, without effect.
     nvme_sct: Option<u32>,
+    /// As `nvme_sct`.
     nvme_sc: Option<u32>,
+    /// How many are struck, 1 if not given; 4294967295 is without end.
     num: Option<u32>,
+    /// Only those that find this many under way.
     #[serde(default)]
     queue_depth: u64,
+    /// Which byte of the I/O.
     #[serde(default)]
     corrupt_offset: u64,
+    /// What to XOR it with; not 0.
     #[serde(default)]
     corrupt_value: u8,
+    /// How many pass first (ours).
     #[serde(default)]
     skip: u32,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum IoType {
     Clear,
@@ -191,7 +263,7 @@ enum IoType {
     All,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum ErrorType {
     Failure,
@@ -245,11 +317,14 @@ fn error_resume(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_passthru_create`: `name` does what `base_bdev_name` does.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct PassthruCreate {
+    /// Its name.
     name: String,
+    /// The bdev below.
     base_bdev_name: String,
+    /// Its identity; if not given, derived from the base's, so that it is the same after a restart.
     uuid: Option<Uuid>,
 }
 

@@ -18,6 +18,7 @@ use super::service::Service;
 pub(super) use reactor::IDLE_US;
 
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -25,21 +26,26 @@ use uuid::Uuid;
 pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
     reactor::register(registry);
+    registry.section("Bdevs", "");
     bdev::register(registry);
     files::register(registry);
     filters::register(registry);
+    registry.section("Persistent memory and pools", "");
     pmem::register(registry);
     pool::register(registry);
+    registry.section("Caches", "");
     cache::register(registry);
     cache_load::register(registry);
     cache_stats::register(registry);
+    registry.section("NBD", "");
     nbd::register(registry);
 }
 
 /// Parameters of the many methods that take a name only.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Name {
+    /// Which one.
     name: String,
 }
 

@@ -3,23 +3,41 @@
 use crate::app::service::Service;
 use crate::target::nbd::{ExportConfig, PAYLOAD_BYTES_MAX, RemoveMode};
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.method("nbd_server_start", server_start);
-    registry.method("nbd_server_stop", server_stop);
-    registry.method("nbd_server_get", server_get);
-    registry.method("nbd_export_add", export_add);
-    registry.method("nbd_export_remove", export_remove);
+    registry.method("nbd_server_start", server_start).about(
+        "Listens for NBD clients. Every server offers all exports. A socket file has mode \
+             0600; a dead one is replaced.",
+        "True. −17 if it is served already or the path is no socket, −98, −22.",
+    );
+    registry
+        .method("nbd_server_stop", server_stop)
+        .about("Ends the server and its connections.", "True. −19.");
+    registry.method("nbd_server_get", server_get).about(
+        "All servers, or one.",
+        "A list of `address`, `exports` (names), `connections` (list of `peer`, `export`, \
+             `requests`).",
+    );
+    registry.method("nbd_export_add", export_add).about(
+        "Offers a bdev on every NBD server.",
+        "The export's name. −16 if the bdev has an owner, −17, −19, −22.",
+    );
+    registry
+        .method("nbd_export_remove", export_remove)
+        .about("Ends an export.", "True. −16 with clients and `safe`, −19.");
 }
 
 /// `nbd_server_start`: listens on `address`, `unix:/path` or `ip:port`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerStart {
+    /// `unix:/path` or `ip:port`.
     address: String,
+    /// Above 0; 256 if not given.
     max_connections: Option<usize>,
 }
 
@@ -37,9 +55,10 @@ fn server_start(service: &Service, params: ServerStart) -> Result<bool, Error> {
 }
 
 /// `nbd_server_stop`: ends the server and its connections.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerStop {
+    /// Where it listens.
     address: String,
 }
 
@@ -49,9 +68,10 @@ fn server_stop(service: &Service, params: ServerStop) -> Result<bool, Error> {
 }
 
 /// `nbd_server_get`: all servers, or the one on `address`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ServerGet {
+    /// Only the one that listens there.
     address: Option<String>,
 }
 
@@ -90,15 +110,21 @@ fn server_get(service: &Service, params: ServerGet) -> Result<Vec<Value>, Error>
 
 /// `nbd_export_add`: offers a bdev on every NBD server, under its own name by default.
 /// `max_payload` in bytes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExportAdd {
+    /// What is exported.
     bdev_name: String,
+    /// Of the export, 1 to 4096 bytes; the bdev's if not given.
     name: Option<String>,
+    /// For people.
     #[serde(default)]
     description: String,
+    /// Refuse writes.
     #[serde(default)]
     read_only: bool,
+    /// Bytes of the longest READ or WRITE: 4 KiB to 32 MiB, a multiple of the block size; 32 MiB if
+    /// not given.
     max_payload: Option<u32>,
 }
 
@@ -118,15 +144,17 @@ fn export_add(service: &Service, params: ExportAdd) -> Result<String, Error> {
 }
 
 /// `nbd_export_remove`: refused while there are clients, unless `mode` is hard.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExportRemove {
+    /// The export.
     name: String,
+    /// `safe`: refuse while clients are connected; `hard`: close their connections.
     #[serde(default)]
     mode: Mode,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Mode {
     #[default]

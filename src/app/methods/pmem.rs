@@ -7,6 +7,7 @@ use crate::bdev::Bdev;
 use crate::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig, PmemDescription};
 use crate::cache::Pool;
 use rpc::{Error, Registry};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
@@ -15,23 +16,46 @@ use uuid::Uuid;
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.method("bdev_pmem_create", create);
-    registry.method("bdev_pmem_delete", delete);
-    registry.method("bdev_pmem_get_devices", get_devices);
+    registry.method("bdev_pmem_create", create).about(
+        "Persistent memory as a bdev. Locks the file, fills its holes, maps it.",
+        "The name. −16 if it is locked for more than 5 s, −22 for a size that does not \
+             fit, −95 for what can't be a medium or a persistence that it does not have.",
+    );
+    registry.method("bdev_pmem_delete", delete).about(
+        "Closes it; the medium is untouched.",
+        "True. −16 while a pool is on it.",
+    );
+    registry.method("bdev_pmem_get_devices", get_devices).about(
+        "All, or one.",
+        "A list of `name`, `path`, `kind` (`devdax`, `fsdax`, `file`, `memory`), `size`, \
+             `persistence` (`dax`, `msync`, `volatile`), `flush_method` (`clwb`, \
+             `clflushopt`, `clflush`, `msync`, `none`), `page_size` (of most pages mapped \
+             when it was opened), `lost_bytes` (of pages that could not be accessed, as far \
+             as somebody wanted them), `uuid`, `formatted` (it holds a pool, good or \
+             damaged).",
+    );
 }
 
 /// `bdev_pmem_create`: the memory at `path`, a DAX device, a file or `anon:`. `size` in bytes.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
+    /// Its name.
     name: String,
+    /// A DAX device, a file, or `anon:` for anonymous memory.
     path: PathBuf,
+    /// Bytes, of a new file or anonymous memory; of what exists it must be the size. If not given,
+    /// what is there.
     size: Option<u64>,
+    /// Create the file (mode 0600), or give an empty one its size.
     #[serde(default)]
     create_file: bool,
+    /// 512 (if not given) or 4096 bytes.
     block_size: Option<u32>,
+    /// What a barrier shall mean; more than the medium has is refused.
     #[serde(default)]
     persistence: PersistenceWish,
+    /// Its identity; if not given, derived from the absolute path.
     uuid: Option<Uuid>,
 }
 
@@ -56,9 +80,10 @@ fn delete(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `bdev_pmem_get_devices`: all, or the one of that name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct GetDevices {
+    /// Only this one.
     name: Option<String>,
 }
 

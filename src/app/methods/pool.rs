@@ -6,16 +6,35 @@ use crate::app::service::Service;
 use crate::cache::PoolFormat;
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.method("pool_create", create);
-    registry.method("pool_load", load);
-    registry.method("pool_unload", unload);
-    registry.method("pool_get", get);
+    registry.method("pool_create", create).about(
+        "Formats a pmem bdev and loads the pool.",
+        "`name`, `uuid`, `segments`. −17 if the medium holds a pool or the name is \
+             loaded, −16 if it holds anything else or is in use, −22.",
+    );
+    registry.method("pool_load", load).about(
+        "Loads the pool on a pmem bdev; its caches are loaded by `bdev_pmcache_load`. A \
+             pool that is loaded is answered as loaded.",
+        "`name`, `uuid`, `caches` (names). −2 without a pool, −117, −17 if a pool of that \
+             name is loaded, −16 if the operating system keeps pages of an `msync` medium in \
+             memory: somebody else has it open.",
+    );
+    registry
+        .method("pool_unload", unload)
+        .about("Closes a pool.", "True. −16 while a cache of it is loaded.");
+    registry.method("pool_get", get).about(
+        "All pools, or one.",
+        "A list of `name`, `uuid`, `bdev_name`, `segment_size`, `segments` {`total`, \
+             `free` (of no cache; bad ones among them are not given out)}, `caches` (names), \
+             `state`: `loaded`, or `failed`: a barrier of its medium has failed, and all its \
+             caches are read-only.",
+    );
 }
 
 /// Bytes of a segment if nothing is said.
@@ -23,13 +42,18 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 
 /// `pool_create`: formats the pmem bdev `bdev_name`. `segment_size` in bytes, a power of two from
 /// 256 KiB to 64 MiB. Refuses what is not empty, unless `force`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Create {
+    /// Kept on media; as a bdev's name.
     name: String,
+    /// A pmem bdev.
     bdev_name: String,
+    /// Bytes, a power of two from 256 KiB to 64 MiB; 16 MiB if not given.
     segment_size: Option<u64>,
+    /// Its identity; a new one if not given.
     uuid: Option<Uuid>,
+    /// Erase what is there.
     #[serde(default)]
     force: bool,
 }
@@ -60,15 +84,17 @@ fn create(service: &Service, params: Create) -> Result<Value, Error> {
 }
 
 /// `pool_load`: the pool on the pmem bdev `bdev_name`. `mode`: only `auto` so far.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Load {
+    /// A pmem bdev.
     bdev_name: String,
+    /// `read_only` and `salvage` are refused with −95.
     #[serde(default)]
     mode: LoadMode,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum LoadMode {
     #[default]
@@ -95,9 +121,10 @@ fn unload(service: &Service, params: Name) -> Result<bool, Error> {
 }
 
 /// `pool_get`: all, or the one of that name.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Get {
+    /// Only this one.
     name: Option<String>,
 }
 

@@ -4,13 +4,26 @@ use crate::app::service::Service;
 use reactors::{IdlePolicy, ReactorHandle, ReactorInfo, ReactorKind};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+/// What `framework_get_reactors` answers.
+const GET_REACTORS_RESULT: &str = "- `tick_rate`: 1 000 000 000, ticks are nanoseconds; `pid`;
+- `reactors`, the data reactors: `lcore`, `numa_id` (0), `tid`, `busy` and `idle` (ns), `in_interrupt` (the
+  policy is `interrupt`), `irq`, `sys`, `usr` (of the core, kernel clock ticks), `lw_threads` (one: `name`,
+  `id`, `cpumask`, `elapsed` ns);
+- `maintenance`: `name`, `tid`, `cpumask`, `busy`, `idle`.";
+
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.plain("framework_get_reactors", get_reactors);
-    registry.method("reactor_set_idle", set_idle);
+    registry
+        .plain("framework_get_reactors", get_reactors)
+        .about("The threads that do I/O.", GET_REACTORS_RESULT);
+    registry.method("reactor_set_idle", set_idle).about(
+        "Sets what data reactors do when they have nothing to do.",
+        "True. −19 without such a reactor.",
+    );
 }
 
 /// Our ticks are nanoseconds.
@@ -103,15 +116,18 @@ impl ProcStat {
 }
 
 /// `reactor_set_idle`: what a data reactor, or all of them, do when idle.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SetIdle {
+    /// Spin; spin for a while, then sleep; sleep at once.
     policy: IdleName,
+    /// Microseconds that `adaptive` spins, 50 if not given; refused with the others.
     idle_us: Option<u32>,
+    /// The core of one reactor; all if not given.
     lcore: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum IdleName {
     Poll,

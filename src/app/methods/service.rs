@@ -1,16 +1,33 @@
 //! Methods about the process itself.
 
 use crate::app::service::{Degraded, Service};
-use rpc::{Error, Registry};
+use rpc::{Allowed, Error, Registry};
 use rustix::process::{Signal, getpid, kill_process};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
-    registry.plain("spdk_get_version", get_version);
-    registry.method("spdk_kill_instance", kill_instance);
-    registry.plain("service_get_health", get_health);
+    registry
+        .plain("spdk_get_version", get_version)
+        .about(
+            "The version. SPDK's clients look at the numbers.",
+            "`version` (\"pmcache v…\"), `fields` {`major`, `minor`, `patch`, `suffix`}.",
+        )
+        .allowed(Allowed::Always);
+    registry
+        .method("spdk_kill_instance", kill_instance)
+        .about("Sends a signal to the service.", "True.");
+    registry
+        .plain("service_get_health", get_health)
+        .about(
+            "Whether all is well.",
+            "`ready` (start-up is over), `degraded` (list of {`object`, `reason`}: what could \
+             not be brought up by the configuration, and caches whose staging file was \
+             missing), `uptime_s`.",
+        )
+        .allowed(Allowed::Always);
 }
 
 /// SPDK's clients look at the numbers; people read the text.
@@ -28,13 +45,14 @@ fn get_version(_: &Service) -> Result<Value, Error> {
 }
 
 /// `spdk_kill_instance`: sends this process a signal.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct KillInstance {
+    /// Which one.
     sig_name: SignalName,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 enum SignalName {
     #[serde(rename = "SIGINT")]
     Int,

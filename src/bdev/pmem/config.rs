@@ -2,6 +2,7 @@
 
 use super::persist::{CopyKernel, FlushMethod};
 use crate::bdev::Persistence;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ const ANONYMOUS: &str = "anon:";
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Which persistence the operator asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PersistenceWish {
     /// The best that the medium really has.
