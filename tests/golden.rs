@@ -7,9 +7,9 @@
 )]
 
 use pmcache::media::{
-    BackingFlush, BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    KSET_BYTES_MAX, Key, KeyFlags, KsetHeader, Last, LogStart, Parsed, SegmentInfo, SlotBody,
-    SlotKind, Superblock, Tail, WindowEnd, decode_superblock, encode_kset, encode_last,
+    BackingFlush, BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation,
+    Incarnation, KSET_BYTES_MAX, Key, KeyFlags, KsetHeader, Last, LogStart, Parsed, SegmentInfo,
+    SlotBody, SlotKind, Superblock, Tail, WindowEnd, decode_superblock, encode_kset, encode_last,
     encode_superblock, open_slot, parse_kset, seal_slot,
 };
 use std::fmt::Debug;

@@ -5,11 +5,11 @@
 
 use super::input::Input;
 use pmcache::media::{
-    BackingFlush, BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    KEY_BYTES, KEYS_MAX, KSET_BYTES_MAX, KSET_HEADER_BYTES, Key, KsetHeader, LAST_BYTES, Last,
-    LogStart, NAME_BYTES_MAX, Parsed, SLOT_BYTES, SUPERBLOCK_BYTES, SegmentInfo, SlotBody,
-    SlotError, SlotKind, Superblock, Tail, WindowEnd, crc, decode_superblock, encode_kset,
-    encode_last, encode_superblock, kset_bytes, open_slot, parse_kset, seal_slot,
+    BackingFlush, BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation,
+    Incarnation, KEY_BYTES, KEYS_MAX, KSET_BYTES_MAX, KSET_HEADER_BYTES, Key, KsetHeader,
+    LAST_BYTES, Last, LogStart, NAME_BYTES_MAX, Parsed, SLOT_BYTES, SUPERBLOCK_BYTES, SegmentInfo,
+    SlotBody, SlotError, SlotKind, Superblock, Tail, WindowEnd, crc, decode_superblock,
+    encode_kset, encode_last, encode_superblock, kset_bytes, open_slot, parse_kset, seal_slot,
 };
 use std::sync::LazyLock;
 use zerocopy::{FromZeros, IntoBytes};

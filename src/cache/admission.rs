@@ -35,7 +35,11 @@ impl Admission {
         let mut least = u64::MAX;
         for page in range.start() / PAGE..range.end().div_ceil(PAGE) {
             let place = &mut self.counts[place_of(page)];
-            let misses = if *place >> 8 == page { *place & 0xff } else { 0 };
+            let misses = if *place >> 8 == page {
+                *place & 0xff
+            } else {
+                0
+            };
             let misses = (misses + 1).min(0xff);
             *place = page << 8 | misses;
             least = least.min(misses);
@@ -53,7 +57,10 @@ mod tests {
         let mut admission = Admission::default();
         let page = ByteRange::between(8192, 12_288);
         assert!(admission.count(page, 1));
-        assert!(admission.counts.is_empty(), "nothing is counted for nothing");
+        assert!(
+            admission.counts.is_empty(),
+            "nothing is counted for nothing"
+        );
         assert!(!admission.count(page, 3));
         assert!(!admission.count(page, 3));
         assert!(!admission.count(ByteRange::between(8192, 16_384), 3));

@@ -15,15 +15,15 @@
 
 use super::fault::{self, Fault};
 use super::group::Env;
-use super::key_index::BLOCK;
+use super::in_log::Place;
 use super::lane::{Job, Lane, LaneOp, Wait};
-use super::marks::Marks;
+use super::marks::LastKset;
 use super::options::{Mode, SeqCutoff};
 use super::policy::Policy;
 use super::shared::Shared;
 use super::write::{LogRoom, Refused};
 use crate::bdev::{Data, IoStatus, Op, Request};
-use crate::media::{self, KeyFlags};
+use crate::media::KeyFlags;
 use crate::units::ByteRange;
 use reactors::Cx;
 use slab::Slab;
@@ -54,8 +54,9 @@ pub(crate) struct Bypasses {
     /// Writes may bypass this lane, or did so: each one looks here.
     is_alert: bool,
     under_way: Slab<Bypass>,
-    /// They wait until the dirty tail is past what is older.
-    for_tail: VecDeque<Job>,
+    /// They wait until the dirty tail is past what is older: dirty keys of their range in ksets up to
+    /// that one.
+    pub(super) for_tail: VecDeque<(Job, LastKset)>,
     /// They overlap one that is under way.
     blocked: VecDeque<Job>,
     /// Counted in [`Bypassed::tail_waiters`](super::bypassed::Bypassed) …
@@ -83,7 +84,8 @@ impl Bypasses {
     }
 
     pub(crate) fn serves(&self, client: usize) -> bool {
-        let waiting = self.for_tail.iter().chain(&self.blocked);
+        let for_tail = self.for_tail.iter().map(|(job, _)| job);
+        let waiting = for_tail.chain(&self.blocked);
         let under_way = self.under_way.iter().map(|(_, bypass)| &bypass.job);
         waiting.chain(under_way).any(|job| job.client == client)
     }
@@ -134,25 +136,6 @@ pub(crate) enum Way {
     Taken,
     /// It waits for room.
     Waits(Job, Wait),
-}
-
-/// A write's part of a lane, as the index counts.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    subtree: usize,
-    start: u16,
-    end: u16,
-}
-
-impl Place {
-    fn of(shared: &Shared, range: ByteRange) -> Self {
-        let (subtree, start, end) = Lane::locate(shared, range);
-        Self {
-            subtree,
-            start,
-            end,
-        }
-    }
 }
 
 fn is_fua(shared: &Shared, job: &Job) -> bool {
@@ -213,52 +196,6 @@ impl Lane {
         }
     }
 
-    /// Whether the durable dirty tail is past every dirty key of a range that the log has.
-    fn is_written_back(&self, shared: &Shared, place: Place) -> bool {
-        let tail = shared.maintenance.dirty_sequence.load(Ordering::Acquire);
-        if self
-            .marks
-            .is_written_back(place.subtree, self.placed_order, tail)
-        {
-            return true;
-        }
-        // The index forgets a dirty key only for a newer one, which is dirty too, or behind the tail.
-        let Place {
-            subtree,
-            start,
-            end,
-        } = place;
-        let is_dirty = |key: &super::key::Key| {
-            !key.kind.is_placeholder() && (key.kind.flags().is_dirty() || key.kind.is_bad())
-        };
-        !self.index.any(subtree, start, end, is_dirty)
-    }
-
-    /// Whether replay may find something for a range that is not what the backing is about to get.
-    fn wants_invalid(&self, shared: &Shared, place: Place) -> bool {
-        let tail = shared.maintenance.key_sequence.load(Ordering::Acquire);
-        !self
-            .marks
-            .is_out_of_log(place.subtree, self.placed_order, tail)
-    }
-
-    /// Whether the cache knows that the backing is newer. Of a write that has ended, so durably.
-    fn is_invalid(&self, place: Place) -> bool {
-        let mut is_invalid = true;
-        let Place {
-            subtree,
-            start,
-            end,
-        } = place;
-        self.index.walk(subtree, start, end, |piece| {
-            let invalid = |key: super::key::Key| {
-                !key.kind.is_placeholder() && key.kind.flags().has(KeyFlags::INVALID)
-            };
-            is_invalid &= piece.key.is_some_and(invalid);
-        });
-        is_invalid
-    }
-
     /// Past the cache, which forgets what it has of the range; or into it, if that is not written back.
     fn write_around(&mut self, env: &mut Env, cx: &Cx, job: Job, policy: Policy) -> Way {
         let place = Place::of(&env.shared, job.request.range);
@@ -303,13 +240,18 @@ impl Lane {
     }
 
     /// Into the cache as a dirty write, and to the backing once that is durable.
-    fn write_through(&mut self, env: &mut Env, cx: &Cx, mut job: Job) -> Way {
+    fn write_through(&mut self, env: &mut Env, cx: &Cx, job: Job) -> Way {
         let place = Place::of(&env.shared, job.request.range);
         let must_wait = job.progress == 0 && !self.is_written_back(&env.shared, place);
         if must_wait && !fault::injected(Fault::InvalidBeforeDirtyTail) {
             self.wait_for_tail(env, cx, job);
             return Way::Taken;
         }
+        self.store_through(env, cx, job)
+    }
+
+    /// Nothing older is dirty below `job`, or it has begun already.
+    fn store_through(&mut self, env: &mut Env, cx: &Cx, mut job: Job) -> Way {
         job.is_through = true;
         self.bypass.is_through = true;
         let stored = self.store_modification(env, cx, &mut job);
@@ -339,7 +281,9 @@ impl Lane {
     /// A write waits until what is older is on the backing, durably.
     fn wait_for_tail(&mut self, env: &mut Env, cx: &Cx, job: Job) {
         self.stats(&env.shared).bypass_waits.add(1);
-        self.bypass.for_tail.push_back(job);
+        let last = env.shared.last_sequence.load(Ordering::SeqCst);
+        let older = LastKset::new(self.newest_order(), last);
+        self.bypass.for_tail.push_back((job, older));
         self.count_tail(env);
         // It may stand in the open kset.
         self.close_soon(env, cx);
@@ -407,12 +351,23 @@ impl Lane {
         if self.bypass.for_tail.is_empty() {
             return;
         }
-        for job in std::mem::take(&mut self.bypass.for_tail) {
-            let place = Place::of(&env.shared, job.request.range);
-            if self.is_written_back(&env.shared, place) {
+        for _ in 0..self.bypass.for_tail.len() {
+            let Some((job, older)) = self.bypass.for_tail.pop_front() else {
+                break;
+            };
+            let tail = env
+                .shared
+                .maintenance
+                .dirty_sequence
+                .load(Ordering::Acquire);
+            if !older.is_before(self.placed_order, tail) {
+                self.bypass.for_tail.push_back((job, older));
+            } else if !self.waiting.is_empty() {
                 self.take_up(env, cx, job);
-            } else {
-                self.bypass.for_tail.push_back(job);
+            } else if self.bypass.overlaps(job.request.range) {
+                self.bypass.blocked.push_back(job);
+            } else if let Way::Waits(job, wait) = self.store_through(env, cx, job) {
+                self.start_waiting(env, cx, job, wait);
             }
         }
         self.count_tail(env);
@@ -442,7 +397,10 @@ impl Lane {
     fn count_tail(&mut self, env: &Env) {
         let waits = !self.bypass.for_tail.is_empty();
         let waiters = &env.shared.bypassed.tail_waiters;
-        match (std::mem::replace(&mut self.bypass.tail_counted, waits), waits) {
+        match (
+            std::mem::replace(&mut self.bypass.tail_counted, waits),
+            waits,
+        ) {
             (false, true) => {
                 waiters.fetch_add(1, Ordering::SeqCst);
             }
@@ -519,15 +477,18 @@ impl Lane {
         };
         let blocked = std::mem::take(&mut self.bypass.blocked);
         let for_tail = std::mem::take(&mut self.bypass.for_tail);
-        for (queue, jobs) in [blocked, for_tail].into_iter().enumerate() {
-            for job in jobs {
-                if wanted(&job) {
-                    env.reply(job.client, job.done(status));
-                } else if queue == 0 {
-                    self.bypass.blocked.push_back(job);
-                } else {
-                    self.bypass.for_tail.push_back(job);
-                }
+        for job in blocked {
+            if wanted(&job) {
+                env.reply(job.client, job.done(status));
+            } else {
+                self.bypass.blocked.push_back(job);
+            }
+        }
+        for (job, older) in for_tail {
+            if wanted(&job) {
+                env.reply(job.client, job.done(status));
+            } else {
+                self.bypass.for_tail.push_back((job, older));
             }
         }
         self.count_tail(env);
@@ -549,41 +510,5 @@ impl Lane {
         if std::mem::take(&mut self.bypass.durable_counted) {
             env.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);
         }
-    }
-
-    /// A key was appended to the open kset `order`.
-    pub(crate) fn mark_key(&mut self, shared: &Shared, order: u64, key: &media::Key) {
-        let flags = key.flags();
-        if !flags.has(KeyFlags::INVALID) {
-            let range = ByteRange::between(key.offset.get(), key.offset.get() + BLOCK);
-            let (subtree, ..) = Self::locate(shared, range);
-            self.marks.note_key(subtree, order, flags.is_dirty());
-        }
-    }
-
-    /// Kset `order`, with these keys, has its place.
-    pub(crate) fn mark_placed(
-        shared: &Shared,
-        marks: &mut Marks,
-        keys: &[media::Key],
-        order: u64,
-        sequence: u64,
-    ) {
-        let subtrees = keys.iter().map(|key| {
-            let range = ByteRange::between(key.offset.get(), key.offset.get() + BLOCK);
-            Self::locate(shared, range).0
-        });
-        marks.place(order, sequence, subtrees);
-    }
-
-    /// Whether what a read brings may be kept: what bypassed the cache there is safe on the backing.
-    pub(crate) fn admits(&self, shared: &Shared, range: ByteRange) -> bool {
-        if !shared.bypassed.owes_flush() || fault::injected(Fault::AdmitBeforeFlush) {
-            return true;
-        }
-        let (subtree, ..) = Self::locate(shared, range);
-        // An earlier process may have left one, as number 1, anywhere.
-        let last = self.marks.last_bypassed(subtree).max(1);
-        shared.bypassed.is_safe(last)
     }
 }

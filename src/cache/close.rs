@@ -262,8 +262,7 @@ impl Lane {
         self.placed_order = order;
         self.note_boundary(placed.kset.sequence);
         if self.marks.is_kept() {
-            let keys = self.staging.keys(slot, count);
-            Self::mark_placed(&shared, &mut self.marks, keys, order, placed.kset.sequence);
+            self.mark_placed(&shared, (slot, count), order, placed.kset.sequence);
         }
         if !self.has_unplaced() {
             env.mark_unplaced(self.number, false);

@@ -10,8 +10,8 @@ use super::plausible::{COUNT_END, check_incarnation};
 use super::shared::LogPos;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{
-    self, BackingFlush, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody, SlotError, SlotKind,
-    Tail, WindowEnd,
+    self, BackingFlush, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody,
+    SlotError, SlotKind, Tail, WindowEnd,
 };
 use zerocopy::little_endian::U64;
 

@@ -328,7 +328,8 @@ impl Group {
             let visits = visits
                 .iter()
                 .any(|v| matches!(v.visitor, Visitor::Client { client, .. } if client == number));
-            let in_use = visits || flush.serves(number) || lanes.iter().any(|lane| lane.serves(number));
+            let in_use =
+                visits || flush.serves(number) || lanes.iter().any(|lane| lane.serves(number));
             if !in_use {
                 env.clients.try_remove(number);
             }

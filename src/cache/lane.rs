@@ -1,8 +1,8 @@
 //! A lane: owns, alone and without locks, its subtrees' keys, its open kset, its data head and its
 //! misses in flight. It lives on one reactor, in a [`super::group::Group`].
 
-use super::bad::Post;
 use super::admission::Admission;
+use super::bad::Post;
 use super::bypass::Bypasses;
 use super::close::{Closing, OpenKset, PlacedKset};
 use super::fault::Held;
@@ -270,7 +270,7 @@ impl Lane {
 
     /// The first of this lane that waits makes every lane close its open kset, since only closed
     /// ones can be written back and dropped, and wakes those who make room.
-    fn start_waiting(&mut self, env: &mut Env, cx: &Cx, job: Job, wait: Wait) {
+    pub(crate) fn start_waiting(&mut self, env: &mut Env, cx: &Cx, job: Job, wait: Wait) {
         self.enqueue(env, job);
         env.shared.waiting_lanes.fetch_add(1, Ordering::SeqCst);
         match wait {

@@ -5,8 +5,8 @@
 
 use super::CacheError;
 use super::bad::PostBatch;
-use super::bypassed::Bypassed;
 use super::begin_run::begin_run;
+use super::bypassed::Bypassed;
 use super::cache::{Cache, CacheParts, CacheStart};
 use super::control::Control;
 use super::gc::GcSeed;
@@ -18,7 +18,7 @@ use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_damage::unreferenced;
-use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_reader::{LogReader, LogView};
 use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
@@ -233,14 +233,18 @@ impl Loaded {
                 .map(|_| CachePadded::default())
                 .collect(),
             maintenance,
-            bypassed: Bypassed::new(
-                backing_volatile,
-                self.owes_flush,
-                self.control.backing_flush.0.failed.get() == 1,
-                durable,
-                options.may_bypass(),
-            ),
+            bypassed: self.bypassed(backing_volatile, durable, options),
         }
+    }
+
+    fn bypassed(&self, backing_volatile: bool, durable: u64, options: &CacheOptions) -> Bypassed {
+        Bypassed::new(
+            backing_volatile,
+            self.owes_flush,
+            self.control.backing_flush.0.failed.get() == 1,
+            durable,
+            options.may_bypass(),
+        )
     }
 }
 
@@ -513,7 +517,6 @@ impl Pool {
             view,
             control,
             replayed,
-            incarnation,
             salt,
             read_only,
             ..
@@ -522,10 +525,7 @@ impl Pool {
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
         let (groups, [gc_posts, writeback_posts]) = group_seeds(&shared, &backing, by_reactor);
-        let incarnations = Incarnations {
-            current: incarnation,
-            first_sequence: control.incarnation.0.first_sequence.get(),
-        };
+        let incarnations = control.incarnations();
         let (writeback_stats, gc_stats) =
             (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
         let maintenance = if read_only {

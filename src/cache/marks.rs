@@ -5,21 +5,27 @@
 
 /// The last kset with some kind of key.
 #[derive(Clone, Copy, Debug, Default)]
-struct Last {
+pub(crate) struct LastKset {
     order: u64,
     /// Once it is placed.
     sequence: u64,
 }
 
-impl Last {
-    fn place(&mut self, order: u64, sequence: u64) {
+impl LastKset {
+    /// Keys up to kset `order`, which lies up to `sequence` if it has a place.
+    pub(crate) fn new(order: u64, sequence: u64) -> Self {
+        Self { order, sequence }
+    }
+
+    /// Kset `order` has its place.
+    pub(crate) fn place(&mut self, order: u64, sequence: u64) {
         if self.order == order {
             self.sequence = sequence;
         }
     }
 
     /// Whether it lies before a tail at `tail`; without a place it does not.
-    fn is_before(self, placed_order: u64, tail: u64) -> bool {
+    pub(crate) fn is_before(self, placed_order: u64, tail: u64) -> bool {
         self.order <= placed_order && self.sequence < tail
     }
 }
@@ -27,9 +33,9 @@ impl Last {
 #[derive(Clone, Copy, Debug, Default)]
 struct Subtree {
     /// Dirty keys.
-    dirty: Last,
+    dirty: LastKset,
     /// All keys but INVALID ones.
-    keys: Last,
+    keys: LastKset,
     /// What [`Bypassed::completed`](super::bypassed::Bypassed) was after its last bypassing write.
     unflushed: u64,
 }
@@ -39,7 +45,7 @@ struct Subtree {
 pub(crate) struct Marks {
     is_kept: bool,
     /// Of all keys from before it was kept.
-    floor: Last,
+    floor: LastKset,
     subtrees: Vec<Subtree>,
 }
 
@@ -47,7 +53,7 @@ impl Marks {
     /// Nothing is known yet of a log that reaches to `sequence`.
     pub(crate) fn new(sequence: u64) -> Self {
         Self {
-            floor: Last { order: 0, sequence },
+            floor: LastKset::new(0, sequence),
             ..Self::default()
         }
     }
@@ -61,12 +67,12 @@ impl Marks {
     /// up to `sequence`.
     pub(crate) fn keep(&mut self, order: u64, sequence: u64) {
         self.is_kept = true;
-        self.floor = Last { order, sequence };
+        self.floor = LastKset::new(order, sequence);
     }
 
     /// For a fault only: as if there had been nothing before.
     pub(crate) fn forget_floor(&mut self) {
-        self.floor = Last::default();
+        self.floor = LastKset::default();
     }
 
     /// Nobody wants to know any more.
@@ -155,7 +161,10 @@ mod tests {
         assert!(!marks.is_written_back(7, 3, 60) && marks.is_written_back(7, 3, 61));
         marks.note_key(7, 4, false);
         marks.place(4, 70, [7].into_iter());
-        assert!(marks.is_written_back(7, 4, 61), "a clean key wants no writeback");
+        assert!(
+            marks.is_written_back(7, 4, 61),
+            "a clean key wants no writeback"
+        );
         assert!(!marks.is_out_of_log(7, 4, 70) && marks.is_out_of_log(7, 4, 71));
     }
 

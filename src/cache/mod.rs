@@ -38,6 +38,7 @@ mod geometry;
 mod group;
 #[cfg(test)]
 mod hot_path_tests;
+mod in_log;
 mod key;
 mod key_index;
 mod lag;

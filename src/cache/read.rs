@@ -213,13 +213,7 @@ impl Lane {
         if !faults.is_empty() {
             self.meet_faults(env, cx, tree_start, &faults);
         }
-        let policy = env.shared.options.policy();
-        if !policy.is_plain() || !self.bypass.is_idle() {
-            self.choose_passes(&env.shared, &job.request, policy, &mut absent);
-        }
-        if job.request.op == LaneOp::Read {
-            self.count_read(&env.shared, range, &absent);
-        }
+        self.sort_out(&env.shared, &job.request, &mut absent);
         if absent.is_empty() {
             let data = buf.map_or(Data::None, Data::Buf);
             env.reply(
@@ -243,6 +237,17 @@ impl Lane {
             status,
         });
         self.fetch_absent(env, cx, read, absent);
+    }
+
+    /// Finds out what of the gaps is kept, and counts a read.
+    fn sort_out(&mut self, shared: &Shared, request: &LaneRequest, absent: &mut Absent) {
+        let policy = shared.options.policy();
+        if !policy.is_plain() || !self.bypass.is_idle() {
+            self.choose_passes(shared, request, policy, absent);
+        }
+        if request.op == LaneOp::Read {
+            self.count_read(shared, request.range, absent);
+        }
     }
 
     fn count_read(&self, shared: &Shared, range: ByteRange, absent: &Absent) {
@@ -346,14 +351,7 @@ impl Lane {
     }
 
     /// Reads `range` from the backing for `read`.
-    fn start_miss(
-        &mut self,
-        env: &mut Env,
-        cx: &Cx,
-        range: ByteRange,
-        read: usize,
-        keeps: bool,
-    ) {
+    fn start_miss(&mut self, env: &mut Env, cx: &Cx, range: ByteRange, read: usize, keeps: bool) {
         let id = self.next_miss;
         self.next_miss += 1;
         let wanted = vec![(read, range)];

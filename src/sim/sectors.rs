@@ -40,8 +40,10 @@ pub(super) struct Sectors {
     history: Vec<Vec<Version>>,
     /// For each sector all versions that were not lost: what a disk alone may show.
     all: Vec<Vec<Version>>,
-    /// For each sector the versions that a power cut may bring back, though a later one was read.
+    /// For each sector the versions that a power cut may bring back, though a later one was read …
     older: Vec<Vec<Version>>,
+    /// … and those of which nobody knows whether they ever came there: they were never acknowledged.
+    ghosts: Vec<Vec<Version>>,
     pub(super) modifications: Vec<Modification>,
     tick: u64,
     /// When reads began that have not ended, in order.
@@ -79,6 +81,7 @@ impl Sectors {
             history: vec![vec![0]; index(count)],
             all: vec![vec![0]; index(count)],
             older: vec![Vec::new(); index(count)],
+            ghosts: vec![Vec::new(); index(count)],
             lost: vec![0; index(count)],
             decayed: vec![0; index(count)],
             modifications: vec![Modification {
@@ -231,6 +234,30 @@ impl Sectors {
             .copied()
             .filter(move |&version| Some(self.content(version)) == shown)
             .map(move |version| (history.as_slice(), version))
+    }
+
+    /// The version that a sector shows after a death, if it may.
+    fn found(&self, number: u64, sector: &[u8], power: bool, now: u64) -> Option<Version> {
+        let mut candidates = self.candidates(number, sector);
+        let right = candidates.find(|(history, version)| {
+            !if power {
+                self.superseded_durably(history, *version)
+            } else {
+                self.superseded(history, *version, now)
+            }
+        });
+        let right = right.map(|(_, version)| version);
+        right.or_else(|| self.ghost(number, sector, power))
+    }
+
+    /// A version that looks like `sector` and may have come there without anybody knowing.
+    fn ghost(&self, number: u64, sector: &[u8], power: bool) -> Option<Version> {
+        let shown = self.shown(number, sector)?;
+        let history = &self.history[index(number)];
+        let ghosts = self.ghosts[index(number)].iter().copied();
+        ghosts
+            .filter(|&version| power && self.content(version) == shown)
+            .find(|&version| !self.superseded_durably(history, version))
     }
 
     /// Checks what a read that began at `since` brought from `start` on, apart from the sectors that
@@ -388,15 +415,8 @@ impl Sectors {
                 found.push(None);
                 continue;
             }
-            let right = self.candidates(number, sector).find(|(history, version)| {
-                !if power {
-                    self.superseded_durably(history, *version)
-                } else {
-                    self.superseded(history, *version, now)
-                }
-            });
-            match right {
-                Some((_, version)) => found.push(Some(version)),
+            match self.found(number, sector, power, now) {
+                Some(version) => found.push(Some(version)),
                 None => return Err(self.explain(number, sector, now)),
             }
         }
@@ -415,12 +435,16 @@ impl Sectors {
             // What came behind it is lost: as if it had never been written.
             let ended = self.of(version).ended;
             let modifications = &self.modifications;
-            if !stays_volatile {
-                self.all[number].retain(|&v| modifications[v as usize].submitted <= ended);
-            }
+            // Another sector may have shown that they came there: that says nothing of this one.
+            let came = |v: &Version| modifications[*v as usize].acknowledged < now;
+            let stays = |v: &Version| stays_volatile && *v != version && came(v);
+            self.all[number].retain(|v| modifications[*v as usize].submitted <= ended || stays(v));
             let before = std::mem::replace(&mut self.history[number], vec![version]);
             if stays_volatile {
-                self.older[number].extend(before.into_iter().filter(|&v| v != version));
+                let others = before.into_iter().filter(|v| *v != version);
+                let (older, ghosts): (Vec<_>, Vec<_>) = others.partition(came);
+                self.older[number].extend(older);
+                self.ghosts[number].extend(ghosts);
                 let entry = &mut self.modifications[version as usize];
                 entry.acknowledged = entry.acknowledged.min(now);
                 if entry.durable == NEVER {
@@ -431,6 +455,9 @@ impl Sectors {
             let entry = &mut self.modifications[version as usize];
             entry.acknowledged = entry.acknowledged.min(now);
             entry.durable = entry.durable.min(now);
+        }
+        if power {
+            self.ghosts.iter_mut().for_each(Vec::clear);
         }
         if stays_volatile {
             self.volatile.sort_unstable();
@@ -466,6 +493,7 @@ impl Sectors {
                 // Zeroes may be of any version that wrote some.
                 Some(0) => all
                     .iter()
+                    .chain(&self.ghosts[number])
                     .filter(|&&v| self.content(v) == 0)
                     .all(|&v| self.superseded(all, v, since)),
                 Some(version) => self.superseded(all, version, since),

@@ -4,6 +4,7 @@
 mod bdev;
 mod cache;
 mod cache_load;
+mod cache_mode;
 mod cache_stats;
 mod files;
 mod filters;
@@ -36,6 +37,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.section("Caches", "");
     cache::register(registry);
     cache_load::register(registry);
+    cache_mode::register(registry);
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);

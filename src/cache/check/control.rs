@@ -10,8 +10,8 @@ use crate::cache::log_reader::{Incarnations, LogView};
 use crate::cache::plausible::check_incarnation;
 use crate::cache::shared::LogPos;
 use crate::media::{
-    BackingFlush, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotBody,
-    SlotKind, Tail, WindowEnd,
+    BackingFlush, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart,
+    SlotBody, SlotKind, Tail, WindowEnd,
 };
 use uuid::Uuid;
 
@@ -77,10 +77,7 @@ fn options_of(entry: &CacheEntry) -> OptionsCheck {
         dirty_low_percent: entry.dirty_low_percent.get(),
         dirty_high_percent: entry.dirty_high_percent.get(),
         no_space_timeout_s: entry.no_space_timeout_s.get(),
-        seq_cutoff_policy: word(
-            entry.seq_cutoff_policy.get(),
-            &["never", "full", "always"],
-        ),
+        seq_cutoff_policy: word(entry.seq_cutoff_policy.get(), &["never", "full", "always"]),
         seq_cutoff_kib: entry.seq_cutoff_kib.get(),
         admission: entry.admission.get(),
     }
