@@ -33,13 +33,14 @@ pub(crate) struct Bypassed {
 }
 
 impl Bypassed {
-    /// Of a cache whose log reaches to `sequence`.
+    /// Of a cache whose log reaches to `sequence`. Earlier runs may have let writes bypass older ones that
+    /// are dirty yet: no record is kept of when they did.
     pub(crate) fn new(
         backing_volatile: bool,
         owes_flush: bool,
         failed: bool,
         sequence: u64,
-        may_bypass: bool,
+        may_be_mixed: bool,
     ) -> Self {
         let owes = backing_volatile && owes_flush && !fault::injected(Fault::OwedFlushForgotten);
         Self {
@@ -51,7 +52,7 @@ impl Bypassed {
             tail_waiters: AtomicU32::new(0),
             flush_wanted: AtomicBool::new(false),
             cached_until: AtomicU64::new(sequence),
-            mixed_until: AtomicU64::new(if may_bypass { sequence } else { 0 }),
+            mixed_until: AtomicU64::new(if may_be_mixed { sequence } else { 0 }),
             gate: AtomicU32::new(1),
         }
     }

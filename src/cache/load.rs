@@ -233,17 +233,17 @@ impl Loaded {
                 .map(|_| CachePadded::default())
                 .collect(),
             maintenance,
-            bypassed: self.bypassed(backing_volatile, durable, options),
+            bypassed: self.bypassed(backing_volatile, durable, entry),
         }
     }
 
-    fn bypassed(&self, backing_volatile: bool, durable: u64, options: &CacheOptions) -> Bypassed {
+    fn bypassed(&self, backing_volatile: bool, durable: u64, entry: &CacheEntry) -> Bypassed {
         Bypassed::new(
             backing_volatile,
             self.owes_flush,
             self.control.backing_flush.0.failed.get() == 1,
             durable,
-            options.may_bypass(),
+            entry.bypassed.get() != 0,
         )
     }
 }
