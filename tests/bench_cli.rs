@@ -202,6 +202,10 @@ fn what_cannot_be_measured_is_refused() {
         "--bdev cache --verify-reads true --data-crc false",
         "--bdev cache --lanes 0",
         "--preset bars --depth 4",
+        "--bdev null --rows write_qd1_local",
+        "--preset bars --rows write_qd1_local,nonesuch",
+        "--preset bars --rows write_qd1_idle_paced",
+        "--preset replay --rows write_qd1_local",
         "--bdev disk",
         "--bdev nbd://",
         "--bdev nbd+unix:///x?socket=/nowhere --rw read",
@@ -213,6 +217,19 @@ fn what_cannot_be_measured_is_refused() {
         assert_eq!(output.status.code(), Some(2), "{line}: {output:?}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn rows_of_a_preset_are_chosen_by_name() {
+    let line = "--preset bars --rows write_full_pool,backing_slow_qd --size-mib 8 --seconds 0.05 \
+                --warmup 0.02 --floors false";
+    let document = bench(line);
+    let runs = document["runs"].as_array().unwrap();
+    let names: Vec<&str> = runs
+        .iter()
+        .map(|run| run["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["backing_slow_qd", "write_full_pool"]);
 }
 
 #[test]

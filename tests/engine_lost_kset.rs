@@ -268,7 +268,12 @@ fn bad_keys_of_a_lost_kset_stay_bad() {
 #[test]
 fn the_rest_of_a_log_segment_may_be_unreadable_and_the_next_start_too() {
     for start_too in [false, true] {
-        let mut t = Lossy::new(1, CacheOptions::default());
+        // Writeback has passed nothing of it.
+        let options = CacheOptions {
+            writeback_delay_ms: u32::MAX,
+            ..CacheOptions::default()
+        };
+        let mut t = Lossy::new(1, options);
         let first = t.b.cache().status().key_head.0;
         let kset = t.kset(|t| t.write(0, 64 << 10));
         let mut at = 0;

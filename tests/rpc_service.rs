@@ -62,7 +62,12 @@ fn reactors_are_told_and_their_idle_policy_changes() {
     assert_eq!(reactors[0]["lcore"], 0);
     assert_eq!(reactors[0]["in_interrupt"], false);
     assert!(reactors[0]["tid"].as_u64().unwrap() > 0);
-    assert_eq!(found["maintenance"].as_array().unwrap().len(), 2);
+    // Two where two cores are left for them.
+    let left = std::thread::available_parallelism().unwrap().get() - 1;
+    assert_eq!(
+        found["maintenance"].as_array().unwrap().len(),
+        left.clamp(1, 2)
+    );
 
     assert_eq!(
         service.call("reactor_set_idle", json!({"policy": "interrupt"})),
@@ -144,7 +149,7 @@ fn a_configuration_is_applied_in_order_and_strange_subsystems_are_skipped() {
         json!({"method": "bdev_null_create", "params": params})
     };
     let config = json!({"subsystems": [
-        {"subsystem": "scheduler", "config": [{"method": "framework_set_scheduler"}]},
+        {"subsystem": "accel", "config": [{"method": "accel_set_options"}]},
         {"subsystem": "sock", "config": null},
         {"subsystem": "bdev", "config": [
             null_bdev("a"),

@@ -80,7 +80,27 @@ mod tests {
     fn errno_has_the_text_that_scripts_match() {
         let error = Error::errno(19);
         assert_eq!((error.code, &*error.message), (-19, "No such device"));
-        assert_eq!(Error::errno(16).message, "Device or resource busy");
-        assert_eq!(Error::errno(17).message, "File exists");
+        for (errno, text) in [
+            (1, "Operation not permitted"),
+            (2, "No such file or directory"),
+            (5, "Input/output error"),
+            (6, "No such device or address"),
+            (12, "Cannot allocate memory"),
+            (16, "Device or resource busy"),
+            (17, "File exists"),
+            (22, "Invalid argument"),
+            (28, "No space left on device"),
+            (30, "Read-only file system"),
+            (74, "Bad message"),
+            (95, "Operation not supported"),
+            (98, "Address already in use"),
+            (110, "Connection timed out"),
+            (114, "Operation already in progress"),
+            (116, "Stale file handle"),
+            (117, "Structure needs cleaning"),
+        ] {
+            let error = Error::errno(errno);
+            assert_eq!((error.code, &*error.message), (-i64::from(errno), text));
+        }
     }
 }

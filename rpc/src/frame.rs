@@ -38,6 +38,12 @@ impl Framer {
         self.buf.extend_from_slice(bytes);
     }
 
+    /// Whether something of a value is there that is not taken off yet.
+    pub(crate) fn has_part(&self) -> bool {
+        let pending = self.buf.get(self.start..).unwrap_or_default();
+        !pending.iter().all(u8::is_ascii_whitespace)
+    }
+
     /// Takes the next value off.
     pub(crate) fn next(&mut self) -> Frame {
         let pending = self.buf.get(self.start..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! JSON-RPC 2.0 over a Unix socket, framed as SPDK's clients expect. Knows no storage.
+//! JSON-RPC 2.0 over a Unix socket, and over TCP on this machine, framed as SPDK's clients expect. Knows no storage.
 //!
 //! A [`Registry`] holds the methods, each with typed parameters; a [`Listener`] is the socket with
 //! its lock file; a [`Server`] answers on it, one thread per connection, so that a slow method
@@ -13,6 +13,7 @@ mod params;
 mod request;
 mod server;
 mod socket;
+mod stream;
 
 pub use client::{Client, ClientError};
 pub use describe::{Description, Param};

@@ -1,13 +1,14 @@
 //! Accepts connections and answers them, each on a thread of its own.
 
 use crate::frame::{Frame, Framer};
+use crate::stream::Stream;
 use crate::{Error, Listener, Phased, Registry, request};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -25,6 +26,8 @@ pub struct Limits {
     pub reply_bytes_max: usize,
     /// How long a client may leave a reply unread.
     pub write_timeout: Duration,
+    /// How long a client may take from the first byte of a request to its last.
+    pub request_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -34,6 +37,7 @@ impl Default for Limits {
             request_bytes_max: 256 << 10,
             reply_bytes_max: 32 << 20,
             write_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -120,7 +124,7 @@ struct Acceptor<S> {
     state: Arc<S>,
     stop: Arc<OwnedFd>,
     /// The connections that have a thread, by number.
-    open: HashMap<u64, UnixStream>,
+    open: HashMap<u64, Stream>,
     next: u64,
     finished: Sender<u64>,
     finishing: Receiver<u64>,
@@ -129,27 +133,35 @@ struct Acceptor<S> {
 impl<S: Phased + Send + Sync + 'static> Acceptor<S> {
     fn run(mut self) {
         loop {
-            let mut fds = [
-                PollFd::new(&*self.stop, PollFlags::IN),
-                PollFd::new(&self.listener.socket, PollFlags::IN),
-            ];
+            let sockets = self.listener.sockets.iter();
+            let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
+            fds.extend(sockets.map(|socket| PollFd::new(socket, PollFlags::IN)));
             let polled = poll(&mut fds, None);
-            if !fds[0].revents().is_empty() {
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let [stop, sockets @ ..] = &*ready else {
+                break;
+            };
+            if *stop {
                 break;
             }
-            if polled.is_ok() {
-                self.accept();
+            let sockets = sockets.iter().enumerate();
+            for (index, _) in sockets.filter(|(_, ready)| polled.is_ok() && **ready) {
+                self.accept(index);
             }
         }
         self.close_all();
     }
 
-    fn accept(&mut self) {
+    /// Takes one connection of a socket that has some.
+    fn accept(&mut self, index: usize) {
         while let Ok(number) = self.finishing.try_recv() {
             self.open.remove(&number);
         }
-        let result = match self.listener.socket.accept() {
-            Ok((stream, _)) => self.welcome(stream),
+        let Some(socket) = self.listener.sockets.get(index) else {
+            return;
+        };
+        let result = match socket.accept() {
+            Ok(stream) => self.welcome(stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => Err(error),
         };
@@ -165,9 +177,9 @@ impl<S: Phased + Send + Sync + 'static> Acceptor<S> {
         }
     }
 
-    fn welcome(&mut self, mut stream: UnixStream) -> io::Result<()> {
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(self.limits.write_timeout))?;
+    fn welcome(&mut self, mut stream: Stream) -> io::Result<()> {
+        stream.set_blocking()?;
+        stream.set_write_timeout(self.limits.write_timeout)?;
         if self.open.len() >= self.limits.connections_max {
             // Fits any socket's buffer; a client that has gone already needs no answer.
             let _ = stream.write_all(&too_many());
@@ -226,7 +238,7 @@ impl Drop for Leave {
 }
 
 struct Connection<S> {
-    stream: UnixStream,
+    stream: Stream,
     limits: Limits,
     registry: Arc<Registry<S>>,
     state: Arc<S>,
@@ -245,11 +257,17 @@ impl<S: Phased + 'static> Connection<S> {
     fn serve(&mut self) -> io::Result<()> {
         let mut framer = Framer::new(self.limits.request_bytes_max);
         let mut bytes = vec![0_u8; 64 << 10];
+        // Since when a part of a request is there and the rest is not.
+        let mut begun = None;
         loop {
-            let count = match self.stream.read(&mut bytes) {
+            let count = match self.read(&mut bytes, begun) {
                 Ok(0) => return Ok(()),
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    let text = "Parse error: the rest of the request did not come in time";
+                    return self.write(request::refusal(Error::PARSE_ERROR, text));
+                }
                 Err(error) => return Err(error),
             };
             framer.push(bytes.get(..count).unwrap_or_default());
@@ -257,6 +275,7 @@ impl<S: Phased + 'static> Connection<S> {
                 match framer.next() {
                     Frame::Incomplete => break,
                     Frame::Value(raw) => {
+                        begun = None;
                         if let Some(reply) = request::answer(&self.registry, &self.state, &raw) {
                             self.write(request::bounded(reply, self.limits.reply_bytes_max))?;
                         }
@@ -266,11 +285,44 @@ impl<S: Phased + 'static> Connection<S> {
                     }
                 }
             }
+            begun = match begun {
+                _ if !framer.has_part() => None,
+                None => Some(now()),
+                already => already,
+            };
         }
+    }
+
+    /// Reads what comes; waits without end for a request, and not for ever for the rest of one.
+    fn read(&mut self, bytes: &mut [u8], begun: Option<Duration>) -> io::Result<usize> {
+        let timeout = match begun {
+            None => None,
+            Some(begun) => {
+                let spent = now().saturating_sub(begun);
+                let left = self.limits.request_timeout.saturating_sub(spent);
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Some(left)
+            }
+        };
+        self.stream.set_read_timeout(timeout)?;
+        let read = self.stream.read(bytes);
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        })
     }
 
     fn write(&mut self, mut reply: String) -> io::Result<()> {
         reply.push('\n');
         self.stream.write_all(reply.as_bytes())
     }
+}
+
+/// The monotonic clock.
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
 }

@@ -1,9 +1,11 @@
-//! The listening socket and the lock file that guards its path.
+//! Where a server listens: a Unix socket with the lock file that guards its path, and TCP if asked.
 
+use crate::stream::ListenSocket;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
@@ -18,6 +20,18 @@ pub enum ListenerError {
     /// Something that is no socket lies there, and it is not ours to remove.
     #[error("{0} exists and is not a socket")]
     NotASocket(PathBuf),
+    /// Whoever reaches the port may do everything: it is for this machine only.
+    #[error("{0} is no loopback address: RPC over TCP is for this machine only")]
+    NotLoopback(SocketAddr),
+    /// The operating system refused a TCP address.
+    #[error("{address}: {source}")]
+    Tcp {
+        /// Which one.
+        address: SocketAddr,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
     /// The operating system refused.
     #[error("{path}: {source}")]
     Os {
@@ -77,10 +91,11 @@ impl Drop for Lock {
     }
 }
 
-/// A Unix socket, mode 0600, that listens. Dropped, it removes the socket and its lock file.
+/// A Unix socket, mode 0600, that listens, and any number of TCP ports. Dropped, it removes the socket and its
+/// lock file.
 #[derive(Debug)]
 pub struct Listener {
-    pub(crate) socket: UnixListener,
+    pub(crate) sockets: Vec<ListenSocket>,
     path: PathBuf,
     _lock: Lock,
 }
@@ -105,13 +120,29 @@ impl Listener {
         }
         let socket = listen(path).map_err(|error| ListenerError::os(path, error))?;
         Ok(Self {
-            socket,
+            sockets: vec![ListenSocket::Unix(socket)],
             path: path.to_owned(),
             _lock: lock,
         })
     }
 
-    /// Where it listens.
+    /// Listens at `address` too, with port 0 on any free one; tells where.
+    ///
+    /// # Errors
+    /// If `address` is not of this machine alone, or the operating system refuses it.
+    pub fn add_tcp(&mut self, address: SocketAddr) -> Result<SocketAddr, ListenerError> {
+        if !address.ip().is_loopback() {
+            return Err(ListenerError::NotLoopback(address));
+        }
+        let refused = |source| ListenerError::Tcp { address, source };
+        let socket = TcpListener::bind(address).map_err(refused)?;
+        socket.set_nonblocking(true).map_err(refused)?;
+        let bound = socket.local_addr().map_err(refused)?;
+        self.sockets.push(ListenSocket::Tcp(socket));
+        Ok(bound)
+    }
+
+    /// Where its Unix socket is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -162,6 +193,23 @@ mod tests {
         ));
         drop(first);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn tcp_is_for_this_machine_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut listener = Listener::bind(&dir.path().join("rpc.sock")).unwrap();
+        for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:5260"] {
+            let refused = listener.add_tcp(address.parse().unwrap());
+            assert!(
+                matches!(refused, Err(ListenerError::NotLoopback(_))),
+                "{address}"
+            );
+        }
+        let bound = listener.add_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(bound.port() != 0);
+        let taken = listener.add_tcp(bound);
+        assert!(matches!(taken, Err(ListenerError::Tcp { .. })), "{taken:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,11 +36,16 @@ struct Rig {
     server: Option<Server>,
     state: Arc<State>,
     path: PathBuf,
+    tcp: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
 impl Rig {
     fn new() -> Self {
+        Self::with_limits(Limits::default())
+    }
+
+    fn with_limits(limits: Limits) -> Self {
         let mut registry = Registry::new();
         registry.method("echo", |_: &State, p: Echo| Ok(p.text));
         registry.plain("big", |_: &State| Ok("x".repeat(1 << 20)));
@@ -54,20 +59,28 @@ impl Rig {
         });
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rpc.sock");
-        let listener = Listener::bind(&path).unwrap();
+        let mut listener = Listener::bind(&path).unwrap();
+        let tcp = listener.add_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
         let state = Arc::new(State::default());
-        let limits = Limits::default();
         let server = Server::start(listener, limits, Arc::new(registry), Arc::clone(&state));
         Self {
             server: Some(server.unwrap()),
             state,
             path,
+            tcp,
             _dir: dir,
         }
     }
 
     fn stream(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.path).unwrap();
+        let timeout = Some(Duration::from_secs(30));
+        stream.set_read_timeout(timeout).unwrap();
+        stream
+    }
+
+    fn tcp_stream(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.tcp).unwrap();
         let timeout = Some(Duration::from_secs(30));
         stream.set_read_timeout(timeout).unwrap();
         stream
@@ -81,7 +94,7 @@ impl Rig {
 }
 
 /// All that the server sends until it closes.
-fn rest(stream: &mut UnixStream) -> String {
+fn rest(stream: &mut impl Read) -> String {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text
@@ -207,6 +220,84 @@ fn a_long_reply_arrives_whole() {
     let rig = Rig::new();
     let found = rig.client().call("big", None).unwrap();
     assert_eq!(found.get().len(), (1 << 20) + 2);
+}
+
+#[test]
+fn tcp_is_answered_as_the_socket_is_and_counts_among_its_connections() {
+    let limits = Limits {
+        connections_max: 2,
+        ..Limits::default()
+    };
+    let rig = Rig::with_limits(limits);
+    let mut stream = rig.tcp_stream();
+    let request = br#"{"method":"echo","params":{"text":"a"},"id":1}"#;
+    stream.write_all(request).unwrap();
+    let mut byte = [0];
+    // Answered: it is one of the two by now.
+    stream.read_exact(&mut byte).unwrap();
+    let mut other = rig.client();
+    other.call("echo", Some(&json!({"text": "x"}))).unwrap();
+    for refused in [rest(&mut rig.tcp_stream()), rest(&mut rig.stream())] {
+        assert!(refused.contains("too many connections"), "{refused}");
+    }
+    stream.write_all(b"garbage").unwrap();
+    let found = format!("{{{}", rest(&mut stream));
+    let found = replies(&found);
+    assert_eq!(found[0]["result"], "a");
+    assert_eq!(found[1]["error"]["code"], -32700);
+}
+
+#[test]
+fn the_rest_of_a_request_is_not_waited_for_without_end() {
+    let limits = Limits {
+        request_timeout: Duration::from_millis(50),
+        ..Limits::default()
+    };
+    let rig = Rig::with_limits(limits);
+    let mut idle = rig.client();
+    idle.call("echo", Some(&json!({"text": "x"}))).unwrap();
+    let mut silent = rig.stream();
+    silent.write_all(b"\n {\"method\":").unwrap();
+    let mut slow = rig.tcp_stream();
+    slow.write_all(b"[").unwrap();
+    // It goes on, a byte at a time, and never comes to an end.
+    while slow.write_all(b" ").is_ok() {
+        std::thread::yield_now();
+    }
+    let found = replies(&rest(&mut silent));
+    assert_eq!(found[0]["error"]["code"], -32700);
+    assert!(
+        found[0]["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("in time")
+    );
+    // Who asks for nothing may be silent for as long as he likes.
+    idle.call("echo", Some(&json!({"text": "x"}))).unwrap();
+}
+
+#[test]
+fn a_batch_of_many_and_its_notifications() {
+    let rig = Rig::new();
+    let mut stream = rig.stream();
+    let one = |id: u32| json!({"method": "echo", "params": {"text": "a"}, "id": id});
+    let silent = json!({"method": "echo", "params": {"text": "a"}});
+    let batch: Vec<Value> = (0..1000).flat_map(|id| [one(id), silent.clone()]).collect();
+    stream
+        .write_all(json!(batch).to_string().as_bytes())
+        .unwrap();
+    stream
+        .write_all(json!([silent, silent]).to_string().as_bytes())
+        .unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let found = replies(&rest(&mut stream));
+    assert_eq!(found.len(), 1);
+    let ids = found[0]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["id"].as_u64());
+    assert!(ids.eq((0..1000).map(Some)));
 }
 
 #[test]

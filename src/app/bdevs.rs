@@ -3,9 +3,10 @@
 //! A bdev has either one owner (a pool, a cache, another bdev: it alone writes there) or any number
 //! of users (exports), never both; with either it can't be deleted.
 
+use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
-use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev};
+use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev};
 use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
@@ -40,8 +41,10 @@ pub(super) enum Kind {
 /// One bdev.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// Itself.
+    /// Itself, as all open it: behind its meter.
     pub(super) bdev: Arc<dyn Bdev>,
+    /// The meter.
+    pub(super) meter: Arc<MeteredBdev>,
     /// Its kind.
     pub(super) kind: Kind,
     /// What `bdev_get_bdevs` tells as `driver_specific`, as far as it never changes.
@@ -74,8 +77,14 @@ enum Slot {
 }
 
 /// The table.
-#[derive(Debug, Default)]
-pub(super) struct Bdevs(Shared<BTreeMap<String, Slot>>);
+#[derive(Debug)]
+pub(super) struct Bdevs {
+    slots: Shared<BTreeMap<String, Slot>>,
+    /// How many reactors there are that may open a bdev.
+    reactors: usize,
+    /// Who is told of each that comes or goes.
+    notices: Arc<Notices>,
+}
 
 /// A name that its holder alone may fill; dropped unfilled, it is free again.
 #[derive(Debug)]
@@ -99,8 +108,10 @@ impl Reservation<'_> {
         driver_specific: Value,
         base: Option<String>,
     ) -> String {
+        let meter = Arc::new(MeteredBdev::new(bdev, self.bdevs.reactors));
         let entry = Entry {
-            bdev,
+            bdev: meter.clone(),
+            meter,
             kind,
             driver_specific,
             base,
@@ -109,9 +120,11 @@ impl Reservation<'_> {
         };
         self.filled = true;
         let name = std::mem::take(&mut self.name);
-        self.bdevs
-            .0
-            .with(|slots| slots.insert(name.clone(), Slot::Ready(entry)));
+        self.bdevs.slots.with(|slots| {
+            slots.insert(name.clone(), Slot::Ready(entry));
+            // Under the lock: nobody is told of its end first.
+            self.bdevs.notices.note(Happening::BdevRegister, &name);
+        });
         name
     }
 }
@@ -119,7 +132,7 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if !self.filled {
-            self.bdevs.0.with(|slots| slots.remove(&self.name));
+            self.bdevs.slots.with(|slots| slots.remove(&self.name));
         }
     }
 }
@@ -143,12 +156,22 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
 }
 
 impl Bdevs {
+    /// An empty table, for channels on so many reactors; it tells `notices` of each bdev that comes or
+    /// goes.
+    pub(super) fn new(reactors: usize, notices: Arc<Notices>) -> Self {
+        Self {
+            slots: Shared::default(),
+            reactors,
+            notices,
+        }
+    }
+
     /// Takes `name` for a bdev to come.
     ///
     /// # Errors
     /// −17 if it is taken.
     pub(super) fn reserve(&self, name: &str) -> Result<Reservation<'_>, Error> {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if slots.contains_key(name) {
                 return Err(Error::errno(Errno::EXIST.raw_os_error()));
             }
@@ -163,7 +186,7 @@ impl Bdevs {
 
     /// Takes the first free name `<prefix><n>`, n from 0.
     pub(super) fn reserve_numbered(&self, prefix: &str) -> Reservation<'_> {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             let mut number = 0_u64;
             let name = loop {
                 let name = format!("{prefix}{number}");
@@ -186,7 +209,7 @@ impl Bdevs {
         name: &str,
         f: impl FnOnce(&mut Entry) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.0.with(|slots| match slots.get_mut(name) {
+        self.slots.with(|slots| match slots.get_mut(name) {
             Some(Slot::Ready(entry)) => f(entry),
             _ => Err(no_such_device()),
         })
@@ -209,12 +232,14 @@ impl Bdevs {
             Some(Slot::Ready(entry)) => Some(entry.clone()),
             _ => None,
         };
-        self.0.wait_for(timeout, ready).ok_or_else(no_such_device)
+        self.slots
+            .wait_for(timeout, ready)
+            .ok_or_else(no_such_device)
     }
 
     /// Copies of all entries, by name.
     pub(super) fn list(&self) -> Vec<Entry> {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             let ready = slots.values().filter_map(|slot| match slot {
                 Slot::Ready(entry) => Some(entry.clone()),
                 Slot::Coming => None,
@@ -237,7 +262,7 @@ impl Bdevs {
 
     /// Ends [`Bdevs::claim`].
     pub(super) fn release(&self, name: &str) {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if let Some(Slot::Ready(entry)) = slots.get_mut(name) {
                 entry.owner = None;
             }
@@ -260,7 +285,7 @@ impl Bdevs {
 
     /// Ends [`Bdevs::join`].
     pub(super) fn leave(&self, name: &str, user: &str) {
-        self.0.with(|slots| {
+        self.slots.with(|slots| {
             if let Some(Slot::Ready(entry)) = slots.get_mut(name)
                 && let Some(at) = entry.users.iter().position(|found| found == user)
             {
@@ -274,10 +299,10 @@ impl Bdevs {
     /// # Errors
     /// −19 if there is none of this kind, −16 if somebody uses it.
     pub(super) fn remove(&self, name: &str, is_kind: impl Fn(&Kind) -> bool) -> Result<(), Error> {
-        let removed = self.0.with(|slots| match slots.get(name) {
+        let removed = self.slots.with(|slots| match slots.get(name) {
             Some(Slot::Ready(entry)) if is_kind(&entry.kind) => {
                 entry.refuse_if_used(name)?;
-                Ok(slots.remove(name))
+                Ok(self.take(slots, name))
             }
             _ => Err(no_such_device()),
         })?;
@@ -287,11 +312,19 @@ impl Bdevs {
 
     /// Removes a bdev that `owner` owns, and releases the one below.
     pub(super) fn remove_owned(&self, name: &str, owner: &str) {
-        let removed = self.0.with(|slots| match slots.get(name) {
-            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => slots.remove(name),
+        let removed = self.slots.with(|slots| match slots.get(name) {
+            Some(Slot::Ready(entry)) if entry.owner.as_deref() == Some(owner) => {
+                self.take(slots, name)
+            }
             _ => None,
         });
         self.bury(removed);
+    }
+
+    /// Takes a bdev off the table, and tells of it while nobody can put another there.
+    fn take(&self, slots: &mut BTreeMap<String, Slot>, name: &str) -> Option<Slot> {
+        self.notices.note(Happening::BdevUnregister, name);
+        slots.remove(name)
     }
 
     fn bury(&self, removed: Option<Slot>) {
@@ -308,7 +341,7 @@ impl Bdevs {
     /// Removes all, those above before those below.
     pub(super) fn clear(&self) {
         loop {
-            let taken = self.0.with(|slots| {
+            let taken = self.slots.with(|slots| {
                 let bases: Vec<String> = slots
                     .values()
                     .filter_map(|slot| match slot {
@@ -317,7 +350,7 @@ impl Bdevs {
                     })
                     .collect();
                 let top = slots.keys().find(|name| !bases.contains(name)).cloned();
-                top.and_then(|name| slots.remove(&name))
+                top.and_then(|name| self.take(slots, &name))
             });
             if taken.is_none() {
                 return;

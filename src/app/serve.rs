@@ -1,7 +1,9 @@
 //! `pmcache serve`: the service from start to end.
 
 use super::cli::fail;
+use super::log::Log;
 use super::methods::IDLE_US;
+use super::observer::Watch;
 use super::service::{Service, ServiceConfig};
 use super::{announce, config, defaults};
 use clap::{Args, ValueEnum};
@@ -10,7 +12,7 @@ use rpc::{Limits, Listener, Registry, Server};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::error::Error;
-use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,6 +40,9 @@ pub(super) struct ServeArgs {
     /// The RPC socket [default: rpc.sock in the data directory].
     #[arg(long, value_name = "PATH")]
     rpc_socket: Option<PathBuf>,
+    /// A loopback address where RPC is answered too; whoever is on this machine may use it.
+    #[arg(long, value_name = "IP:PORT")]
+    rpc_tcp: Option<SocketAddr>,
     /// The cores of the data reactors: `0x3`, or `[0,1]`.
     #[arg(long, value_name = "MASK", default_value = "0x1")]
     cpumask: CoreSet,
@@ -90,8 +95,7 @@ const STOP_MAX: Duration = Duration::from_millis(4500);
 
 /// Runs the command.
 pub(super) fn run(args: &ServeArgs, json: bool) -> ExitCode {
-    start_log();
-    match serve(args, json) {
+    match serve(args, json, Log::start()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, json, chain(&*error)),
     }
@@ -111,25 +115,18 @@ fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The log goes to standard error; `PMCACHE_LOG` sets its level (error … trace).
-fn start_log() {
-    let level = std::env::var("PMCACHE_LOG").ok();
-    let level = level.and_then(|level| level.parse().ok());
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(level.unwrap_or(tracing::Level::INFO))
-        .init();
-}
-
-fn serve(args: &ServeArgs, json: bool) -> Result<(), Box<dyn Error>> {
+fn serve(args: &ServeArgs, json: bool, log: Log) -> Result<(), Box<dyn Error>> {
     let (told, signals) = channel();
     watch_signals(told)?;
     std::fs::create_dir_all(&args.data_dir)
         .map_err(|error| format!("{}: {error}", args.data_dir.display()))?;
     // First of all: two services on one socket are two on one data directory.
-    let listener = Listener::bind(&args.rpc_socket())?;
-    let service = Arc::new(Service::start(&args.service_config())?);
+    let mut listener = Listener::bind(&args.rpc_socket())?;
+    if let Some(address) = args.rpc_tcp {
+        let address = listener.add_tcp(address)?;
+        tracing::info!(%address, "answers RPC");
+    }
+    let service = Arc::new(Service::start(&args.service_config(), log)?);
     let registry = Arc::new(Service::registry());
     let server = Server::start(
         listener,
@@ -137,12 +134,14 @@ fn serve(args: &ServeArgs, json: bool) -> Result<(), Box<dyn Error>> {
         Arc::clone(&registry),
         Arc::clone(&service),
     )?;
+    let watch = Watch::start(Arc::clone(&service))?;
     let prepared = prepare(args, &registry, &service);
     if prepared.is_ok() {
         service.set_ready();
         announce::announce(&service, server.path(), json);
         wait_for_end(&signals);
     }
+    drop(watch);
     stop(service, server);
     prepared
 }

@@ -2,8 +2,12 @@
 
 use super::bdevs::Bdevs;
 use super::caches::{self, Caches};
+use super::keyring::Keyring;
+use super::log::Log;
 use super::methods;
 use super::nbd::Nbd;
+use super::notices::Notices;
+use super::observer::Observer;
 use super::shared::Shared;
 use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
@@ -39,8 +43,30 @@ pub(super) struct Degraded {
     pub(super) reason: String,
 }
 
-/// Writeback and GC each have a thread of their own.
-const MAINTENANCE_REACTORS: usize = 2;
+/// The maintenance reactors beside data reactors on `cores`: writeback and GC each have their own if
+/// there are two cores for them. On one core two threads would take turns by the scheduler's clock, so
+/// that each waits for milliseconds: there they share a reactor.
+pub(super) fn maintenance_reactors(
+    cores: &CoreSet,
+    pinned: Option<&CoreSet>,
+) -> Vec<Option<CoreSet>> {
+    let there = core_affinity::get_core_ids().unwrap_or_default();
+    maintenance_among(&there.iter().map(|core| core.id).collect(), cores, pinned)
+}
+
+fn maintenance_among(
+    there: &CoreSet,
+    cores: &CoreSet,
+    pinned: Option<&CoreSet>,
+) -> Vec<Option<CoreSet>> {
+    let left = there.without(cores);
+    let used = match pinned {
+        Some(pinned) => pinned,
+        None if left.is_empty() => there,
+        None => &left,
+    };
+    vec![pinned.cloned(); used.iter().take(2).count().max(1)]
+}
 
 /// The service. Methods get it by reference, from many threads at a time.
 #[derive(Debug)]
@@ -59,6 +85,14 @@ pub(super) struct Service {
     pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
+    /// What has happened.
+    pub(super) notices: Arc<Notices>,
+    /// What was seen of bdevs and caches.
+    pub(super) observer: Observer,
+    /// The log.
+    pub(super) log: Log,
+    /// The keys.
+    pub(super) keyring: Keyring,
 }
 
 impl Phased for Service {
@@ -72,20 +106,22 @@ impl Phased for Service {
 }
 
 impl Service {
-    /// Starts the reactors of an empty service.
+    /// Starts the reactors of an empty service, which says what it has to say in `log`.
     ///
     /// # Errors
     /// If a reactor can't be started.
-    pub(super) fn start(config: &ServiceConfig) -> Result<Self, StartError> {
+    pub(super) fn start(config: &ServiceConfig, log: Log) -> Result<Self, StartError> {
         let clock = Arc::new(MonotonicClock);
         let started = clock.now();
         let reactors = Reactors::start(ReactorsConfig {
             cores: config.cores.iter().collect(),
-            maintenance: vec![config.maintenance.clone(); MAINTENANCE_REACTORS],
+            maintenance: maintenance_reactors(&config.cores, config.maintenance.as_ref()),
             idle: config.idle,
             seed: started.0,
             clock: clock.clone(),
         })?;
+        let count = reactors.infos().len();
+        let notices = Arc::<Notices>::default();
         Ok(Self {
             reactors,
             clock,
@@ -94,9 +130,13 @@ impl Service {
             degraded: Shared::default(),
             ready: Shared::default(),
             initialized: AtomicBool::new(true),
-            bdevs: Arc::default(),
+            bdevs: Arc::new(Bdevs::new(count, Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
+            notices,
+            observer: Observer::default(),
+            log,
+            keyring: Keyring::default(),
         })
     }
 
@@ -167,5 +207,27 @@ impl Service {
         self.nbd.stop_all(&self.bdevs);
         caches::close_all(self);
         self.bdevs.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_maintenance_reactors_want_two_cores() {
+        let set = |cores: &[usize]| -> CoreSet { cores.iter().copied().collect() };
+        let count = |there: &[usize], cores: &[usize]| {
+            maintenance_among(&set(there), &set(cores), None).len()
+        };
+        assert_eq!(count(&[0], &[0]), 1);
+        assert_eq!(count(&[0, 1], &[0]), 1);
+        assert_eq!(count(&[0, 1], &[0, 1]), 2);
+        assert_eq!(count(&[0, 1, 2, 3], &[0]), 2);
+        let there = set(&[0, 1, 2, 3]);
+        for pinned in [set(&[2]), set(&[2, 3])] {
+            let made = maintenance_among(&there, &set(&[0]), Some(&pinned));
+            assert_eq!(made, vec![Some(pinned.clone()); pinned.iter().count()]);
+        }
     }
 }

@@ -16,6 +16,14 @@ pub(super) struct Shared<T> {
 }
 
 impl<T> Shared<T> {
+    /// Shares `value`.
+    pub(super) fn new(value: T) -> Self {
+        Self {
+            value: Mutex::new(value),
+            changed: Condvar::new(),
+        }
+    }
+
     /// Runs `f` with the value; short, since others wait.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
         // A thread that panicked here left a value that was whole before each single change.

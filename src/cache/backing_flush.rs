@@ -47,11 +47,7 @@ impl BackingFlush {
 }
 
 fn answer(env: &mut Env, waiter: &Waiter, status: IoStatus) {
-    let stamp = Stamp {
-        kind: Timed::Other,
-        submitted: env.now,
-        begun: env.now,
-    };
+    let stamp = Stamp::new(Timed::Other, env.now, env.now);
     let done = LaneDone {
         tag: waiter.tag,
         stamp,

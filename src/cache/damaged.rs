@@ -4,10 +4,10 @@
 
 use super::CacheError;
 use super::bad::Answers;
-use super::gather::{WindowWish, gather};
+use super::gather::{Gathering, WindowWish};
 use super::log_damage::is_damage;
 use super::window::{Damage, Window};
-use super::writeback::{State, Writeback};
+use super::writeback::{Ahead, State, Writeback};
 use crate::bdev::PmemError;
 use reactors::Nanos;
 use std::sync::atomic::Ordering;
@@ -16,27 +16,21 @@ impl Writeback {
     /// Collects a window from the log; says whether it spans epochs. `Ok(None)`: there is nothing to
     /// write back. If the window has damages it consists of one kset.
     pub(super) fn gather(&mut self, now: Nanos) -> Result<Option<bool>, CacheError> {
-        let mut wish = self.wish(now);
         self.begun = self.seed.reader.mark();
         if self.pass_lost() {
             return Ok(Some(true));
         }
-        let at = self.begun.0.sequence;
-        if let Some(lost) = self
-            .lost
-            .iter()
-            .map(|lost| lost.from)
-            .find(|&from| from > at)
-        {
-            wish.limit = wish.limit.min(lost - 1);
-        }
+        let mut wish = self.wish_from(self.begun.0.sequence, now);
         loop {
             let seed = &mut self.seed;
-            let found = gather(&seed.view, &seed.incarnations, &mut seed.reader, &wish)?;
-            let Some((mut window, spans)) = found else {
+            let mut gathering = Gathering::new(&seed.reader, wish);
+            gathering.collect(&seed.view, &seed.incarnations, &mut seed.reader, usize::MAX)?;
+            let Some((mut window, spans)) = gathering.finish() else {
                 return Ok(None);
             };
-            self.damages = window.seal(&seed.view, seed.shared.data_crc);
+            let data_crc = seed.shared.data_crc;
+            window.verify(&seed.view, data_crc, usize::MAX, &mut self.data_bytes);
+            self.damages = window.seal();
             let Some(first) = self.damages.first().map(|damage| damage.sequence) else {
                 self.window = window;
                 return Ok(Some(spans));
@@ -54,6 +48,20 @@ impl Writeback {
                 ..wish
             };
         }
+    }
+
+    /// What a window from sequence `at` on shall be: it ends before what can't be read.
+    pub(super) fn wish_from(&self, at: u64, now: Nanos) -> WindowWish {
+        let mut wish = self.wish(now);
+        if let Some(lost) = self
+            .lost
+            .iter()
+            .map(|lost| lost.from)
+            .find(|&from| from > at)
+        {
+            wish.limit = wish.limit.min(lost - 1);
+        }
+        wish
     }
 
     /// Makes a window of nothing but a stretch that can't be read, if one begins here. Its keys have
@@ -79,6 +87,7 @@ impl Writeback {
             return self.halt(error);
         }
         self.window = Window::default();
+        self.ahead = Ahead::None;
         self.state = State::Lost;
         shared.maintenance.degraded.store(true, Ordering::SeqCst);
         shared.kick_gc();
@@ -154,6 +163,7 @@ impl Writeback {
             return false;
         }
         self.window = Window::default();
+        self.ahead = Ahead::None;
         self.seed.reader.return_to(self.begun);
         true
     }

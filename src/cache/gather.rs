@@ -3,6 +3,7 @@
 use super::CacheError;
 use super::fault::{self, Fault};
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
+use super::shared::LogPos;
 use super::window::Window;
 
 /// What kind of window is wanted.
@@ -20,38 +21,90 @@ pub(crate) struct WindowWish {
     pub(crate) ends_on_boundary: bool,
 }
 
-struct Collected {
+/// A window that is being collected: in parts, so that whoever does it can look after other things
+/// between them.
+#[derive(Debug)]
+pub(crate) struct Gathering {
+    begin: (LogPos, u64),
+    wish: WindowWish,
     window: Window,
+    /// Epoch of the last kset, and how many there have been.
+    epoch: Option<u64>,
     epochs: u32,
     /// Sequence at which the last epoch of the window begins, if it is not the first.
     border: Option<u64>,
 }
 
-fn collect(
-    view: &LogView,
-    incarnations: &Incarnations,
-    reader: &mut LogReader,
-    wish: &WindowWish,
-) -> Result<Collected, CacheError> {
-    let mut collected = Collected {
-        window: Window::default(),
-        epochs: 0,
-        border: None,
-    };
-    let mut epoch = None;
-    let begin = reader.pos.sequence;
-    while reader.pos.sequence <= wish.limit
-        && !collected.window.is_full(wish.keys_max, wish.bytes_max)
-    {
+impl Gathering {
+    /// Begins where `reader` stands.
+    pub(crate) fn new(reader: &LogReader, wish: WindowWish) -> Self {
+        Self {
+            begin: reader.mark(),
+            wish,
+            window: Window::default(),
+            epoch: None,
+            epochs: 0,
+            border: None,
+        }
+    }
+
+    /// Collects about `keys` more keys; true once the window has all of its own. `reader` stands behind
+    /// them then.
+    ///
+    /// # Errors
+    /// A kset that must be there and is not, with its position; only for the first of the window.
+    pub(crate) fn collect(
+        &mut self,
+        view: &LogView,
+        incarnations: &Incarnations,
+        reader: &mut LogReader,
+        keys: usize,
+    ) -> Result<bool, CacheError> {
+        let enough = self.window.keys().saturating_add(keys);
+        while self.add_kset(view, incarnations, reader)? {
+            if self.window.keys() >= enough {
+                return Ok(false);
+            }
+        }
+        if self.wish.ends_on_boundary
+            && let Some(border) = self.border
+        {
+            // The last epoch may go on behind the window: leave it to the next one.
+            let whole = WindowWish {
+                limit: border - 1,
+                keys_max: usize::MAX,
+                bytes_max: u64::MAX,
+                ends_on_boundary: false,
+                ..self.wish
+            };
+            reader.return_to(self.begin);
+            *self = Self::new(reader, whole);
+            return self.collect(view, incarnations, reader, keys);
+        }
+        self.window.end = reader.pos;
+        Ok(true)
+    }
+
+    /// Adds the next kset; false if the window ends before it.
+    fn add_kset(
+        &mut self,
+        view: &LogView,
+        incarnations: &Incarnations,
+        reader: &mut LogReader,
+    ) -> Result<bool, CacheError> {
+        let wish = &self.wish;
+        if reader.pos.sequence > wish.limit || self.window.is_full(wish.keys_max, wish.bytes_max) {
+            return Ok(false);
+        }
         let before = reader.mark();
         let kset = match reader.next(view, incarnations) {
             Ok(Entry::Kset(kset)) => kset,
-            Ok(Entry::Last { .. }) => continue,
+            Ok(Entry::Last { .. }) => return Ok(true),
             Err(stop) => {
                 reader.return_to(before);
-                if before.0.sequence > begin {
+                if before.0.sequence > self.begin.0.sequence {
                     // What can be read makes a window of its own.
-                    break;
+                    return Ok(false);
                 }
                 return Err(match stop {
                     Stop::NotThere(damage) => view.damaged(&before.0, damage),
@@ -59,58 +112,32 @@ fn collect(
                 });
             }
         };
-        let ignored = epoch.is_some() && fault::injected(Fault::EpochsIgnored);
-        if epoch != Some(kset.header.epoch) && !ignored {
-            if epoch.is_some() {
+        let ignored = self.epoch.is_some() && fault::injected(Fault::EpochsIgnored);
+        if self.epoch != Some(kset.header.epoch) && !ignored {
+            if self.epoch.is_some() {
                 if !wish.may_span {
                     reader.return_to(before);
-                    break;
+                    return Ok(false);
                 }
-                collected.border = Some(before.0.sequence);
+                self.border = Some(before.0.sequence);
             }
-            collected.epochs += 1;
-            epoch = Some(kset.header.epoch);
+            self.epochs += 1;
+            self.epoch = Some(kset.header.epoch);
         }
         for key in kset.keys {
-            collected.window.add(view, key, kset.header.sequence);
+            self.window.add(view, key, kset.header.sequence);
         }
-        if collected.window.ksets == 0 {
-            collected.window.first_sequence = kset.header.sequence;
+        if self.window.ksets == 0 {
+            self.window.first_sequence = kset.header.sequence;
         }
-        collected.window.ksets += 1;
+        self.window.ksets += 1;
+        Ok(true)
     }
-    collected.window.end = reader.pos;
-    Ok(collected)
-}
 
-/// Collects a window from where `reader` stands, which then stands behind it, and says whether it
-/// spans epochs. `Ok(None)`: there is nothing within the limit.
-///
-/// # Errors
-/// A kset that must be there and is not, with its position.
-pub(crate) fn gather(
-    view: &LogView,
-    incarnations: &Incarnations,
-    reader: &mut LogReader,
-    wish: &WindowWish,
-) -> Result<Option<(Window, bool)>, CacheError> {
-    let begin = reader.mark();
-    let mut collected = collect(view, incarnations, reader, wish)?;
-    if wish.ends_on_boundary
-        && let Some(border) = collected.border
-    {
-        // The last epoch may go on behind the window: leave it to the next one.
-        reader.return_to(begin);
-        let whole = WindowWish {
-            limit: border - 1,
-            keys_max: usize::MAX,
-            bytes_max: u64::MAX,
-            ..*wish
-        };
-        collected = collect(view, incarnations, reader, &whole)?;
+    /// What has been collected, and whether it spans epochs; nothing if there was nothing within the
+    /// limit.
+    pub(crate) fn finish(self) -> Option<(Window, bool)> {
+        let any = self.window.end.sequence > self.begin.0.sequence;
+        any.then_some((self.window, self.epochs > 1))
     }
-    if reader.pos.sequence == begin.0.sequence {
-        return Ok(None);
-    }
-    Ok(Some((collected.window, collected.epochs > 1)))
 }

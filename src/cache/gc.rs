@@ -35,7 +35,7 @@ pub(super) const PERIOD_NS: u64 = 1_000_000_000;
 pub(super) const KSETS_A_ROUND: u32 = 32;
 
 /// Segments used, above which GC works.
-fn threshold(shared: &Shared) -> u32 {
+pub(super) fn threshold(shared: &Shared) -> u32 {
     let allocatable = shared.usable_segments().saturating_sub(shared.log_reserve);
     let wanted = u64::from(allocatable) * u64::from(shared.options.gc_percent()) / 100;
     // Every lane may sit on a segment that it fills: more than this can't be reached.
@@ -144,7 +144,11 @@ pub(crate) struct GcDriver(pub(crate) Rc<GcCell>);
 
 impl Poller for GcDriver {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
-        self.0.0.borrow_mut().poll(cx, budget)
+        let mut gc = self.0.0.borrow_mut();
+        gc.show_activity(cx.now());
+        let handled = gc.poll(cx, budget);
+        gc.show_activity(cx.now());
+        handled
     }
 
     fn wake(&self) -> Wake {

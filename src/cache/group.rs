@@ -7,6 +7,7 @@ use super::close::{Cause, PRESSED_NS};
 use super::fault::{self, Fault};
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
 use super::latency::{Stamp, Timed};
+use super::pace::Pace;
 use super::pool::Pool;
 use super::shared::Shared;
 use crate::bdev::{
@@ -67,6 +68,7 @@ pub(crate) struct Env {
     pub(crate) retry: bool,
     /// A FUA's kset had its place already: the epoch is still to be raised.
     pub(crate) raise_wanted: bool,
+    pub(crate) pace: Pace,
     /// Lanes that no longer wait for a segment.
     pub(crate) leave_queue: Vec<u16>,
     /// Place of this reactor among the data reactors.
@@ -78,8 +80,8 @@ pub(crate) struct Env {
 impl Env {
     /// Ends a request of `client`; one that is gone gets nothing.
     pub(crate) fn reply(&mut self, client: usize, done: LaneDone) {
-        let shared = &*self.shared;
-        shared.latency[self.reactor].end(done.stamp, self.now, &*shared.runtime.clock);
+        self.shared
+            .request_ended(self.reactor, &done.stamp, self.now);
         match self.clients.get_mut(client) {
             Some(Client::Local(queue)) => queue.borrow_mut().push_back(done),
             Some(Client::Remote {
@@ -274,6 +276,7 @@ impl Group {
             clients: Slab::new(),
             retry: false,
             raise_wanted: false,
+            pace: Pace::default(),
             leave_queue: Vec::new(),
             reactor: seed.reactor,
             stopping: false,
@@ -406,11 +409,7 @@ impl Group {
             };
             match visit.visitor {
                 Visitor::Client { client, tag } => {
-                    let stamp = Stamp {
-                        kind: Timed::Other,
-                        submitted: env.now,
-                        begun: env.now,
-                    };
+                    let stamp = Stamp::new(Timed::Other, env.now, env.now);
                     let data = crate::bdev::Data::None;
                     let done = LaneDone {
                         tag,
@@ -503,7 +502,7 @@ impl Group {
             if self
                 .lanes
                 .get(index)
-                .is_none_or(|lane| lane.waiting.is_empty())
+                .is_none_or(|lane| !lane.waits_for_space())
             {
                 alloc.stop_waiting(number);
             }
@@ -519,6 +518,7 @@ impl Group {
             return self.poll_backing(cx) + u32::from(self.is_leaving(cx));
         }
         self.env.retry = false;
+        self.env.pace.look(&self.env.shared, cx.now());
         self.env.poll_barrier(cx);
         let mut handled = self.apply_posts(cx);
         self.leave_suspects();
@@ -578,11 +578,7 @@ impl Group {
             if let Some(open) = lane.open.as_ref().filter(|open| open.count > 0) {
                 wake = wake.sooner(Wake::At(open.opened.after(limit)));
             }
-            if let Some(since) = lane.waiting.front().and_then(|job| job.waits_since)
-                && timeout > 0
-            {
-                wake = wake.sooner(Wake::At(since.after(timeout + 1)));
-            }
+            wake = wake.sooner(lane.wake_waiting(timeout));
         }
         wake
     }

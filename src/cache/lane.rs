@@ -9,7 +9,7 @@ use super::fault::Held;
 use super::geometry::SegIx;
 use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
-use super::latency::{Stamp, Timed};
+use super::latency::{Stamp, Timed, Waited};
 use super::marks::Marks;
 use super::read::{Miss, ReadOp};
 use super::settle::AwaitedBoundary;
@@ -18,7 +18,7 @@ use super::staging::LaneStaging;
 use super::stats::LaneStats;
 use crate::bdev::{Data, Extent, IoStatus};
 use crate::units::ByteRange;
-use reactors::{Cx, Nanos};
+use reactors::{Cx, Nanos, Wake};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -75,6 +75,8 @@ pub(crate) struct Job {
     /// Bytes that are in the index already.
     pub(crate) progress: u64,
     pub(crate) waits_since: Option<Nanos>,
+    /// Not before then: little room is left.
+    pub(crate) begins: Nanos,
     /// Progress with which it asked for space last.
     pub(crate) asked_at: Option<u64>,
     /// A part of it is in the index, and all of it goes to the backing before it completes.
@@ -102,10 +104,19 @@ impl Job {
             LaneOp::Zero { .. } => Timed::Zero,
             _ => Timed::Other,
         };
+        let waited = match (self.asked_at, self.waits_since) {
+            (Some(_), _) => Waited::Space,
+            _ if self.begins > self.begun => Waited::Pace,
+            (None, Some(_)) => Waited::Queue,
+            (None, None) => Waited::Nothing,
+        };
+        let range = self.request.range;
         Stamp {
-            kind,
-            submitted: self.request.submitted,
-            begun: self.begun,
+            waited,
+            offset: range.start(),
+            // It lies within a subtree.
+            len: u32::try_from(range.len()).unwrap_or(u32::MAX),
+            ..Stamp::new(kind, self.request.submitted, self.begun)
         }
     }
 }
@@ -155,8 +166,10 @@ pub(crate) struct Lane {
     pub(crate) acks_counted: bool,
     /// Close the open kset as soon as no other is closing.
     pub(crate) close_wanted: bool,
-    /// Requests that wait for space, and all writes behind them, in order.
+    /// Requests that wait for space or for their turn, and all writes behind them, in order.
     pub(crate) waiting: VecDeque<Job>,
+    /// The first of them waits for space: counted in [`Shared::waiting_lanes`].
+    counts_as_waiting: bool,
     pub(crate) reads: Slab<ReadOp>,
     pub(crate) misses: Slab<Miss>,
     pub(crate) next_miss: u64,
@@ -202,6 +215,7 @@ impl Lane {
             acks_counted: false,
             close_wanted: false,
             waiting: VecDeque::new(),
+            counts_as_waiting: false,
             reads: Slab::new(),
             misses: Slab::new(),
             next_miss: 1,
@@ -238,6 +252,7 @@ impl Lane {
             request,
             progress: 0,
             waits_since: None,
+            begins: env.now,
             asked_at: None,
             is_through: false,
             held: Held::default(),
@@ -246,7 +261,12 @@ impl Lane {
             LaneOp::Read => self.read(env, cx, job),
             LaneOp::Prefetch => self.read(env, cx, job),
             LaneOp::Extents => self.extents(env, job),
-            LaneOp::Write { .. } | LaneOp::Zero { .. } => self.take_up(env, cx, job),
+            LaneOp::Write { .. } | LaneOp::Zero { .. } => {
+                match env.pace.admit(env.now, job.request.data.len()) {
+                    None => self.take_up(env, cx, job),
+                    Some(begins) => self.enqueue(env, Job { begins, ..job }),
+                }
+            }
             LaneOp::Visit | LaneOp::FlushBacking | LaneOp::Cancel => {
                 env.reply(client, job.done(IoStatus::Invalid));
             }
@@ -262,6 +282,12 @@ impl Lane {
         }
     }
 
+    /// Nobody of this lane has waited so far.
+    pub(crate) fn start_waiting(&mut self, env: &mut Env, cx: &Cx, job: Job, wait: Wait) {
+        self.enqueue(env, job);
+        self.wait_for(env, cx, wait);
+    }
+
     fn enqueue(&mut self, env: &Env, mut job: Job) {
         job.waits_since = Some(env.now);
         self.stats(&env.shared).space_waits.add(1);
@@ -270,8 +296,8 @@ impl Lane {
 
     /// The first of this lane that waits makes every lane close its open kset, since only closed
     /// ones can be written back and dropped, and wakes those who make room.
-    pub(crate) fn start_waiting(&mut self, env: &mut Env, cx: &Cx, job: Job, wait: Wait) {
-        self.enqueue(env, job);
+    fn wait_for(&mut self, env: &mut Env, cx: &Cx, wait: Wait) {
+        self.counts_as_waiting = true;
         env.shared.waiting_lanes.fetch_add(1, Ordering::SeqCst);
         match wait {
             Wait::Moment => env.retry = true,
@@ -301,6 +327,10 @@ impl Lane {
                 self.end_waiting_job(env, job, IoStatus::NoSpace);
                 continue;
             }
+            if job.begins > env.now {
+                self.waiting.push_front(job);
+                break;
+            }
             let failed = env.shared.has_failed();
             match self.modify(env, cx, job) {
                 None => self
@@ -309,6 +339,11 @@ impl Lane {
                     .add(env.now.since(since)),
                 Some((mut job, wait)) => {
                     job.waits_since = Some(since);
+                    if !self.counts_as_waiting {
+                        self.waiting.push_front(job);
+                        self.wait_for(env, cx, wait);
+                        return;
+                    }
                     env.retry |= wait == Wait::Moment && !failed;
                     // What it has written since it asked last stands in an open kset again.
                     let ask = wait == Wait::Space && job.asked_at != Some(job.progress);
@@ -323,7 +358,11 @@ impl Lane {
         self.stop_waiting(env);
     }
 
+    /// The lane does not wait for space: there is nothing, or only what may not begin yet.
     fn stop_waiting(&mut self, env: &mut Env) {
+        if !std::mem::take(&mut self.counts_as_waiting) {
+            return;
+        }
         env.shared.waiting_lanes.fetch_sub(1, Ordering::SeqCst);
         env.leave_queue.push(self.number);
     }
@@ -348,6 +387,26 @@ impl Lane {
         }
         if self.waiting.is_empty() {
             self.stop_waiting(env);
+        }
+    }
+
+    /// Whether its first request waits for space.
+    pub(crate) fn waits_for_space(&self) -> bool {
+        self.counts_as_waiting
+    }
+
+    /// When its requests that wait must be looked at, if nobody rings; those that wait for space can fail
+    /// after `timeout`, if that is not 0.
+    pub(crate) fn wake_waiting(&self, timeout: u64) -> Wake {
+        let Some(job) = self.waiting.front() else {
+            return Wake::OnEvent;
+        };
+        let since = job.waits_since.filter(|_| timeout > 0);
+        let fails = since.map_or(Wake::OnEvent, |since| Wake::At(since.after(timeout + 1)));
+        if self.counts_as_waiting {
+            fails
+        } else {
+            fails.sooner(Wake::At(job.begins))
         }
     }
 

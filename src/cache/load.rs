@@ -27,6 +27,7 @@ use super::replay::{ReplayWish, Replayed, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
+use super::slow_io::SlowIos;
 use super::staged::{Staged, close_staged, open_staging, take_staged};
 use super::staging::LaneStaging;
 use super::stats::{GcStats, LaneStats, WritebackStats};
@@ -232,6 +233,7 @@ impl Loaded {
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
+            slow_ios: SlowIos::new(runtime.data.len()),
             maintenance,
             bypassed: self.bypassed(backing_volatile, durable, entry),
         }
@@ -495,6 +497,13 @@ pub(super) fn load_and_start(
     let bad = loaded.replayed.indexes.iter().map(KeyIndex::bad_blocks);
     loaded.replayed.report.bad_bytes = bad.sum::<u64>() * BLOCK;
     loaded.replayed.report.elapsed_us = runtime.clock.now().since(begun) / 1000;
+    let report = &loaded.replayed.report;
+    tracing::debug!(
+        cache = entry.name(),
+        ksets = report.ksets,
+        keys = report.keys,
+        "read"
+    );
     pool.start_cache(entry, options, backing, runtime, loaded, staging)
         .inspect(|cache| cache.shared.check_segments())
 }

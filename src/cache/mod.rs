@@ -5,6 +5,7 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod activity;
 mod admission;
 mod audit;
 mod backing_flush;
@@ -58,6 +59,7 @@ mod lost;
 mod marks;
 mod modes;
 mod options;
+mod pace;
 mod plausible;
 mod policy;
 mod pool;
@@ -72,6 +74,7 @@ mod segment_map;
 mod seq_tracker;
 mod settle;
 mod shared;
+mod slow_io;
 mod staged;
 mod staging;
 mod stats;
@@ -106,5 +109,6 @@ pub use options::{CacheOptions, Durability, Mode, SeqCutoff, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;
 pub use shared::Runtime;
+pub use slow_io::SlowIo;
 pub use stats::{GcFigures, LaneFigures, WritebackFigures};
 pub(crate) use survey::{SurveyedData, SurveyedKset};

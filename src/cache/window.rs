@@ -47,6 +47,19 @@ pub(crate) struct Damage {
     pub(crate) error: CacheError,
 }
 
+/// How far the data of a window are verified.
+#[derive(Debug, Default)]
+struct Checks {
+    /// Sources that have been.
+    verified: Vec<bool>,
+    /// The parts are looked at in their order, from here on.
+    next: u64,
+    /// Damaged sources …
+    damages: Vec<(usize, CacheError)>,
+    /// … and how many of them are left out already.
+    left_out: usize,
+}
+
 /// One backing write.
 #[derive(Clone, Debug)]
 pub(crate) struct Write {
@@ -61,6 +74,7 @@ pub(crate) struct Write {
 pub(crate) struct Window {
     sources: Vec<Source>,
     parts: BTreeMap<u64, Part>,
+    checks: Checks,
     pub(crate) writes: Vec<Write>,
     /// Dirty bytes of all its keys, elided ones included.
     pub(crate) dirty_bytes: u64,
@@ -135,33 +149,57 @@ impl Window {
         }
     }
 
+    /// Keys that it was made of.
+    pub(crate) fn keys(&self) -> usize {
+        self.sources.len()
+    }
+
     /// Whether it is large enough: requests that wait for space wait for its end.
     pub(crate) fn is_full(&self, keys_max: usize, bytes_max: u64) -> bool {
         self.sources.len() >= keys_max || self.dirty_bytes >= bytes_max
     }
 
-    /// Verifies the data of what is left, then sorts and merges it. Damaged sources are left out, and
-    /// named in the order of the log: what they hid of earlier ones is written if that is good.
-    pub(crate) fn seal(&mut self, view: &LogView, data_crc: bool) -> Vec<Damage> {
-        let mut verified = vec![false; self.sources.len()];
-        let mut damages: Vec<(usize, CacheError)> = Vec::new();
+    /// Verifies the data of what is left, of at most `count` sources; true once all are. Damaged ones are
+    /// left out: what they hid of earlier ones is written if that is good.
+    pub(crate) fn verify(
+        &mut self,
+        view: &LogView,
+        data_crc: bool,
+        count: usize,
+        bytes: &mut DataBytes,
+    ) -> bool {
+        let mut left = count;
+        self.checks.verified.resize(self.sources.len(), false);
         loop {
-            let known = damages.len();
-            for part in self.parts.values() {
+            let checks = &mut self.checks;
+            for (&at, part) in self.parts.range(checks.next..) {
                 let source = &self.sources[part.source];
-                if source.flags.has_data()
-                    && !std::mem::replace(&mut verified[part.source], true)
-                    && let Err(error) = verify(view, source, data_crc)
-                {
-                    damages.push((part.source, error));
+                if !source.flags.has_data() || checks.verified[part.source] {
+                    continue;
+                }
+                checks.next = at;
+                if left == 0 {
+                    return false;
+                }
+                left -= 1;
+                checks.verified[part.source] = true;
+                if let Err(error) = verify(view, source, data_crc, bytes) {
+                    checks.damages.push((part.source, error));
                 }
             }
-            if damages.len() == known {
-                break;
+            if checks.damages.len() == checks.left_out {
+                return true;
             }
-            self.leave_out(&damages);
+            checks.left_out = checks.damages.len();
+            checks.next = 0;
+            self.leave_out();
         }
+    }
+
+    /// Sorts and merges what has been verified. Names the damaged sources in the order of the log.
+    pub(crate) fn seal(&mut self) -> Vec<Damage> {
         self.merge();
+        let mut damages = std::mem::take(&mut self.checks).damages;
         damages.sort_unstable_by_key(|&(source, _)| source);
         let name = |(source, error): (usize, CacheError)| {
             let Source {
@@ -179,11 +217,12 @@ impl Window {
         damages.into_iter().map(name).collect()
     }
 
-    /// Makes the parts anew, of all sources but these.
-    fn leave_out(&mut self, damages: &[(usize, CacheError)]) {
+    /// Makes the parts anew, of all sources but the damaged ones.
+    fn leave_out(&mut self) {
         self.parts.clear();
         self.elided_bytes = 0;
         for source in 0..self.sources.len() {
+            let damages = &self.checks.damages;
             if damages.iter().all(|(damaged, _)| *damaged != source) {
                 self.put(self.sources[source].range, source);
             }
@@ -194,7 +233,8 @@ impl Window {
     pub(crate) fn is_whole(&self, view: &LogView, data_crc: bool) -> bool {
         let pieces = self.writes.iter().flat_map(|write| &write.pieces);
         let mut sources = pieces.map(|&(_, source)| &self.sources[source]);
-        sources.all(|source| verify(view, source, data_crc).is_ok())
+        let mut bytes = DataBytes::default();
+        sources.all(|source| verify(view, source, data_crc, &mut bytes).is_ok())
     }
 
     fn merge(&mut self) {
@@ -298,12 +338,26 @@ impl Window {
     }
 }
 
+/// Room for the data of one key, which is zeroed once and not for each key.
+#[derive(Debug)]
+pub(crate) struct DataBytes(Box<[u8; DATA_KEY_BYTES]>);
+
+impl Default for DataBytes {
+    fn default() -> Self {
+        Self(Box::new([0; DATA_KEY_BYTES]))
+    }
+}
+
 /// Whether the bytes of a source can be read, and, with `data_crc`, are those that were written.
-fn verify(view: &LogView, source: &Source, data_crc: bool) -> Result<(), CacheError> {
+fn verify(
+    view: &LogView,
+    source: &Source,
+    data_crc: bool,
+    bytes: &mut DataBytes,
+) -> Result<(), CacheError> {
     let at = view.data_at(source.ident.segment, source.ident.segment_offset);
     let len = u32::try_from(source.range.len()).unwrap_or(0);
-    let mut bytes = [0; DATA_KEY_BYTES];
-    let bytes = &mut bytes[..len as usize];
+    let bytes = &mut bytes.0[..len as usize];
     view.pmem.load(at, bytes)?;
     if !data_crc {
         return Ok(());

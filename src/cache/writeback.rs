@@ -3,11 +3,14 @@
 //!
 //! A window is: gather (and, if it spans epochs, make its end durable), write, flush the backing if it
 //! has a volatile cache, make the new dirty tail durable. The next window's first write comes after
-//! that: else a crash would write an older epoch over a newer one.
+//! that: else a crash would write an older epoch over a newer one. Under pressure the next window is
+//! gathered meanwhile.
 
+mod ahead;
 mod drain;
 mod flush_note;
 mod notes;
+mod pressure;
 
 pub(crate) use flush_note::FlushNote;
 
@@ -16,15 +19,14 @@ use super::bad::{Answers, Outbox, PostBatch};
 use super::control_io::PairState;
 use super::fault::{self, Fault};
 use super::flush_all::FlushAll;
-use super::gather::WindowWish;
 use super::lag::{Lag, Rate};
 use super::log_reader::{Incarnations, LogReader, LogView, tail_body};
 use super::lost::LostStretch;
-use super::options::WritebackOrder;
+use super::pace::RoomRate;
 use super::pool::Pool;
 use super::shared::{LogPos, Shared};
 use super::stats::WritebackStats;
-use super::window::{Damage, Window};
+use super::window::{Damage, DataBytes, Window};
 use crate::bdev::{Barrier, BarrierTicket, Channel, Completion, Data, IoStatus, Op, Request};
 use crate::media::{SlotKind, WindowEnd};
 use crate::units::ByteRange;
@@ -35,15 +37,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::little_endian::U64;
 
+pub(super) use ahead::Ahead;
+
 /// Looks for work this often when nobody kicks, ns.
 const PERIOD_NS: u64 = 1_000_000_000;
-/// Most keys of a window; under pressure, and otherwise.
-const KEYS_PRESSED: usize = 4096;
-const KEYS_CALM: usize = 512;
-/// Most bytes of a window, about: it makes room only at its end, and who waits for room waits for that.
-const BYTES_MAX: u64 = 2 << 20;
 /// First and longest pause after an error, ns.
 const BACK_OFF_NS: (u64, u64) = (100_000_000, 5_000_000_000);
+/// From the end of a window's writes to the first of the next: tail, publish, begin, write.
+const STEPS_AT_ONCE: usize = 4;
 /// Tag of the backing flush.
 const FLUSH_TAG: u64 = u64::MAX;
 
@@ -108,7 +109,13 @@ pub(crate) struct Writeback {
     barrier: Box<dyn Barrier>,
     pub(super) state: State,
     pub(super) window: Window,
-    /// Where it begins.
+    /// The next one.
+    pub(super) ahead: Ahead,
+    /// What gathers that.
+    ahead_reader: LogReader,
+    /// For verifying.
+    pub(super) data_bytes: DataBytes,
+    /// Where the window begins.
     pub(super) begun: (LogPos, u64),
     /// Its keys whose data are lost.
     pub(super) damages: Vec<Damage>,
@@ -125,6 +132,7 @@ pub(crate) struct Writeback {
     /// The durable sequence that was noted on media last.
     noted: u64,
     rate: Rate,
+    room_rate: RoomRate,
 }
 
 impl Writeback {
@@ -139,6 +147,9 @@ impl Writeback {
             barrier,
             state: State::Idle(now),
             window: Window::default(),
+            ahead: Ahead::None,
+            ahead_reader: seed.reader.clone(),
+            data_bytes: DataBytes::default(),
             begun: seed.reader.mark(),
             damages: Vec::new(),
             outbox: Outbox::new(std::mem::take(&mut seed.posts)),
@@ -151,59 +162,13 @@ impl Writeback {
             flush_all: FlushAll::default(),
             noted: 0,
             rate: Rate::new(now),
+            room_rate: RoomRate::default(),
             seed,
         }
     }
 
     fn shared(&self) -> &Arc<Shared> {
         &self.seed.shared
-    }
-
-    /// Notes what is durable now, and how long the oldest dirty kset has been.
-    fn observe(&mut self, now: Nanos) {
-        let durable = self.shared().durable.mark();
-        self.lag
-            .observe(now, self.seed.reader.pos.sequence, durable);
-        let oldest = self.lag.oldest_ns();
-        self.shared()
-            .maintenance
-            .oldest_dirty_since
-            .store(oldest, Ordering::Relaxed);
-    }
-
-    /// Whether somebody suffers if writeback takes its time.
-    fn is_pressed(&self) -> bool {
-        let shared = self.shared();
-        shared.waiting_lanes.load(Ordering::SeqCst) > 0
-            || shared.maintenance.flush_all.load(Ordering::SeqCst)
-            || shared.is_dirty_above(shared.options.dirty_high_percent())
-    }
-
-    /// The highest sequence that may be written back now.
-    fn limit(&self, now: Nanos) -> u64 {
-        let delay = self.shared().options.writeback_delay_ns();
-        if delay == 0 || self.is_pressed() || self.shared().is_tail_wanted() {
-            return self.shared().durable.mark();
-        }
-        self.lag.older_than(now, delay)
-    }
-
-    /// What the next window shall be.
-    pub(super) fn wish(&self, now: Nanos) -> WindowWish {
-        let order = self.shared().options.order();
-        let pressed = self.is_pressed();
-        let lagging = self.lag.ns(now) >= self.shared().options.writeback_lag_ns();
-        WindowWish {
-            limit: self.limit(now),
-            keys_max: if pressed { KEYS_PRESSED } else { KEYS_CALM },
-            bytes_max: BYTES_MAX,
-            may_span: match order {
-                WritebackOrder::Strict => false,
-                WritebackOrder::Adaptive => pressed || lagging,
-                WritebackOrder::Relaxed => true,
-            },
-            ends_on_boundary: order != WritebackOrder::Relaxed,
-        }
     }
 
     pub(super) fn halt(&mut self, error: &CacheError) {
@@ -217,16 +182,27 @@ impl Writeback {
         self.flush_all.give_up(&self.seed.shared);
     }
 
+    /// With durable writes nobody flushes: the window that is gathered now ends an epoch.
+    fn end_epoch(&self) {
+        let shared = self.shared();
+        if shared.options.durable_writes()
+            && let Some(mut log) = shared.log.try_lock()
+        {
+            log.raise_epoch();
+        }
+    }
+
     fn start_window(&mut self, cx: &Cx) {
         let now = cx.now();
         let shared = self.shared().clone();
-        if shared.options.durable_writes() {
-            // Nobody flushes: each window ends an epoch.
-            if let Some(mut log) = shared.log.try_lock() {
-                log.raise_epoch();
+        let found = match self.take_ahead(now) {
+            Some(spans) => Ok(Some(spans)),
+            None => {
+                self.end_epoch();
+                self.gather(now)
             }
-        }
-        match self.gather(now) {
+        };
+        match found {
             Err(error) => self.ask_about_lost(&error),
             Ok(None) => self.state = State::Idle(now.after(PERIOD_NS)),
             Ok(Some(_)) if !self.damages.is_empty() => self.report_damages(),
@@ -350,6 +326,7 @@ impl Writeback {
 
     fn fail(&mut self, cx: &Cx, what: &str, status: IoStatus) {
         self.seed.stats.errors.add(1);
+        self.room_rate.pause();
         self.pause_ns = (self.pause_ns * 2).clamp(BACK_OFF_NS.0, BACK_OFF_NS.1);
         let shared = self.shared();
         if !shared.maintenance.degraded.swap(true, Ordering::SeqCst) {
@@ -426,6 +403,7 @@ impl Writeback {
         if lost_ahead || shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
         }
+        self.measure_room(cx.now(), window.dirty_bytes);
         self.state = State::Idle(cx.now());
         self.observe(cx.now());
     }
@@ -445,6 +423,7 @@ impl Writeback {
                 self.flush_all
                     .follow(&self.seed.shared, self.seed.reader.pos.sequence);
                 if self.seed.reader.pos.sequence > self.limit(cx.now()) {
+                    self.room_rate.pause();
                     self.note_durable(cx);
                     return 0;
                 }
@@ -501,10 +480,8 @@ impl Writeback {
             State::Flush | State::Rested => 0,
         }
     }
-}
 
-impl Poller for Writeback {
-    fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
+    fn round(&mut self, cx: &Cx) -> u32 {
         let reaped = self.reap(cx);
         if let Some(rate) = self
             .rate
@@ -520,7 +497,25 @@ impl Poller for Writeback {
         if self.rest_if_asked(cx) {
             return reaped;
         }
-        reaped + self.step(cx)
+        let mut handled = reaped;
+        // What can be done at once is: other pollers of this reactor may take their time.
+        for _ in 0..STEPS_AT_ONCE {
+            let before = std::mem::discriminant(&self.state);
+            handled += self.step(cx);
+            if std::mem::discriminant(&self.state) == before {
+                break;
+            }
+        }
+        handled + self.go_ahead(cx.now())
+    }
+}
+
+impl Poller for Writeback {
+    fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
+        self.show_activity(cx.now());
+        let handled = self.round(cx);
+        self.show_activity(cx.now());
+        handled
     }
 
     fn wake(&self) -> Wake {
@@ -539,6 +534,7 @@ impl Poller for Writeback {
         noting.sooner(match self.state {
             State::Rested => backing,
             _ if stop && self.in_flight == 0 => Wake::Now,
+            _ if self.is_going_ahead() && !stop => Wake::Now,
             // A flush waits for lanes to close: look again soon; they ring nobody for it.
             State::Idle(until) => {
                 let soon = self.shared().maintenance.flush_all.load(Ordering::SeqCst);

@@ -43,6 +43,11 @@ impl Service {
 
     /// Starts one with these arguments in `dir`.
     pub fn start_in(dir: tempfile::TempDir, args: &[&str]) -> Self {
+        Self::start_with(dir, args, Stdio::inherit())
+    }
+
+    /// As [`Service::start_in`]; its log goes to `log`.
+    pub fn start_with(dir: tempfile::TempDir, args: &[&str], log: Stdio) -> Self {
         std::fs::write(dir.path().join(EMPTY_CONFIG), "{\"subsystems\":[]}").unwrap();
         std::fs::create_dir_all(dir.path().join("run")).unwrap();
         // Nothing is left in the machine's own run directory, unless a test names another.
@@ -57,6 +62,7 @@ impl Service {
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let stdout = child.stdout.take().unwrap();

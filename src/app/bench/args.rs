@@ -22,6 +22,9 @@ pub(in crate::app) struct BenchArgs {
     /// Rows that belong together, instead of those that --bdev, --rw and --depth span.
     #[arg(long, value_enum, conflicts_with_all = ["bdev", "rw", "depth", "jobs", "rate", "count", "verify", "submit", "pool_mib", "job_file"])]
     pub(super) preset: Option<Preset>,
+    /// Which rows of the preset bars; all if not given.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(super) rows: Vec<String>,
     /// Rows from a job file as fio and bdevperf take them, instead of those that flags span.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["bdev", "rw", "rwmixread", "distribution", "depth", "jobs", "block_size", "bssplit", "fua_every", "flush_every", "offset_mib", "working_set_mib", "seconds", "warmup", "count", "rate", "arrival", "verify"])]
     pub(super) job_file: Option<PathBuf>,

@@ -67,7 +67,8 @@ fn measure(args: &BenchArgs, json: bool) -> Result<bool, Box<dyn Error>> {
     let cores = cores(args);
     let rows = match args.preset {
         Some(Preset::Bars) => bars(args, cores.len() > 1)?,
-        Some(Preset::Replay) => Vec::new(),
+        Some(Preset::Replay) => select(Vec::new(), &args.rows)?,
+        None if !args.rows.is_empty() => return Err("--rows wants --preset bars".into()),
         None => match &args.job_file {
             Some(path) => job_rows::of_file(args, path)?,
             None => flag_rows::of_flags(args)?,
@@ -107,7 +108,25 @@ fn bars(args: &BenchArgs, has_ring: bool) -> Result<Vec<Row>, Box<dyn Error>> {
         seed: args.seed,
         has_ring,
     };
-    Ok(config.rows())
+    select(config.rows(), &args.rows)
+}
+
+/// The rows that are named; all without names.
+fn select(rows: Vec<Row>, names: &[String]) -> Result<Vec<Row>, Box<dyn Error>> {
+    if names.is_empty() {
+        return Ok(rows);
+    }
+    for name in names {
+        let row = rows.iter().find(|row| row.name == *name);
+        let row = row.ok_or_else(|| format!("--rows {name}: the preset has no such row here"))?;
+        if let Some(other) = row.half_rate_of
+            && names.iter().all(|name| name != other)
+        {
+            return Err(format!("--rows {name}: it takes its rate from {other}").into());
+        }
+    }
+    let named = |row: &Row| names.contains(&row.name);
+    Ok(rows.into_iter().filter(named).collect())
 }
 
 /// Measures floors and rows in turns, and prints the document. Returns whether all went well.

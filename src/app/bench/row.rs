@@ -2,6 +2,7 @@
 
 use super::stack::{Stack, StackConfig};
 use super::stages::CacheBefore;
+use crate::app::service::maintenance_reactors;
 use crate::bdev::Bdev;
 use crate::bench::{self, Outcome, RunHead, RunReport, Workload};
 use crate::units::ByteRange;
@@ -59,14 +60,14 @@ pub(super) struct Row {
     pub(super) half_rate_of: Option<&'static str>,
 }
 
-/// Starts data reactors on `cores`, and two maintenance reactors where they leave room.
+/// Starts data reactors on `cores`, and maintenance reactors where they leave room.
 ///
 /// # Errors
 /// If a core is not to be had.
 pub(super) fn start_reactors(cores: &[usize], seed: u64) -> Result<Reactors, Box<dyn Error>> {
     Ok(Reactors::start(ReactorsConfig {
         cores: cores.to_vec(),
-        maintenance: vec![None; 2],
+        maintenance: maintenance_reactors(&cores.iter().copied().collect(), None),
         idle: IdlePolicy::Poll,
         seed,
         clock: Arc::new(MonotonicClock),

@@ -163,6 +163,9 @@ struct SetOptions {
     /// have been read or written anew. FLUSH does not fail any more.
     #[serde(default)]
     clear_flush_error: bool,
+    /// Requests that take at least so many microseconds are kept for `bdev_pmcache_get_slow_ios`;
+    /// 0: none. Not kept on media: 10 000 after each load.
+    slow_io_us: Option<u64>,
     /// Take `durability` write on memory that has none.
     #[serde(default)]
     force: bool,
@@ -416,6 +419,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "epochs_pending": status.epochs_pending,
         "writeback_lag_ms": lag_ms,
         "waiting_lanes": status.waiting_lanes,
+        "slow_io_us": cache.slow_io_us(),
         "salvage": show_salvage(cache),
     });
     if let (Some(shown), Value::Object(options)) =
@@ -450,6 +454,9 @@ fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
         .map_err(|error| cache_error(&object, &error))?;
     if params.clear_flush_error {
         cache.clear_flush_failure();
+    }
+    if let Some(slow_io_us) = params.slow_io_us {
+        cache.set_slow_io_us(slow_io_us);
     }
     Ok(true)
 }

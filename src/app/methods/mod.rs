@@ -6,13 +6,24 @@ mod cache;
 mod cache_load;
 mod cache_mode;
 mod cache_stats;
+mod examine;
 mod files;
 mod filters;
+mod iostat;
+mod keyring;
+mod log;
 mod nbd;
+mod notify;
 mod pmem;
 mod pool;
+mod qos;
 mod reactor;
+mod scheduler;
 mod service;
+mod sock;
+mod targets;
+mod threads;
+mod trace;
 
 use super::service::Service;
 
@@ -27,8 +38,13 @@ use uuid::Uuid;
 pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
     reactor::register(registry);
+    threads::register(registry);
+    scheduler::register(registry);
     registry.section("Bdevs", "");
     bdev::register(registry);
+    examine::register(registry);
+    iostat::register(registry);
+    qos::register(registry);
     files::register(registry);
     filters::register(registry);
     registry.section("Persistent memory and pools", "");
@@ -41,6 +57,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
+    targets::register(registry);
+    keyring::register(registry);
+    sock::register(registry);
+    log::register(registry);
+    notify::register(registry);
+    trace::register(registry);
 }
 
 /// Parameters of the many methods that take a name only.

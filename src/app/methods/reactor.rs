@@ -27,7 +27,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 }
 
 /// Our ticks are nanoseconds.
-const TICK_RATE: u64 = 1_000_000_000;
+pub(super) const TICK_RATE: u64 = 1_000_000_000;
 
 /// How long an adaptive reactor spins if nothing else is said, in microseconds.
 pub(in crate::app) const IDLE_US: u32 = 50;
