@@ -5,6 +5,7 @@ mod bdev;
 mod cache;
 mod cache_check;
 mod cache_load;
+mod cache_mode;
 mod cache_resize;
 mod cache_stats;
 mod config;
@@ -64,6 +65,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     cache_load::register(registry);
     cache_resize::register(registry);
     cache_check::register(registry);
+    cache_mode::register(registry);
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
