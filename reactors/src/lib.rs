@@ -48,6 +48,6 @@ pub use {
     random::SplitMix64,
     reactor::{Reactor, ReactorConfig},
     reactors::{ReactorInfo, ReactorKind, Reactors, ReactorsConfig, StartError},
-    stats::{PollerStats, ReactorStats},
+    stats::{Counter, PollerStats, ReactorStats},
     watch::Interest,
 };

@@ -31,18 +31,27 @@ impl ReactorStats {
     }
 }
 
-/// One number that its owner alone writes: a plain store, never a locked instruction.
+/// A number that its owner alone writes, with plain stores, and that anybody reads.
 #[derive(Debug, Default)]
-struct Counter(AtomicU64);
+pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Adds `n`; the owner alone may call it.
     #[inline]
-    fn add(&self, n: u64) {
+    pub fn add(&self, n: u64) {
         let value = self.0.load(Ordering::Relaxed).wrapping_add(n);
         self.0.store(value, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    /// Shows `n`: a gauge, not a sum. The owner alone may call it.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// What it is now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

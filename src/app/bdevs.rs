@@ -7,7 +7,7 @@ use super::config::Recipe;
 use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
-use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev};
+use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev};
 use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
@@ -42,8 +42,10 @@ pub(super) enum Kind {
 /// One bdev.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    /// Itself.
+    /// Itself, as all open it: behind its meter.
     pub(super) bdev: Arc<dyn Bdev>,
+    /// The meter.
+    pub(super) meter: Arc<MeteredBdev>,
     /// Its kind.
     pub(super) kind: Kind,
     /// What `bdev_get_bdevs` tells as `driver_specific`, as far as it never changes.
@@ -81,6 +83,8 @@ enum Slot {
 #[derive(Debug)]
 pub(super) struct Bdevs {
     slots: Shared<BTreeMap<String, Slot>>,
+    /// How many reactors there are that may open a bdev.
+    reactors: usize,
     /// Who is told of each that comes or goes.
     notices: Arc<Notices>,
 }
@@ -108,8 +112,10 @@ impl Reservation<'_> {
         base: Option<String>,
         recipe: Recipe,
     ) -> String {
+        let meter = Arc::new(MeteredBdev::new(bdev, self.bdevs.reactors));
         let entry = Entry {
-            bdev,
+            bdev: meter.clone(),
+            meter,
             kind,
             driver_specific,
             recipe,
@@ -155,10 +161,12 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
 }
 
 impl Bdevs {
-    /// An empty table, that tells `notices` of each bdev that comes or goes.
-    pub(super) fn new(notices: Arc<Notices>) -> Self {
+    /// An empty table, for channels on so many reactors; it tells `notices` of each bdev that comes or
+    /// goes.
+    pub(super) fn new(reactors: usize, notices: Arc<Notices>) -> Self {
         Self {
             slots: Shared::default(),
+            reactors,
             notices,
         }
     }

@@ -144,6 +144,7 @@ impl Service {
         if !config.wait_for_rpc {
             stage.with(|stage| *stage = Stage::Loading);
         }
+        let count = reactors.infos().len();
         let notices = Arc::<Notices>::default();
         Ok(Self {
             reactors,
@@ -154,7 +155,7 @@ impl Service {
             stage,
             idle_set: Shared::default(),
             unresolved: Unresolved::default(),
-            bdevs: Arc::new(Bdevs::new(Arc::clone(&notices))),
+            bdevs: Arc::new(Bdevs::new(count, Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
             notices,

@@ -11,6 +11,7 @@ mod identity;
 mod in_flight;
 mod inline;
 mod malloc;
+mod metered;
 mod nbd;
 mod null;
 mod passthru;
@@ -28,6 +29,10 @@ pub use delay::{DelayBdev, DelayKind, DelayLatencies};
 pub use error::{ErrorBdev, ErrorIo, ErrorKind, Injection};
 pub use identity::{check_block_size, check_name, derived_uuid};
 pub use malloc::{MallocBdev, MallocConfig};
+pub use metered::{
+    DepthFigures, HistogramCounts, HistogramIo, HistogramOptions, IoFigures, KindFigures,
+    MeteredBdev, RateLimits, ResetFigures,
+};
 pub use nbd::{NbdBdev, NbdConfig, NbdFault, NbdPlace, NbdUri};
 pub use null::{NullBdev, NullConfig};
 pub use passthru::PassthruBdev;

@@ -162,6 +162,9 @@ pub enum IoStatus {
 }
 
 impl IoStatus {
+    /// How many there are; each as a number is below.
+    pub(crate) const COUNT: usize = Self::Aborted as usize + 1;
+
     /// Whether it is [`IoStatus::Ok`].
     #[must_use]
     pub fn is_ok(self) -> bool {

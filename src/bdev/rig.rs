@@ -30,12 +30,18 @@ impl Rig {
     }
 
     fn on(clock: Arc<dyn Clock>) -> Self {
+        Self::numbered(0, clock)
+    }
+
+    /// One of several.
+    pub(super) fn numbered(id: u32, clock: Arc<dyn Clock>) -> Self {
         let config = ReactorConfig {
-            id: ReactorId(0),
+            id: ReactorId(id),
             idle: IdlePolicy::Poll,
             seed: 1,
         };
-        let reactor = Reactor::new(&config, clock, Quiescence::new(1)).unwrap();
+        let domain = Quiescence::new(id as usize + 1);
+        let reactor = Reactor::new(&config, clock, domain).unwrap();
         Self { reactor }
     }
 

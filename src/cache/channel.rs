@@ -192,11 +192,7 @@ impl CacheChannel {
                 } = request;
                 self.arrived.push_back(LaneDone {
                     tag,
-                    stamp: Stamp {
-                        kind: Timed::Other,
-                        submitted,
-                        begun: submitted,
-                    },
+                    stamp: Stamp::new(Timed::Other, submitted, submitted),
                     status: IoStatus::Invalid,
                     data,
                 });
@@ -328,14 +324,8 @@ impl CacheChannel {
                 pending.status
             };
             let begun = pending.submitted;
-            let stamp = Stamp {
-                kind: Timed::Flush,
-                submitted: begun,
-                begun,
-            };
-            if let Some(latency) = self.shared.latency.get(self.reactor) {
-                latency.end(stamp, cx.now(), &*self.shared.runtime.clock);
-            }
+            let stamp = Stamp::new(Timed::Flush, begun, begun);
+            self.shared.request_ended(self.reactor, &stamp, cx.now());
             let (tag, data) = (pending.tag, Data::None);
             self.pending.remove(slot);
             self.shared.durable_waiters.fetch_sub(1, Ordering::SeqCst);

@@ -144,7 +144,11 @@ pub(crate) struct GcDriver(pub(crate) Rc<GcCell>);
 
 impl Poller for GcDriver {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
-        self.0.0.borrow_mut().poll(cx, budget)
+        let mut gc = self.0.0.borrow_mut();
+        gc.show_activity(cx.now());
+        let handled = gc.poll(cx, budget);
+        gc.show_activity(cx.now());
+        handled
     }
 
     fn wake(&self) -> Wake {

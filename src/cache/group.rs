@@ -73,8 +73,8 @@ pub(crate) struct Env {
 impl Env {
     /// Ends a request of `client`; one that is gone gets nothing.
     pub(crate) fn reply(&mut self, client: usize, done: LaneDone) {
-        let shared = &*self.shared;
-        shared.latency[self.reactor].end(done.stamp, self.now, &*shared.runtime.clock);
+        self.shared
+            .request_ended(self.reactor, &done.stamp, self.now);
         match self.clients.get_mut(client) {
             Some(Client::Local(queue)) => queue.borrow_mut().push_back(done),
             Some(Client::Remote {
@@ -369,11 +369,7 @@ impl Group {
             };
             match visit.visitor {
                 Visitor::Client { client, tag } => {
-                    let stamp = Stamp {
-                        kind: Timed::Other,
-                        submitted: env.now,
-                        begun: env.now,
-                    };
+                    let stamp = Stamp::new(Timed::Other, env.now, env.now);
                     let data = crate::bdev::Data::None;
                     let done = LaneDone {
                         tag,

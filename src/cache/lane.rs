@@ -7,7 +7,7 @@ use super::fault::Held;
 use super::geometry::SegIx;
 use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
-use super::latency::{Stamp, Timed};
+use super::latency::{Stamp, Timed, Waited};
 use super::read::{Miss, ReadOp};
 use super::settle::AwaitedBoundary;
 use super::shared::{SEALED, Shared};
@@ -95,10 +95,19 @@ impl Job {
             LaneOp::Zero { .. } => Timed::Zero,
             _ => Timed::Other,
         };
+        let waited = match (self.asked_at, self.waits_since) {
+            (Some(_), _) => Waited::Space,
+            _ if self.begins > self.begun => Waited::Pace,
+            (None, Some(_)) => Waited::Queue,
+            (None, None) => Waited::Nothing,
+        };
+        let range = self.request.range;
         Stamp {
-            kind,
-            submitted: self.request.submitted,
-            begun: self.begun,
+            waited,
+            offset: range.start(),
+            // It lies within a subtree.
+            len: u32::try_from(range.len()).unwrap_or(u32::MAX),
+            ..Stamp::new(kind, self.request.submitted, self.begun)
         }
     }
 }

@@ -74,14 +74,69 @@ pub(crate) enum Timed {
     Other = 4,
 }
 
+/// What a request waited for, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// Nothing.
+    Nothing,
+    /// A read of the backing.
+    Backing,
+    /// A kset that had to become durable.
+    Kset,
+    /// Another request of its lane, a lock or a staging slot.
+    Queue,
+    /// Its turn, while little room is left.
+    Pace,
+    /// Space.
+    Space,
+}
+
 /// Where a request has been when.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stamp {
     pub(crate) kind: Timed,
+    pub(crate) waited: Waited,
+    /// Bytes of its range.
+    pub(crate) len: u32,
+    /// The longest read of the backing that it waited for, µs.
+    pub(crate) backing_us: u32,
+    /// Where its range begins.
+    pub(crate) offset: u64,
     /// When its client gave it away.
     pub(crate) submitted: Nanos,
     /// When its lane got it.
     pub(crate) begun: Nanos,
+}
+
+impl Stamp {
+    /// Of a request without a range, that waited for nothing.
+    pub(crate) fn new(kind: Timed, submitted: Nanos, begun: Nanos) -> Self {
+        Self {
+            kind,
+            waited: Waited::Nothing,
+            len: 0,
+            backing_us: 0,
+            offset: 0,
+            submitted,
+            begun,
+        }
+    }
+
+    /// A read of the backing that it waited for took so long.
+    pub(crate) fn waited_for_backing(&mut self, ns: u64) {
+        let us = u32::try_from(ns / 1000).unwrap_or(u32::MAX);
+        self.backing_us = self.backing_us.max(us);
+        self.waited = Waited::Backing;
+    }
+}
+
+/// How long a request was where, ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spent {
+    /// Between its client and its lane.
+    pub(crate) ring_ns: u64,
+    /// From there to its end.
+    pub(crate) engine_ns: u64,
 }
 
 #[derive(Debug, Default)]
@@ -100,24 +155,26 @@ pub(crate) struct LatencyStats {
 }
 
 impl LatencyStats {
-    /// A request ends now, in the round that began at `now`. On the owner's reactor.
-    pub(crate) fn end(&self, stamp: Stamp, now: Nanos, clock: &dyn Clock) {
-        let Some(stages) = self.kinds.get(stamp.kind as usize) else {
-            return;
-        };
-        let ring = stamp.begun.since(stamp.submitted);
+    /// A request ends now, in the round that began at `now`; tells how long it took, if that is
+    /// known. On the owner's reactor.
+    pub(crate) fn end(&self, stamp: &Stamp, now: Nanos, clock: &dyn Clock) -> Option<Spent> {
+        let stages = self.kinds.get(stamp.kind as usize)?;
+        let ring_ns = stamp.begun.since(stamp.submitted);
         if stamp.begun != now {
-            stages.engine.record(now.since(stamp.begun), 1);
-            stages.ring.record(ring, 1);
-            return;
+            let engine_ns = now.since(stamp.begun);
+            stages.engine.record(engine_ns, 1);
+            stages.ring.record(ring_ns, 1);
+            return Some(Spent { ring_ns, engine_ns });
         }
         let hits = self.hits.load(Ordering::Relaxed) + 1;
         self.hits.store(hits, Ordering::Relaxed);
-        if hits.is_multiple_of(SAMPLE.into()) {
-            let engine = clock.now().since(stamp.begun);
-            stages.engine.record(engine, SAMPLE.into());
-            stages.ring.record(ring, SAMPLE.into());
+        if !hits.is_multiple_of(SAMPLE.into()) {
+            return None;
         }
+        let engine_ns = clock.now().since(stamp.begun);
+        stages.engine.record(engine_ns, SAMPLE.into());
+        stages.ring.record(ring_ns, SAMPLE.into());
+        Some(Spent { ring_ns, engine_ns })
     }
 
     /// A read of the backing, begun at `begun`, ends now.
@@ -249,18 +306,16 @@ mod tests {
         let (stats, clock) = (LatencyStats::default(), ManualClock::default());
         clock.advance(1000);
         let now = Nanos(500);
-        let stamp = Stamp {
-            kind: Timed::Write,
-            submitted: now,
-            begun: now,
+        let stamp = Stamp::new(Timed::Write, now, now);
+        let known = (0..160).filter_map(|_| stats.end(&stamp, now, &clock));
+        assert_eq!(known.count(), 10);
+        let waited = Stamp::new(Timed::Write, Nanos(100), Nanos(200));
+        let spent = stats.end(&waited, Nanos(10_200), &clock);
+        let expected = Spent {
+            ring_ns: 100,
+            engine_ns: 10_000,
         };
-        (0..160).for_each(|_| stats.end(stamp, now, &clock));
-        let waited = Stamp {
-            kind: Timed::Write,
-            submitted: Nanos(100),
-            begun: Nanos(200),
-        };
-        stats.end(waited, Nanos(10_200), &clock);
+        assert_eq!(spent, Some(expected));
         let snapshot = LatencySnapshot::of([&stats].into_iter());
         let figures = snapshot.figures();
         let engine = figures.iter().find(|f| f.stage == "engine").unwrap();

@@ -26,6 +26,7 @@ use super::replay::{ReplayWish, Replayed, open_view, replay};
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
+use super::slow_io::SlowIos;
 use super::staged::{Staged, close_staged, open_staging, take_staged};
 use super::staging::LaneStaging;
 use super::stats::{GcStats, LaneStats, WritebackStats};
@@ -228,6 +229,7 @@ impl Loaded {
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
+            slow_ios: SlowIos::new(runtime.data.len()),
             maintenance,
         }
     }

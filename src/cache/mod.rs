@@ -5,6 +5,7 @@
 //! writeback and GC are pollers on the maintenance reactors. `docs/architecture.md` has the picture,
 //! `docs/format.md` the media.
 
+mod activity;
 mod audit;
 mod backing_read;
 mod backing_sample;
@@ -64,6 +65,7 @@ mod segment_map;
 mod seq_tracker;
 mod settle;
 mod shared;
+mod slow_io;
 mod staged;
 mod staging;
 mod stats;
@@ -97,5 +99,6 @@ pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;
 pub use shared::Runtime;
+pub use slow_io::SlowIo;
 pub use stats::{GcFigures, LaneFigures, WritebackFigures};
 pub(crate) use survey::{SurveyedData, SurveyedKset};

@@ -372,7 +372,7 @@ impl Lane {
         }
         env.pool.give(buf);
         for &(read, _) in &miss.wanted {
-            self.piece_done(env, read, IoStatus::Ok);
+            self.piece_done(env, read, miss.begun, IoStatus::Ok);
         }
     }
 
@@ -392,17 +392,21 @@ impl Lane {
         };
         for &(read, part) in &miss.wanted {
             if miss.is_retry || alone || final_status == IoStatus::Aborted {
-                self.piece_done(env, read, final_status);
+                self.piece_done(env, read, miss.begun, final_status);
             } else {
                 self.start_miss(env, cx, part, read, true);
             }
         }
     }
 
-    fn piece_done(&mut self, env: &mut Env, read: usize, status: IoStatus) {
+    /// A read of the backing that was begun at `begun` has brought `read` a piece, or failed it.
+    fn piece_done(&mut self, env: &mut Env, read: usize, begun: Nanos, status: IoStatus) {
         let Some(op) = self.reads.get_mut(read) else {
             return;
         };
+        // It may have been on its way already.
+        let since = begun.max(op.stamp.begun);
+        op.stamp.waited_for_backing(env.now.since(since));
         op.status = op.status.and(status);
         op.pending -= 1;
         if op.pending > 0 {

@@ -1,9 +1,10 @@
 //! What the lanes of a cache, its writeback and its GC share: each part with the smallest possible
 //! critical section, and nothing that is written on a hit.
 
+use super::activity::Activity;
 use super::geometry::{PoolGeometry, SegIx};
 use super::key_index::SUBTREE_BYTES;
-use super::latency::LatencyStats;
+use super::latency::{LatencyStats, Stamp};
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place};
 use super::log_reader::LogView;
@@ -11,12 +12,13 @@ use super::lost::LostBoard;
 use super::pool::PoolFailure;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
+use super::slow_io::SlowIos;
 use super::stats::LaneStats;
 use super::try_lock::TryLock;
 use crate::bdev::{Pmem, PmemError};
 use crate::units::SegmentId;
 use crossbeam_utils::CachePadded;
-use reactors::{Clock, Quiescence, ReactorHandle};
+use reactors::{Clock, Nanos, Quiescence, ReactorHandle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
@@ -97,6 +99,10 @@ pub(crate) struct Maintenance {
     pub(crate) key_position: AtomicU64,
     /// Time at which the oldest dirty kset was first seen by writeback, ns; 0 for none.
     pub(crate) oldest_dirty_since: AtomicU64,
+    /// What writeback is at …
+    pub(crate) writeback_activity: CachePadded<Activity>,
+    /// … and what GC is at.
+    pub(crate) gc_activity: CachePadded<Activity>,
 }
 
 /// Who runs what.
@@ -187,6 +193,8 @@ pub(crate) struct Shared {
     pub(crate) stats: Box<[CachePadded<LaneStats>]>,
     /// For each data reactor, which alone writes there.
     pub(crate) latency: Box<[CachePadded<LatencyStats>]>,
+    /// Requests that took long.
+    pub(crate) slow_ios: SlowIos,
     pub(crate) maintenance: Maintenance,
 }
 
@@ -327,6 +335,15 @@ impl Shared {
 }
 
 impl Shared {
+    /// A request has ended on data reactor `reactor`, in the round that began at `now`.
+    pub(crate) fn request_ended(&self, reactor: usize, stamp: &Stamp, now: Nanos) {
+        let latency = self.latency.get(reactor);
+        if let Some(spent) = latency.and_then(|l| l.end(stamp, now, &*self.runtime.clock)) {
+            self.slow_ios
+                .note(reactor, stamp, &spent, now, &self.maintenance);
+        }
+    }
+
     /// Whether the dirty bytes exceed `percent` of the data space.
     pub(crate) fn is_dirty_above(&self, percent: u32) -> bool {
         let segments = self.usable_segments().saturating_sub(self.log_reserve);

@@ -1,29 +1,6 @@
 //! Counters. Each is written by one owner only, with plain stores, and read by anybody.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A counter with one writer.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`; the owner alone may call it.
-    pub(crate) fn add(&self, n: u64) {
-        self.0.store(
-            self.0.load(Ordering::Relaxed).wrapping_add(n),
-            Ordering::Relaxed,
-        );
-    }
-
-    /// Shows `n`: a gauge, not a sum.
-    pub(crate) fn set(&self, n: u64) {
-        self.0.store(n, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub(crate) use reactors::Counter;
 
 macro_rules! counters {
     ($(#[$outer:meta])* $name:ident / $(#[$snap:meta])* $snapshot:ident { $($(#[$doc:meta])* $field:ident),* $(,)? }) => {

@@ -11,6 +11,7 @@ use super::group::Env;
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, LEAF_BYTES};
 use super::lane::{DataHead, Job, Lane, LaneDone, LaneOp, Wait};
+use super::latency::Waited;
 use super::shared::Shared;
 use crate::bdev::{Data, IoStatus, PmemError};
 use crate::media::{self, KEYS_MAX, KeyFlags};
@@ -113,9 +114,12 @@ impl Lane {
         env: &mut Env,
         cx: &Cx,
         client: usize,
-        done: LaneDone,
+        mut done: LaneDone,
         fua: bool,
     ) {
+        if done.stamp.waited == Waited::Nothing {
+            done.stamp.waited = Waited::Kset;
+        }
         // The newest kset holds it: the open one, or the one that it has just filled.
         self.acks.push_back((self.next_order - 1, client, done));
         if let Some(open) = &mut self.open {

@@ -471,10 +471,8 @@ impl Writeback {
             State::Flush | State::Rested => 0,
         }
     }
-}
 
-impl Poller for Writeback {
-    fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
+    fn round(&mut self, cx: &Cx) -> u32 {
         let reaped = self.reap(cx);
         if let Some(rate) = self
             .rate
@@ -499,6 +497,15 @@ impl Poller for Writeback {
             }
         }
         handled + self.go_ahead(cx.now())
+    }
+}
+
+impl Poller for Writeback {
+    fn poll(&mut self, cx: &Cx, _budget: u32) -> u32 {
+        self.show_activity(cx.now());
+        let handled = self.round(cx);
+        self.show_activity(cx.now());
+        handled
     }
 
     fn wake(&self) -> Wake {

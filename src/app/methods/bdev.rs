@@ -1,7 +1,7 @@
 //! Methods about bdevs in general, and those that make the kinds that stand on nothing.
 
 use super::filters::describe_delay;
-use super::{Name, refuse_unless_default, remove_bdev, uuid_or_new};
+use super::{Name, qos, refuse_unless_default, remove_bdev, uuid_or_new};
 use crate::app::bdevs::{Entry, Kind, bdev_error};
 use crate::app::config::Recipe;
 use crate::app::service::Service;
@@ -19,8 +19,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.bdev_method("bdev_get_bdevs", get_bdevs).about(
         "All bdevs, or one.",
         "A list, by name, in SPDK's shape: `name`, `product_name`, `block_size`, \
-             `num_blocks`, `uuid`, `claimed` (it has an owner), `supported_io_types`, \
-             `driver_specific`, and constants. −19 if it does not appear.",
+             `num_blocks`, `uuid`, `assigned_rate_limits`, `claimed` (it has an owner), \
+             `supported_io_types`, `driver_specific`, and constants. −19 if it does not appear.",
     );
     registry
         .bdev_method("bdev_malloc_create", malloc_create)
@@ -90,12 +90,7 @@ fn describe(entry: &Entry) -> Value {
         "preferred_unmap_alignment": 1,
         "preferred_unmap_granularity": 1,
         "uuid": info.uuid,
-        "assigned_rate_limits": {
-            "rw_ios_per_sec": 0,
-            "rw_mbytes_per_sec": 0,
-            "r_mbytes_per_sec": 0,
-            "w_mbytes_per_sec": 0,
-        },
+        "assigned_rate_limits": qos::describe(entry.meter.limits()),
         "claimed": entry.owner.is_some(),
         "zoned": false,
         "supported_io_types": {

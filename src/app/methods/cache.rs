@@ -186,6 +186,9 @@ struct SetOptions {
     no_space_timeout_s: Option<u32>,
     /// Check the CRC of all that a hit reads; wants `data_crc`, else −22. False at creation.
     verify_reads: Option<bool>,
+    /// Requests that take at least so many microseconds are kept for `bdev_pmcache_get_slow_ios`;
+    /// 0: none. Not kept on media: 10 000 after each load.
+    slow_io_us: Option<u64>,
     /// Take `durability` write on memory that has none.
     #[serde(default)]
     force: bool,
@@ -429,6 +432,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "epochs_pending": status.epochs_pending,
         "writeback_lag_ms": lag_ms,
         "waiting_lanes": status.waiting_lanes,
+        "slow_io_us": cache.slow_io_us(),
         "salvage": show_salvage(cache),
     });
     if let (Some(shown), Value::Object(options)) =
@@ -479,6 +483,9 @@ fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
     cache
         .set_options(options)
         .map_err(|error| cache_error(&object, &error))?;
+    if let Some(slow_io_us) = params.slow_io_us {
+        cache.set_slow_io_us(slow_io_us);
+    }
     Ok(true)
 }
 

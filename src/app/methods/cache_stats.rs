@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What `bdev_pmcache_get_stats` answers.
 const GET_STATS_RESULT: &str = "- `usage` {`occupancy`, `free`, `clean`, `dirty`} and `requests` {`rd_hits`, `rd_partial_misses`,
@@ -27,12 +28,34 @@ const GET_STATS_RESULT: &str = "- `usage` {`occupancy`, `free`, `clean`, `dirty`
   `max_ns`}; of requests that end at once one in 16 is timed; what never happened is left out;
 - `replay`, `segments`; with `per_lane`, `lanes`: each lane's counters.";
 
+/// What `bdev_pmcache_get_slow_ios` answers.
+const GET_SLOW_IOS_RESULT: &str = "A list; −19 without such a cache. Of each request:
+
+- `when` it ended, in microseconds since 1970; `op` (`read`, `write`, `zero`, `flush`), `offset`, `length`;
+- `total_us`: `ring_us` from its client to its lane, and `engine_us` from there to its end; `backing_us`: the
+  longest read of the backing within that;
+- `cause`, what it waited for: `space`, `pace` (its turn, while little room is left), `queue` (another request of its lane, a lock or a staging slot),
+  `backing_read`, `kset` (to become durable), `flush`, `ring` (its lane's reactor was busy), `engine` (nothing of
+  these);
+- `writeback`, what that was at meanwhile: any of `write`, `flush` (of the backing), `tail`, `back_off` (after an
+  error), `damage`, `halted`; `gc`, the same: any of `pass` (ksets), `retire`, `quiesce`, `hand_out` (segments),
+  `damage`, `halted`; empty if it was idle.";
+
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_get_stats", get_stats).about(
         "Counters since the load. A request that spans lanes counts in each.",
         GET_STATS_RESULT,
     );
+    registry
+        .method("bdev_pmcache_get_slow_ios", get_slow_ios)
+        .about(
+            "The last requests of a cache that took at least `slow_io_us` (see \
+             `bdev_pmcache_set_options`), latest first; 256 for each data reactor are kept. A request \
+             that spans lanes is told in parts. Those that waited are all looked at; of those that end \
+             in the round of the reactor in which they came, one in 16.",
+            GET_SLOW_IOS_RESULT,
+        );
 }
 
 /// `bdev_pmcache_get_stats`: counters since the load. `per_lane` adds each lane's.
@@ -116,6 +139,43 @@ fn latency(cache: &Cache) -> Value {
         ops.entry(found.op).or_default().insert(found.stage, shown);
     }
     json!(ops)
+}
+
+/// What is told if no `max` is given.
+const SLOW_IOS: usize = 64;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct GetSlowIos {
+    /// The cache.
+    name: String,
+    /// How many at most; 64 if not given.
+    max: Option<usize>,
+}
+
+fn get_slow_ios(service: &Service, params: GetSlowIos) -> Result<Vec<Value>, Error> {
+    let cache = caches::find(service, &params.name)?;
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now_us = u64::try_from(since_1970.unwrap_or_default().as_micros()).unwrap_or(u64::MAX);
+    let now = service.now();
+    let found = cache.slow_ios(params.max.unwrap_or(SLOW_IOS));
+    let shown = found.into_iter().map(|io| {
+        let ago_us = now.0.saturating_sub(io.ended_ns) / 1000;
+        json!({
+            "when": now_us.saturating_sub(ago_us),
+            "op": io.op,
+            "offset": io.offset,
+            "length": io.length,
+            "total_us": (io.ring_ns + io.engine_ns) / 1000,
+            "ring_us": io.ring_ns / 1000,
+            "engine_us": io.engine_ns / 1000,
+            "backing_us": io.backing_ns / 1000,
+            "cause": io.cause,
+            "writeback": io.writeback,
+            "gc": io.gc,
+        })
+    });
+    Ok(shown.collect())
 }
 
 fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {

@@ -9,12 +9,14 @@ mod config;
 mod examine;
 mod files;
 mod filters;
+mod iostat;
 mod keyring;
 mod log;
 mod nbd;
 mod notify;
 mod pmem;
 mod pool;
+mod qos;
 mod reactor;
 mod scheduler;
 mod service;
@@ -23,8 +25,8 @@ mod targets;
 mod threads;
 mod trace;
 
-use super::bdevs::{Kind, no_such_device};
-use super::config::Object;
+use super::bdevs::{Entry, Kind, no_such_device};
+use super::config::{Object, Recipe};
 use super::service::Service;
 
 pub(super) use files::uring_recipe;
@@ -46,6 +48,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.section("Bdevs", "");
     bdev::register(registry);
     examine::register(registry);
+    iostat::register(registry);
+    qos::register(registry);
     files::register(registry);
     filters::register(registry);
     registry.section("Persistent memory and pools", "");
@@ -71,6 +75,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 struct Name {
     /// Which one.
     name: String,
+}
+
+/// The calls that set again what was set of a bdev, since it was made.
+pub(super) fn settings(entry: &Entry) -> Vec<Recipe> {
+    let all = [qos::setting(entry), iostat::setting(entry)];
+    all.into_iter().flatten().collect()
 }
 
 /// Deletes a bdev if `is_kind` of it. One that the service waits for is not waited for any more.
