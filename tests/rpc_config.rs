@@ -246,7 +246,16 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     let parts: Vec<_> = parts.map(|part| &part["subsystem"]).collect();
     assert_eq!(
         parts,
-        ["scheduler", "keyring", "iobuf", "sock", "bdev", "nbd"]
+        [
+            "scheduler",
+            "keyring",
+            "iobuf",
+            "sock",
+            "bdev",
+            "nvmf",
+            "vhost_blk",
+            "nbd"
+        ]
     );
     let bdev = told["subsystems"][4]["config"].as_array().unwrap();
     let slow = bdev.iter().find(|call| call["params"]["name"] == "slow");

@@ -140,11 +140,11 @@ impl Service {
             seed: started.0,
             clock: clock.clone(),
         })?;
+        let count = reactors.infos().len();
         let stage = Shared::default();
         if !config.wait_for_rpc {
             stage.with(|stage| *stage = Stage::Loading);
         }
-        let count = reactors.infos().len();
         let notices = Arc::<Notices>::default();
         Ok(Self {
             reactors,

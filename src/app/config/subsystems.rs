@@ -50,6 +50,19 @@ const SUBSYSTEMS: &[Subsystem] = &[
         save: save::bdev,
         is_ours: true,
     },
+    // Listed so that SPDK's clients look into them; they hold nothing yet.
+    Subsystem {
+        name: "nvmf",
+        depends_on: &["bdev", "keyring", "sock", "iobuf"],
+        save: nothing,
+        is_ours: false,
+    },
+    Subsystem {
+        name: "vhost_blk",
+        depends_on: &["bdev"],
+        save: nothing,
+        is_ours: false,
+    },
     Subsystem {
         name: "nbd",
         depends_on: &["bdev"],
