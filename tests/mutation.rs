@@ -32,6 +32,9 @@ const CAUGHT: &[(Fault, Profile, u64)] = &[
     (Fault::LoadWithoutBarrier, Profile::Short, 800),
     (Fault::FailedBarrierRetried, Profile::Faults, 60),
     (Fault::StagedDataBelieved, Profile::Faults, 500),
+    (Fault::GivenBackUndrained, Profile::Resize, 60),
+    (Fault::GrownBeforeDurable, Profile::Resize, 60),
+    (Fault::LeavingMarkKept, Profile::Resize, 200),
 ];
 
 /// Seeds until the fault was caught, and by what; nothing if it was not.

@@ -66,6 +66,7 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         CacheError::DataDamaged { .. } => Errno::BADMSG,
         CacheError::NoSuchCache(_) => Errno::NODEV,
         CacheError::NoSegments { .. } => Errno::NOSPC,
+        CacheError::Resizing { .. } | CacheError::Scrubbing => Errno::ALREADY,
         CacheError::BackingChanged { .. }
         | CacheError::BackingAltered { .. }
         | CacheError::BackingUnread { .. } => Errno::STALE,
@@ -462,17 +463,36 @@ pub(super) fn all(service: &Service) -> Vec<Arc<Cache>> {
     caches.collect()
 }
 
-/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if nothing is dirty.
+/// Refuses to take a cache away whose backing alone is not complete.
+fn refuse_incomplete(object: &str, cache: &Cache) -> Result<(), Error> {
+    if cache.is_flushing() {
+        return Err(busy(object, "its flush is not done"));
+    }
+    if cache.dirty_bytes() > 0 {
+        return Err(busy(object, "it holds dirty data; flush it first"));
+    }
+    match cache.bad_bytes() {
+        0 => Ok(()),
+        bad => Err(busy(
+            object,
+            &format!("{bad} bytes are lost, and the backing has an older value of them"),
+        )),
+    }
+}
+
+/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if the backing alone is
+/// complete.
 pub(super) fn unload_cache(service: &Service, name: &str, clean: bool) -> Result<(), Error> {
     let object = cache_object(name);
     let cache = find(service, name)?;
-    if clean && cache.dirty_bytes() > 0 {
-        return Err(busy(&object, "it holds dirty data; flush it first"));
-    }
     let _turn = service.caches.turn(object.clone())?;
     // From here on nobody opens it any more; who has it open keeps it from being claimed.
     let owner = format!("the unload of {object}");
     service.bdevs.claim(name, owner.clone())?;
+    if clean && let Err(error) = refuse_incomplete(&object, &cache) {
+        service.bdevs.release(name);
+        return Err(error);
+    }
     let stopped = stop_parts(&cache);
     drop(cache);
     // Stopped or not, it takes no I/O any more.

@@ -97,8 +97,10 @@ fn open_disk(service: &Service, path: &Path, uuid: Uuid) -> Result<(), Box<dyn S
     config.uuid = Some(uuid);
     let recipe = uring_recipe(&config);
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
+    let bdev = Arc::new(bdev);
     let specific = json!({"uring": {"filename": path}});
-    place.fill(Kind::Uring, Arc::new(bdev), specific, None, recipe);
+    let kind = Kind::Uring(Arc::clone(&bdev));
+    place.fill(kind, bdev, specific, None, recipe);
     Ok(())
 }
 

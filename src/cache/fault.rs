@@ -81,11 +81,20 @@ pub enum Fault {
     /// Load believes staged keys without a look at their data. Breaks: data that a failed barrier has
     /// lost become BAD; else what stood there before passes for them.
     StagedDataBelieved,
+    /// A cache that shrinks gives back a segment that still holds data. Breaks: only what GC has drained
+    /// leaves; whoever gets the segment writes over them.
+    GivenBackUndrained,
+    /// A cache that grows uses segments of which nothing durable says that they are its own. Breaks: infos
+    /// are durable before the table counts the resize.
+    GrownBeforeDurable,
+    /// A load keeps the marks of a resize that was cut off. Breaks: what the table has not counted has not
+    /// happened; with the next resize these segments are gone.
+    LeavingMarkKept,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::MissingKsetFence,
         Self::MissingFlushFence,
         Self::SequenceUnchecked,
@@ -107,6 +116,9 @@ impl Fault {
         Self::LoadWithoutBarrier,
         Self::FailedBarrierRetried,
         Self::StagedDataBelieved,
+        Self::GivenBackUndrained,
+        Self::GrownBeforeDurable,
+        Self::LeavingMarkKept,
     ];
 
     /// What an operator calls it.
@@ -134,6 +146,9 @@ impl Fault {
             Self::LoadWithoutBarrier => "load-without-barrier",
             Self::FailedBarrierRetried => "failed-barrier-retried",
             Self::StagedDataBelieved => "staged-data-believed",
+            Self::GivenBackUndrained => "given-back-undrained",
+            Self::GrownBeforeDurable => "grown-before-durable",
+            Self::LeavingMarkKept => "leaving-mark-kept",
         }
     }
 }

@@ -21,8 +21,10 @@ use super::log_reader::{Incarnations, LogReader, LogView};
 use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
+use super::owners::forget_leaving;
 use super::pool::{Pool, PoolFailure};
 use super::replay::{ReplayWish, Replayed, open_view, replay};
+use super::resize::Resize;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
@@ -82,8 +84,9 @@ fn prepare_reserve(
     Ok((free, ready))
 }
 
+/// For each place, vacant ones included.
 fn bad_segments(view: &LogView) -> impl Iterator<Item = bool> {
-    (0..view.segments.len()).map(|place| view.segments.is_bad(SegIx::of(place)))
+    (0..view.segments.places()).map(|place| view.segments.is_bad(SegIx::of(place)))
 }
 
 fn count_bad(view: &LogView) -> u32 {
@@ -185,7 +188,8 @@ impl Loaded {
             uuid: entry.uuid,
             pmem: Arc::clone(&self.view.pmem),
             geometry: self.view.geometry,
-            segments: self.view.segments.ids().into(),
+            segments: Arc::clone(&self.view.segments),
+            segment_count: AtomicU32::new(entry.segments.get()),
             lanes,
             log_reserve: self.reserve,
             block_bytes: entry.block_bytes.get(),
@@ -223,6 +227,7 @@ impl Loaded {
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
+            resize: Resize::default(),
             stats: self.lane_stats(),
             latency: runtime
                 .data
@@ -300,7 +305,7 @@ fn load_media(
     }
     let mut control = Control::load(&view)?;
     let mut generations = load_generations(&view)?;
-    leave_unreadable(&mut view)?;
+    leave_unreadable(&view)?;
     let lanes = entry.lanes.get();
     let found = open_staging(pool, place, entry, &control, runtime, wish, true)?;
     let keys: Vec<_> = found.keys(0).copied().collect();
@@ -342,7 +347,7 @@ fn load_media(
         generations,
         staged,
     };
-    take_over(found, entry, runtime)
+    take_over(pool, found, entry, runtime)
 }
 
 /// What a load found, before anything is changed.
@@ -356,6 +361,7 @@ struct Found {
 
 /// Makes what was found the beginning of a run: first durable, then its own.
 fn take_over(
+    pool: &Pool,
     found: Found,
     entry: &CacheEntry,
     runtime: &Runtime,
@@ -376,6 +382,7 @@ fn take_over(
         &mut staged,
         runtime,
     )?;
+    forget_leaving(pool, &view, entry)?;
     let generations = generations.now;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);

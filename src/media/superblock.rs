@@ -66,8 +66,10 @@ pub struct CacheEntry {
     pub name: [u8; 256],
     /// Name of the backing bdev as last seen, UTF-8.
     pub backing_name: [u8; 256],
+    /// How often its set of segments has been changed.
+    pub resizes: U64,
     /// Zero.
-    pub spare: [u8; 396],
+    pub spare: [u8; 388],
 }
 
 const _: () = assert!(size_of::<CacheEntry>() == 1024);

@@ -110,6 +110,7 @@ impl World {
             }
             Profile::Hops if self.rng.permille(800) => return self.crash(),
             Profile::Faults => self.make_trouble()?,
+            Profile::Resize if self.rng.permille(700) => return self.resize(),
             _ => {}
         }
         match self.rng.below(12) {
@@ -280,7 +281,7 @@ impl World {
         Ok(())
     }
 
-    fn random_end(&mut self) -> End {
+    pub(super) fn random_end(&mut self) -> End {
         if self.rng.permille(600) {
             End::Power
         } else {
@@ -315,7 +316,7 @@ impl World {
     }
 
     /// A turn of which a snapshot leaves out what the model would learn behind it.
-    fn turn_until_kept(&mut self, kept: &mut Vec<Snapshot>) -> Checked<()> {
+    pub(super) fn turn_until_kept(&mut self, kept: &mut Vec<Snapshot>) -> Checked<()> {
         self.turns += 1;
         let ns = self.rng.below(20_000);
         self.clock.advance(ns);
@@ -331,7 +332,7 @@ impl World {
     }
 
     /// Loads after a life that ended in `end`; the load may be cut off, again and again.
-    fn load_with_ends(&mut self, mut end: End) -> Checked<()> {
+    pub(super) fn load_with_ends(&mut self, mut end: End) -> Checked<()> {
         let mut tries = 0;
         while tries < 3 && self.rng.permille(450) {
             tries += 1;
@@ -517,6 +518,8 @@ impl World {
         self.forks = true;
         self.universe.keep_after(1, 1);
         self.run(count)?;
+        self.drain()?;
+        self.grow_and_shrink(count / 16)?;
         self.drain()?;
         self.rest(1_200_000_000)?;
         self.drain()?;

@@ -1,6 +1,7 @@
 //! Methods about caches.
 
 use super::cache_load::show_salvage;
+use super::cache_resize::show_resize;
 use super::{Name, or_forget, uuid_or_new};
 use crate::app::bdevs::no_such_device;
 use crate::app::caches::{self, cache_error, cache_object};
@@ -25,7 +26,8 @@ const GET_RESULT: &str = "A list of
 - `state`: `running`, `waiting` (a lane waits for space; with `reason`: see below), `flushing` (`flush_start` is at work), `degraded`
   (writeback or GC meets errors), `read_only` (the medium failed, or loaded for salvage), `stopped`;
 - `salvage`: null, or for one that is loaded for salvage {`missing`, `lost_clean`} as in `bdev_pmcache_load`;
-- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `data`, `bad` (gave media errors or took no
+- `resize`: null, or one that is under way: {`old_size`, `new_size` (bytes), `draining_segments`};
+- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `leaving` (kept back for a resize), `data`, `bad` (gave media errors or took no
   data: marked, never allocated again), `bad_draining` (of these, those that still hold data or log)};
 - `dirty_bytes`: of keys that are not written back; a block written twice counts twice;
 - `bad_bytes`: bytes that are lost: reads of them fail until they are overwritten; neither clean nor dirty;
@@ -307,7 +309,7 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
 struct Unload {
     /// The cache.
     name: String,
-    /// Refuse, with −16, while anything is dirty.
+    /// Refuse, with −16, while a flush is at work, or anything is dirty or lost: the backing alone is complete behind it.
     #[serde(default)]
     flush: bool,
 }
@@ -412,6 +414,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
             "retiring": status.segments_retiring,
+            "leaving": status.segments_leaving,
             "bad": status.segments_bad,
             "bad_draining": status.segments_bad_draining,
             "data": status.segments_total.saturating_sub(
@@ -419,6 +422,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
                     + status.segments_log
                     + status.segments_reserve
                     + status.segments_retiring
+                    + status.segments_leaving
                     + (status.segments_bad - status.segments_bad_draining)
             ),
         },
@@ -434,6 +438,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "waiting_lanes": status.waiting_lanes,
         "slow_io_us": cache.slow_io_us(),
         "salvage": show_salvage(cache),
+        "resize": show_resize(cache),
     });
     if let (Some(shown), Value::Object(options)) =
         (shown.as_object_mut(), show_options(&cache.options()))

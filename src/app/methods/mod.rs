@@ -3,7 +3,9 @@
 
 mod bdev;
 mod cache;
+mod cache_check;
 mod cache_load;
+mod cache_resize;
 mod cache_stats;
 mod config;
 mod examine;
@@ -20,6 +22,7 @@ mod qos;
 mod reactor;
 mod scheduler;
 mod service;
+mod sizes;
 mod sock;
 mod targets;
 mod threads;
@@ -52,12 +55,15 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     qos::register(registry);
     files::register(registry);
     filters::register(registry);
+    sizes::register(registry);
     registry.section("Persistent memory and pools", "");
     pmem::register(registry);
     pool::register(registry);
     registry.section("Caches", "");
     cache::register(registry);
     cache_load::register(registry);
+    cache_resize::register(registry);
+    cache_check::register(registry);
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
