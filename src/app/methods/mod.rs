@@ -29,8 +29,8 @@ mod targets;
 mod threads;
 mod trace;
 
-use super::bdevs::{Kind, no_such_device};
-use super::config::Object;
+use super::bdevs::{Entry, Kind, no_such_device};
+use super::config::{Object, Recipe};
 use super::service::Service;
 
 pub(super) use files::uring_recipe;
@@ -83,6 +83,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 struct Name {
     /// Which one.
     name: String,
+}
+
+/// The calls that set again what was set of a bdev, since it was made.
+pub(super) fn settings(entry: &Entry) -> Vec<Recipe> {
+    let all = [qos::setting(entry), iostat::setting(entry)];
+    all.into_iter().flatten().collect()
 }
 
 /// Deletes a bdev if `is_kind` of it. One that the service waits for is not waited for any more.
