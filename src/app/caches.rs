@@ -70,7 +70,7 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         CacheError::BackingChanged { .. }
         | CacheError::BackingAltered { .. }
         | CacheError::BackingUnread { .. } => Errno::STALE,
-        CacheError::PoolFailed | CacheError::Salvaged => Errno::ROFS,
+        CacheError::PoolFailed | CacheError::PoolReadOnly | CacheError::Salvaged => Errno::ROFS,
         CacheError::NotSupported(_) => Errno::OPNOTSUPP,
         CacheError::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         CacheError::TimedOut { .. } => Errno::TIMEDOUT,
@@ -197,27 +197,37 @@ pub(super) fn create_pool(
     };
     service.bdevs.release(bdev_name);
     formatted.map_err(|error| cache_error(&object, &error))?;
-    open_pool(service, bdev_name)
+    open_pool(service, bdev_name, false)
 }
 
-/// Loads the pool on the pmem bdev `bdev_name`. One that is loaded is returned as it is.
-pub(super) fn load_pool(service: &Service, bdev_name: &str) -> Result<PoolEntry, Error> {
+/// Loads the pool on the pmem bdev `bdev_name`, to be looked at only if `read_only`. One that is loaded so
+/// is returned as it is.
+pub(super) fn load_pool(
+    service: &Service,
+    bdev_name: &str,
+    read_only: bool,
+) -> Result<PoolEntry, Error> {
     if let Some(loaded) = service
         .caches
         .pools()
         .into_iter()
         .find(|p| p.bdev_name == bdev_name)
     {
+        if loaded.pool.is_read_only() != read_only {
+            let how = "it is loaded in another mode; unload it first";
+            return Err(busy(&pool_object(loaded.pool.name()), how));
+        }
         return Ok(loaded);
     }
-    open_pool(service, bdev_name)
+    open_pool(service, bdev_name, read_only)
 }
 
-fn open_pool(service: &Service, bdev_name: &str) -> Result<PoolEntry, Error> {
+fn open_pool(service: &Service, bdev_name: &str, read_only: bool) -> Result<PoolEntry, Error> {
     let object = format!("pool on '{bdev_name}'");
     let _turn = service.caches.turn(object.clone())?;
     let entry = service.bdevs.claim(bdev_name, object.clone())?;
     let opened = match entry.bdev.pmem() {
+        Some(pmem) if read_only => Pool::open_read_only(pmem),
         Some(pmem) => Pool::open(pmem),
         None => Err(CacheError::Invalid(format!(
             "bdev '{bdev_name}' is no pmem bdev"
@@ -321,6 +331,10 @@ pub(super) fn load_cache(
     wish: LoadWish,
 ) -> Result<Arc<Cache>, Error> {
     let pool = service.caches.pool(pool)?.pool;
+    let wish = LoadWish {
+        salvage: wish.salvage || pool.is_read_only(),
+        ..wish
+    };
     let found = pool.caches().into_iter().find(|entry| {
         entry.name() == name || Uuid::parse_str(name).is_ok_and(|u| u.as_bytes() == &entry.uuid)
     });
@@ -509,6 +523,9 @@ pub(super) fn destroy_cache(
     let object = cache_object(name);
     let cache = find(service, name)?;
     let (pool, dirty, bad) = (cache.pool(), cache.dirty_bytes(), cache.bad_bytes());
+    if pool.is_read_only() {
+        return Err(cache_error(&object, &CacheError::PoolReadOnly));
+    }
     // What a damaged one lacks can't be counted: it wants to be told, also of no dirty bytes.
     let lacks = cache.replay_report().missing.is_some();
     if (dirty + bad > 0 || lacks) && discard_dirty != Some(dirty) {

@@ -44,7 +44,7 @@ pub(super) fn start(service: &Service) -> Result<(), Box<dyn StdError>> {
     };
     let exists = i64::from(rustix::io::Errno::EXIST.raw_os_error());
     let pool = match caches::create_pool(service, PMEM, &format) {
-        Err(error) if error.code == -exists => caches::load_pool(service, PMEM)?,
+        Err(error) if error.code == -exists => caches::load_pool(service, PMEM, false)?,
         other => other?,
     };
     // The disk's identity goes with the pool, so that both can be moved together.

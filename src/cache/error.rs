@@ -168,6 +168,9 @@ pub enum CacheError {
         "a barrier of the pool's medium has failed: the pool is read-only until it is loaded anew"
     )]
     PoolFailed,
+    /// The pool is only looked at.
+    #[error("the pool is loaded read-only")]
+    PoolReadOnly,
     /// A salvaged cache is only looked at.
     #[error("the cache is loaded for salvage, and is read-only")]
     Salvaged,

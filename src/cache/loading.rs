@@ -130,6 +130,10 @@ impl Pool {
         wish: LoadWish,
     ) -> Result<Loading, CacheError> {
         self.refuse_failed()?;
+        let wish = LoadWish {
+            salvage: wish.salvage || self.is_read_only(),
+            ..wish
+        };
         let (place, entry) = self.find(name)?;
         check_shape(&entry, self.geometry.segment_bytes)?;
         check_backing(&entry, &*backing, wish.force)?;

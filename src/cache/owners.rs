@@ -210,6 +210,7 @@ impl Pool {
         cache: [u8; 16],
         wanted: u32,
     ) -> Result<Vec<Joined>, CacheError> {
+        self.refuse_changes()?;
         let infos = self.segment_infos()?;
         let ids = self.pick_free(&infos, wanted)?;
         let joined = self.begin_lives(&ids, 0)?;
@@ -235,7 +236,7 @@ impl Pool {
         above: u64,
     ) -> Result<Vec<Joined>, CacheError> {
         let _turn = self.changes.write().unwrap_or_else(PoisonError::into_inner);
-        self.refuse_failed()?;
+        self.refuse_changes()?;
         self.refuse_lost_table()?;
         let (place, entry) = self.find_uuid(cache)?;
         let infos = self.segment_infos()?;
@@ -267,7 +268,7 @@ impl Pool {
     /// A medium that fails. The cache has what it had, but must not be resized before its next load.
     pub(super) fn give_back(&self, cache: [u8; 16], ids: &[SegmentId]) -> Result<(), CacheError> {
         let _turn = self.changes.write().unwrap_or_else(PoisonError::into_inner);
-        self.refuse_failed()?;
+        self.refuse_changes()?;
         let (place, entry) = self.find_uuid(cache)?;
         self.disown_stale(&self.segment_infos()?, &entry)?;
         let resizes = entry.resizes.get() + 1;

@@ -7,6 +7,7 @@ use super::control_io::{PairState, load_superblock, store_superblock, wipe_pair}
 use super::geometry::{
     PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_SECOND, SegmentItem, data_start,
 };
+use super::look_only::LookOnly;
 use super::owners::disown;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
@@ -73,6 +74,8 @@ pub struct Pool {
     table: RwLock<Table>,
     /// Held while segments change hands.
     pub(super) changes: RwLock<()>,
+    /// Nothing of it is ever changed.
+    look_only: bool,
 }
 
 fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
@@ -192,6 +195,19 @@ impl Pool {
     /// # Errors
     /// No good superblock, or one that does not fit the medium; a medium whose barrier fails.
     pub fn open(pmem: Arc<dyn Pmem>) -> Result<Arc<Self>, CacheError> {
+        Self::open_as(pmem, false)
+    }
+
+    /// Opens a formatted pool to be looked at: nothing on its medium and in its staging file is changed.
+    /// Its caches are loaded as for salvage.
+    ///
+    /// # Errors
+    /// As [`Pool::open`].
+    pub fn open_read_only(pmem: Arc<dyn Pmem>) -> Result<Arc<Self>, CacheError> {
+        Self::open_as(Arc::new(LookOnly::new(pmem)), true)
+    }
+
+    fn open_as(pmem: Arc<dyn Pmem>, look_only: bool) -> Result<Arc<Self>, CacheError> {
         // On an ordinary file what is in the page cache may not be what is on disk, if a barrier of
         // an earlier process failed: settle before anything is taken as truth.
         pmem.settle()?;
@@ -221,6 +237,7 @@ impl Pool {
             name,
             table,
             changes: RwLock::default(),
+            look_only,
         }))
     }
 
@@ -303,7 +320,7 @@ impl Pool {
         &self,
         change: impl FnOnce(&mut [CacheEntry]) -> Result<(), CacheError>,
     ) -> Result<(), CacheError> {
-        self.refuse_failed()?;
+        self.refuse_changes()?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let mut changed = table.superblock.clone();
         change(&mut changed.caches)?;
@@ -321,6 +338,22 @@ impl Pool {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failure.has_failed()
+    }
+
+    /// Whether it is only looked at.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.look_only
+    }
+
+    /// # Errors
+    /// [`CacheError::PoolFailed`] after a barrier that failed, [`CacheError::PoolReadOnly`] if it is only
+    /// looked at.
+    pub(crate) fn refuse_changes(&self) -> Result<(), CacheError> {
+        if self.look_only {
+            return Err(CacheError::PoolReadOnly);
+        }
+        self.refuse_failed()
     }
 
     /// # Errors

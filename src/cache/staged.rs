@@ -307,6 +307,9 @@ impl Pool {
     /// # Errors
     /// Corrupt metadata, or a file that can't be removed.
     pub fn forget_staging(&self, run_dir: &Path) -> Result<(), CacheError> {
+        if self.is_read_only() {
+            return Ok(());
+        }
         for entry in self.caches() {
             let control = Control::load(&open_view(self, &entry)?)?;
             if !control.stopped_clean() {
