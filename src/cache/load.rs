@@ -163,6 +163,16 @@ impl Loaded {
         }
     }
 
+    /// What counts the references of each segment; nothing is added to those that have some.
+    fn references(&self) -> Box<[AtomicU64]> {
+        let references = self.replayed.references.iter();
+        let counts = references.map(|&references| match references {
+            0 => AtomicU64::new(0),
+            count => AtomicU64::new(SEALED | count),
+        });
+        counts.collect()
+    }
+
     fn share(
         &mut self,
         entry: &CacheEntry,
@@ -177,14 +187,7 @@ impl Loaded {
         let log = self.take_log();
         let head_segment = self.view.segments.id(log.segment).0;
         let head = u64::from(head_segment) << 32 | u64::from(log.offset);
-        let added = self
-            .replayed
-            .references
-            .iter()
-            .map(|&references| match references {
-                0 => AtomicU64::new(0),
-                count => AtomicU64::new(SEALED | count),
-            });
+        let added = self.references();
         let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
@@ -207,7 +210,7 @@ impl Loaded {
                 .iter()
                 .map(|&g| AtomicU64::new(g))
                 .collect(),
-            added: added.collect(),
+            added,
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
             suspect_count: AtomicU32::new(count_bad(&self.view)),
             suspects: bad_segments(&self.view).map(AtomicBool::new).collect(),
