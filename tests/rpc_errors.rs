@@ -110,8 +110,8 @@ fn each_errno_comes_with_the_text_of_strerror() {
 }
 
 #[test]
-fn what_goes_before_the_start_is_told_so_after_it() {
-    let service = Service::start();
+fn a_method_of_the_start_is_refused_afterwards() {
+    let service = populated();
     let early = service.refused("sock_set_default_impl", json!({"impl_name": "posix"}));
     let expected = "Method may only be called before framework is initialized. Use --wait-for-rpc \
                     command line parameter and then issue this RPC before the framework_start_init RPC.";

@@ -1,6 +1,7 @@
 //! The pools and caches of the service: who is loaded, and how each is brought up and down.
 
 use super::bdevs::{Kind, no_such_device};
+use super::config::Recipe;
 use super::service::Service;
 use super::shared::{Shared, poll_until};
 use crate::bdev::{Bdev, Persistence, PmemError};
@@ -65,6 +66,7 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         CacheError::DataDamaged { .. } => Errno::BADMSG,
         CacheError::NoSuchCache(_) => Errno::NODEV,
         CacheError::NoSegments { .. } => Errno::NOSPC,
+        CacheError::Resizing { .. } | CacheError::Scrubbing => Errno::ALREADY,
         CacheError::BackingChanged { .. }
         | CacheError::BackingAltered { .. }
         | CacheError::BackingUnread { .. } => Errno::STALE,
@@ -353,12 +355,15 @@ pub(super) fn load_cache(
         Ok(cache) => {
             let specific = json!({"pmcache": {"pool": pool.name(), "backing_bdev": backing}});
             let bdev: Arc<dyn Bdev> = Arc::clone(&cache) as Arc<dyn Bdev>;
-            place.fill(
-                Kind::Cache(Arc::clone(&cache)),
-                bdev,
-                specific,
-                Some(backing),
-            );
+            let recipe = json!({
+                "pool": pool.name(),
+                "name": name,
+                "backing_bdev": backing,
+                "salvage": wish.salvage.then_some(true),
+            });
+            let recipe = Recipe::new("bdev_pmcache_load", recipe);
+            let kind = Kind::Cache(Arc::clone(&cache));
+            place.fill(kind, bdev, specific, Some(backing), recipe);
             Ok(cache)
         }
         Err(error) => {
@@ -458,17 +463,36 @@ pub(super) fn all(service: &Service) -> Vec<Arc<Cache>> {
     caches.collect()
 }
 
-/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if nothing is dirty.
+/// Refuses to take a cache away whose backing alone is not complete.
+fn refuse_incomplete(object: &str, cache: &Cache) -> Result<(), Error> {
+    if cache.is_flushing() {
+        return Err(busy(object, "its flush is not done"));
+    }
+    if cache.dirty_bytes() > 0 {
+        return Err(busy(object, "it holds dirty data; flush it first"));
+    }
+    match cache.bad_bytes() {
+        0 => Ok(()),
+        bad => Err(busy(
+            object,
+            &format!("{bad} bytes are lost, and the backing has an older value of them"),
+        )),
+    }
+}
+
+/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if the backing alone is
+/// complete.
 pub(super) fn unload_cache(service: &Service, name: &str, clean: bool) -> Result<(), Error> {
     let object = cache_object(name);
     let cache = find(service, name)?;
-    if clean && cache.dirty_bytes() > 0 {
-        return Err(busy(&object, "it holds dirty data; flush it first"));
-    }
     let _turn = service.caches.turn(object.clone())?;
     // From here on nobody opens it any more; who has it open keeps it from being claimed.
     let owner = format!("the unload of {object}");
     service.bdevs.claim(name, owner.clone())?;
+    if clean && let Err(error) = refuse_incomplete(&object, &cache) {
+        service.bdevs.release(name);
+        return Err(error);
+    }
     let stopped = stop_parts(&cache);
     drop(cache);
     // Stopped or not, it takes no I/O any more.
@@ -503,9 +527,24 @@ pub(super) fn destroy_cache(
 
 /// Takes everything down: caches, then pools. Nothing uses them any more.
 pub(super) fn close_all(service: &Service) {
-    for cache in all(service) {
-        if let Err(error) = unload_cache(service, cache.name(), false) {
-            tracing::error!(cache = cache.name(), %error, "does not stop; its data are safe");
+    let mut left = usize::MAX;
+    loop {
+        // What stands on a cache goes before it, and then it may be another one's turn.
+        service.bdevs.remove_idle();
+        let caches = all(service);
+        let last = caches.len() >= left;
+        left = caches.len();
+        if left == 0 {
+            break;
+        }
+        for cache in caches {
+            let unloaded = unload_cache(service, cache.name(), false);
+            if let (true, Err(error)) = (last, unloaded) {
+                tracing::error!(cache = cache.name(), %error, "does not stop; its data are safe");
+            }
+        }
+        if last {
+            break;
         }
     }
     for entry in service.caches.pools() {

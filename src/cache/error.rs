@@ -171,6 +171,15 @@ pub enum CacheError {
     /// A salvaged cache is only looked at.
     #[error("the cache is loaded for salvage, and is read-only")]
     Salvaged,
+    /// A scrub is under way.
+    #[error("a check of it is under way already")]
+    Scrubbing,
+    /// A resize is under way.
+    #[error("it is being resized to {target} segments; resize it to what it has to call that off")]
+    Resizing {
+        /// Its target.
+        target: u32,
+    },
     /// Something uses it.
     #[error("{0}")]
     Busy(String),

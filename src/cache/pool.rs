@@ -3,10 +3,11 @@
 //! Everything here is done by control threads and may wait for barriers.
 
 use super::CacheError;
-use super::control_io::{PairState, load_pair, load_superblock, store_superblock, wipe_pair};
+use super::control_io::{PairState, load_superblock, store_superblock, wipe_pair};
 use super::geometry::{
     PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_SECOND, SegmentItem, data_start,
 };
+use super::owners::disown;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
 use crate::units::SegmentId;
@@ -70,56 +71,8 @@ pub struct Pool {
     uuid: [u8; 16],
     name: String,
     table: RwLock<Table>,
-}
-
-fn write_segment_info(
-    pmem: &dyn Pmem,
-    geometry: &PoolGeometry,
-    id: SegmentId,
-    cache: [u8; 16],
-    place: u32,
-) -> Result<(), PmemError> {
-    write_info(pmem, geometry, id, cache, place, 0)
-}
-
-/// Writes a segment's info, with what its flags were and `more`.
-fn write_info(
-    pmem: &dyn Pmem,
-    geometry: &PoolGeometry,
-    id: SegmentId,
-    cache: [u8; 16],
-    place: u32,
-    more: u32,
-) -> Result<(), PmemError> {
-    let at = geometry.segment_start(id) + SegmentItem::Info as u64;
-    let found = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info");
-    // A bad segment stays bad, whoever owns it.
-    let (flags, mut pair) = found.map_or_else(
-        |_| (more, PairState::fresh(at)),
-        |(info, pair)| (info.flags.get() | more, pair),
-    );
-    let body = SegmentInfo {
-        cache,
-        segment: U32::new(id.0),
-        place: U32::new(place),
-        flags: U32::new(flags),
-        spare: [0; 20],
-    };
-    pair.store(pmem, SlotKind::SegmentInfo, &body)
-}
-
-/// Marks a segment of a cache as bad. Not durable before a barrier.
-///
-/// # Errors
-/// The medium's; it is not marked.
-pub(crate) fn mark_bad(
-    pmem: &dyn Pmem,
-    geometry: &PoolGeometry,
-    id: SegmentId,
-    cache: [u8; 16],
-    place: u32,
-) -> Result<(), PmemError> {
-    write_info(pmem, geometry, id, cache, place, SegmentInfo::BAD)
+    /// Held while segments change hands.
+    pub(super) changes: RwLock<()>,
 }
 
 fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
@@ -206,7 +159,7 @@ impl Pool {
             ] {
                 wipe_pair(pmem, control + item as u64)?;
             }
-            write_segment_info(pmem, &geometry, id, [0; 16], 0)?;
+            disown(pmem, &geometry, id)?;
             let body = Generation {
                 segment: U32::new(id.0),
                 spare_before: U32::ZERO,
@@ -267,6 +220,7 @@ impl Pool {
             uuid,
             name,
             table,
+            changes: RwLock::default(),
         }))
     }
 
@@ -334,6 +288,14 @@ impl Pool {
         found
             .map(|(place, entry)| (place, *entry))
             .ok_or_else(|| CacheError::NoSuchCache(name.to_owned()))
+    }
+
+    /// The cache with this UUID, and its place in the table.
+    ///
+    /// # Errors
+    /// [`CacheError::NoSuchCache`].
+    pub(super) fn find_uuid(&self, uuid: [u8; 16]) -> Result<(usize, CacheEntry), CacheError> {
+        self.find(&uuid::Uuid::from_bytes(uuid).to_string())
     }
 
     /// Writes the changed table: the older copy first becomes the newer one, durably.
@@ -434,39 +396,4 @@ impl Pool {
             .loaded
             .is_empty()
     }
-
-    /// The info of every segment.
-    ///
-    /// # Errors
-    /// Corrupt metadata, naming the segment's place.
-    pub(crate) fn segment_infos(&self) -> Result<Vec<SegmentInfo>, CacheError> {
-        (0..self.geometry.segments)
-            .map(|id| read_segment_info(self, SegmentId(id)))
-            .collect()
-    }
-
-    /// Gives segments to a cache. They count only once the table names the cache.
-    pub(crate) fn assign(&self, ids: &[SegmentId], cache: [u8; 16]) -> Result<(), PmemError> {
-        for (place, id) in ids.iter().enumerate() {
-            let place = u32::try_from(place).unwrap_or(u32::MAX);
-            write_segment_info(&*self.pmem, &self.geometry, *id, cache, place)?;
-        }
-        Ok(())
-    }
-}
-
-fn read_segment_info(pool: &Pool, id: SegmentId) -> Result<SegmentInfo, CacheError> {
-    let at = pool.geometry.segment_start(id) + SegmentItem::Info as u64;
-    let (info, _) =
-        load_pair::<SegmentInfo>(&*pool.pmem, at, SlotKind::SegmentInfo, "segment info")?;
-    if info.segment.get() != id.0 {
-        let (found, expected) = (info.segment.get().into(), id.0.into());
-        return Err(CacheError::Identity {
-            item: "segment info",
-            at,
-            found,
-            expected,
-        });
-    }
-    Ok(info)
 }

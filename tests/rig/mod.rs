@@ -3,6 +3,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod disks;
+pub(crate) mod gate;
 mod lives;
 mod mix;
 pub(crate) mod rng;
