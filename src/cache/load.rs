@@ -165,12 +165,8 @@ impl Loaded {
 
     /// What counts the references of each segment; nothing is added to those that have some.
     fn references(&self) -> Box<[AtomicU64]> {
-        let references = self.replayed.references.iter();
-        let counts = references.map(|&references| match references {
-            0 => AtomicU64::new(0),
-            count => AtomicU64::new(SEALED | count),
-        });
-        counts.collect()
+        let seal = |&count: &u64| AtomicU64::new(if count == 0 { 0 } else { SEALED | count });
+        self.replayed.references.iter().map(seal).collect()
     }
 
     fn share(
