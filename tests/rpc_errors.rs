@@ -44,6 +44,7 @@ fn each_errno_comes_with_the_text_of_strerror() {
     let no_sct =
         json!({"name": "EE_d0", "io_type": "read", "error_type": "nvme_failure", "num": 1});
     let key = json!({"name": "k", "path": "relative"});
+    let none = json!({"name": "none"});
     for (method, params, code, text) in [
         ("keyring_file_add_key", key, -1, "Operation not permitted"),
         (
@@ -70,18 +71,8 @@ fn each_errno_comes_with_the_text_of_strerror() {
             -17,
             "File exists",
         ),
-        (
-            "bdev_malloc_delete",
-            json!({"name": "none"}),
-            -19,
-            "No such device",
-        ),
-        (
-            "bdev_get_bdevs",
-            json!({"name": "none"}),
-            -19,
-            "No such device",
-        ),
+        ("bdev_malloc_delete", none.clone(), -19, "No such device"),
+        ("bdev_get_bdevs", none, -19, "No such device"),
         ("bdev_error_inject_error", no_sct, -22, "Invalid argument"),
         (
             "bdev_pmcache_create",
