@@ -98,7 +98,7 @@ fn what_is_no_pool_is_refused() {
         -2
     );
     let salvage = json!({"bdev_name": "pm0", "mode": "salvage"});
-    assert_eq!(service.refused("pool_load", salvage).0, -95);
+    assert_eq!(service.refused("pool_load", salvage).0, -2);
     assert_eq!(
         service.refused("pool_load", json!({"bdev_name": "x"})).0,
         -19

@@ -107,6 +107,11 @@ fn each_errno_comes_with_the_text_of_strerror() {
         assert_eq!(found, code, "{method} {params}: {message}");
         assert!(message.contains(text), "{method} {params}: {message}");
     }
+}
+
+#[test]
+fn a_method_of_the_start_is_refused_afterwards() {
+    let service = populated();
     let early = service.refused("sock_set_default_impl", json!({"impl_name": "posix"}));
     let expected = "Method may only be called before framework is initialized. Use --wait-for-rpc \
                     command line parameter and then issue this RPC before the framework_start_init RPC.";

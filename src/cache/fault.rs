@@ -81,6 +81,15 @@ pub enum Fault {
     /// Load believes staged keys without a look at their data. Breaks: data that a failed barrier has
     /// lost become BAD; else what stood there before passes for them.
     StagedDataBelieved,
+    /// A cache that shrinks gives back a segment that still holds data. Breaks: only what GC has drained
+    /// leaves; whoever gets the segment writes over them.
+    GivenBackUndrained,
+    /// A cache that grows uses segments of which nothing durable says that they are its own. Breaks: infos
+    /// are durable before the table counts the resize.
+    GrownBeforeDurable,
+    /// A load keeps the marks of a resize that was cut off. Breaks: what the table has not counted has not
+    /// happened; with the next resize these segments are gone.
+    LeavingMarkKept,
     /// A write bypasses the cache whatever older dirty keys of its range are not written back yet. Breaks:
     /// the durable dirty tail is past them first; writeback puts the older data over the newer.
     InvalidBeforeDirtyTail,
@@ -115,7 +124,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 34] = [
         Self::MissingKsetFence,
         Self::MissingFlushFence,
         Self::SequenceUnchecked,
@@ -137,6 +146,9 @@ impl Fault {
         Self::LoadWithoutBarrier,
         Self::FailedBarrierRetried,
         Self::StagedDataBelieved,
+        Self::GivenBackUndrained,
+        Self::GrownBeforeDurable,
+        Self::LeavingMarkKept,
         Self::InvalidBeforeDirtyTail,
         Self::BackingBeforeInvalidDurable,
         Self::BypassWithoutPlaceholder,
@@ -174,6 +186,9 @@ impl Fault {
             Self::LoadWithoutBarrier => "load-without-barrier",
             Self::FailedBarrierRetried => "failed-barrier-retried",
             Self::StagedDataBelieved => "staged-data-believed",
+            Self::GivenBackUndrained => "given-back-undrained",
+            Self::GrownBeforeDurable => "grown-before-durable",
+            Self::LeavingMarkKept => "leaving-mark-kept",
             Self::InvalidBeforeDirtyTail => "invalid-before-dirty-tail",
             Self::BackingBeforeInvalidDurable => "backing-before-invalid-durable",
             Self::BypassWithoutPlaceholder => "bypass-without-placeholder",

@@ -22,8 +22,10 @@ use super::log_reader::{LogReader, LogView};
 use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
+use super::owners::forget_leaving;
 use super::pool::{Pool, PoolFailure};
 use super::replay::{ReplayWish, Replayed, open_view, replay};
+use super::resize::Resize;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
@@ -83,8 +85,9 @@ fn prepare_reserve(
     Ok((free, ready))
 }
 
+/// For each place, vacant ones included.
 fn bad_segments(view: &LogView) -> impl Iterator<Item = bool> {
-    (0..view.segments.len()).map(|place| view.segments.is_bad(SegIx::of(place)))
+    (0..view.segments.places()).map(|place| view.segments.is_bad(SegIx::of(place)))
 }
 
 fn count_bad(view: &LogView) -> u32 {
@@ -160,6 +163,12 @@ impl Loaded {
         }
     }
 
+    /// What counts the references of each segment; nothing is added to those that have some.
+    fn references(&self) -> Box<[AtomicU64]> {
+        let seal = |&count: &u64| AtomicU64::new(if count == 0 { 0 } else { SEALED | count });
+        self.replayed.references.iter().map(seal).collect()
+    }
+
     fn share(
         &mut self,
         entry: &CacheEntry,
@@ -174,14 +183,7 @@ impl Loaded {
         let log = self.take_log();
         let head_segment = self.view.segments.id(log.segment).0;
         let head = u64::from(head_segment) << 32 | u64::from(log.offset);
-        let added = self
-            .replayed
-            .references
-            .iter()
-            .map(|&references| match references {
-                0 => AtomicU64::new(0),
-                count => AtomicU64::new(SEALED | count),
-            });
+        let added = self.references();
         let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
@@ -189,7 +191,8 @@ impl Loaded {
             uuid: entry.uuid,
             pmem: Arc::clone(&self.view.pmem),
             geometry: self.view.geometry,
-            segments: self.view.segments.ids().into(),
+            segments: Arc::clone(&self.view.segments),
+            segment_count: AtomicU32::new(entry.segments.get()),
             lanes,
             log_reserve: self.reserve,
             block_bytes: entry.block_bytes.get(),
@@ -203,7 +206,7 @@ impl Loaded {
                 .iter()
                 .map(|&g| AtomicU64::new(g))
                 .collect(),
-            added: added.collect(),
+            added,
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
             suspect_count: AtomicU32::new(count_bad(&self.view)),
             suspects: bad_segments(&self.view).map(AtomicBool::new).collect(),
@@ -227,6 +230,7 @@ impl Loaded {
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
+            resize: Resize::default(),
             stats: self.lane_stats(),
             latency: runtime
                 .data
@@ -316,7 +320,7 @@ fn load_media(
     }
     let mut control = Control::load(&view)?;
     let mut generations = load_generations(&view)?;
-    leave_unreadable(&mut view)?;
+    leave_unreadable(&view)?;
     let lanes = entry.lanes.get();
     let found = open_staging(pool, place, entry, &control, runtime, wish, true)?;
     let keys: Vec<_> = found.keys(0).copied().collect();
@@ -358,7 +362,7 @@ fn load_media(
         generations,
         staged,
     };
-    take_over(found, entry, runtime)
+    take_over(pool, found, entry, runtime)
 }
 
 /// What a load found, before anything is changed.
@@ -372,6 +376,7 @@ struct Found {
 
 /// Makes what was found the beginning of a run: first durable, then its own.
 fn take_over(
+    pool: &Pool,
     found: Found,
     entry: &CacheEntry,
     runtime: &Runtime,
@@ -393,6 +398,7 @@ fn take_over(
         &mut staged,
         runtime,
     )?;
+    forget_leaving(pool, &view, entry)?;
     let generations = generations.now;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);

@@ -284,7 +284,7 @@ impl Lane {
             }
             tracing::warn!(
                 cache = %shared.name, range = %post.range, ?fault, is_lost,
-                segment = shared.segments[key.segment.index()].0,
+                segment = shared.segments.id(key.segment).0,
                 segment_offset = key.segment_offset,
                 "a read found damaged data"
             );

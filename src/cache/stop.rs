@@ -8,6 +8,7 @@ use super::control_io::PairState;
 use super::gc::GcCell;
 use super::group::{Group, GroupCell};
 use super::log_reader::{Incarnations, LogView};
+use super::scrub::Scrub;
 use super::shared::{DRAIN_FREE, DRAIN_RESTED};
 use crate::bdev::Pmem;
 use crate::media::{BackingSample, CleanStop, SlotKind};
@@ -179,6 +180,7 @@ impl Cache {
                 if is_group {
                     Group::leave(key, pool, cx);
                 } else if let Some(poller) = cx.local::<GcPoller>(key) {
+                    Scrub::leave(key, cx);
                     // Writeback goes by itself, when its last write has ended.
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);

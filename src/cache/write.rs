@@ -239,7 +239,7 @@ impl Lane {
             offset: U64::new(extent.start()),
             len: U32::new(space.len),
             flags: U32::new(flags.0),
-            segment: U32::new(env.shared.segments[space.segment.index()].0),
+            segment: U32::new(env.shared.segments.id(space.segment).0),
             segment_offset: U32::new(space.offset),
             generation: U64::new(space.generation),
             crc: U32::new(crc),

@@ -66,6 +66,8 @@ pub struct CacheEntry {
     pub name: [u8; 256],
     /// Name of the backing bdev as last seen, UTF-8.
     pub backing_name: [u8; 256],
+    /// How often its set of segments has been changed.
+    pub resizes: U64,
     /// 0 never, 1 full, 2 always.
     pub seq_cutoff_policy: U32,
     /// A sequential stream of so many KiB bypasses the cache.
@@ -76,7 +78,7 @@ pub struct CacheEntry {
     /// the backing.
     pub bypassed: U32,
     /// Zero.
-    pub spare: [u8; 380],
+    pub spare: [u8; 372],
 }
 
 const _: () = assert!(size_of::<CacheEntry>() == 1024);

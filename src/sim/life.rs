@@ -113,6 +113,7 @@ impl World {
                 };
             }
             Profile::Hops if self.rng.permille(800) => return self.crash(),
+            Profile::Resize if self.rng.permille(700) => return self.resize(),
             Profile::Modes if self.rng.permille(400) => return self.change_options(),
             _ => {}
         }
@@ -287,7 +288,7 @@ impl World {
         Ok(())
     }
 
-    fn random_end(&mut self) -> End {
+    pub(super) fn random_end(&mut self) -> End {
         if self.rng.permille(600) {
             End::Power
         } else {
@@ -322,7 +323,7 @@ impl World {
     }
 
     /// A turn of which a snapshot leaves out what the model would learn behind it.
-    fn turn_until_kept(&mut self, kept: &mut Vec<Snapshot>) -> Checked<()> {
+    pub(super) fn turn_until_kept(&mut self, kept: &mut Vec<Snapshot>) -> Checked<()> {
         self.turns += 1;
         let ns = self.rng.below(20_000);
         self.clock.advance(ns);
@@ -338,7 +339,7 @@ impl World {
     }
 
     /// Loads after a life that ended in `end`; the load may be cut off, again and again.
-    fn load_with_ends(&mut self, mut end: End) -> Checked<()> {
+    pub(super) fn load_with_ends(&mut self, mut end: End) -> Checked<()> {
         let mut tries = 0;
         while tries < 3 && self.rng.permille(450) {
             tries += 1;
@@ -537,6 +538,8 @@ impl World {
             self.change_options()?;
         }
         self.run(count - count / 2)?;
+        self.drain()?;
+        self.grow_and_shrink(count / 16)?;
         self.drain()?;
         self.rest(1_200_000_000)?;
         self.drain()?;

@@ -30,6 +30,8 @@ pub enum Profile {
     Faults,
     /// Media that decay: flipped bits and unreadable lines in data and log.
     Damage,
+    /// Caches that grow and shrink, beside each other, and are cut while they do.
+    Resize,
     /// Writes that bypass the cache, in all modes, while these change.
     Modes,
     /// Small runs that are cut at every persist point.
@@ -38,7 +40,7 @@ pub enum Profile {
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Mixed,
         Self::Lives,
         Self::Short,
@@ -48,6 +50,7 @@ impl Profile {
         Self::Order,
         Self::Faults,
         Self::Damage,
+        Self::Resize,
         Self::Modes,
         Self::Exhaustive,
     ];
@@ -65,6 +68,7 @@ impl Profile {
             Self::Order => "order",
             Self::Faults => "faults",
             Self::Damage => "damage",
+            Self::Resize => "resize",
             Self::Modes => "modes",
             Self::Exhaustive => "exhaustive",
         }
@@ -190,6 +194,7 @@ impl Plan {
                 Profile::Order,
                 Profile::Faults,
                 Profile::Damage,
+                Profile::Resize,
                 Profile::Modes,
                 Profile::Modes,
             ]),
@@ -214,6 +219,7 @@ impl Plan {
                 plan.options.verify_reads = true;
                 plan.spare_segments = rng.pick(&[8, 20]);
             }
+            Profile::Resize => plan.resize(&mut rng),
             Profile::Exhaustive => plan.make_small(&mut rng),
         }
         (plan, rng)
@@ -369,6 +375,16 @@ impl Plan {
         self.medium_permille = 20;
         self.disk_cache = true;
         self.depth = rng.pick(&[1, 1, 4, 12]);
+    }
+
+    fn resize(&mut self, rng: &mut Rng) {
+        self.caches = rng.pick(&[1, 2, 2, 3]);
+        self.lanes = rng.pick(&[1, 1, 2]);
+        self.spare_segments = rng.pick(&[0, 4, 20]);
+        self.volume_bytes = rng.pick(&[2 << 20, (4 << 20) + 65_536]);
+        self.mix = rng.pick(&[Mix::ALL, Mix::WRITES, Mix::WRITES, Mix::READS]);
+        self.medium_permille = 200;
+        self.clients = 4;
     }
 
     fn make_small(&mut self, rng: &mut Rng) {

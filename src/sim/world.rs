@@ -321,10 +321,12 @@ impl World {
     pub(super) fn create(&mut self, number: usize) -> Checked<()> {
         let plan = &self.plan;
         let volume = &self.volumes[number];
+        // Another cache may have grown.
+        let segments = plan.segments().min(self.pool()?.free_segments());
         let create = CreateCache {
             name: volume.name.clone(),
             uuid: [5 + u8::try_from(number).unwrap_or(0); 16],
-            bytes: u64::from(plan.segments()) * plan.segment_bytes,
+            bytes: u64::from(segments) * plan.segment_bytes,
             lanes: plan.lanes,
             block_bytes: plan.block_bytes,
             options: volume.options.clone(),

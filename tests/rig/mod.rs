@@ -6,6 +6,7 @@ pub(crate) mod disks;
 pub(crate) mod gate;
 mod lives;
 mod mix;
+pub(crate) mod modes;
 pub(crate) mod rng;
 pub(crate) mod sectors;
 pub(crate) mod slow_pmem;

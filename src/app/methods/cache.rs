@@ -2,8 +2,11 @@
 
 use super::cache_load::show_salvage;
 use super::cache_mode::{CutoffName, ModeName};
-use super::{Name, uuid_or_new};
+use super::cache_resize::show_resize;
+use super::{Name, or_forget, uuid_or_new};
+use crate::app::bdevs::no_such_device;
 use crate::app::caches::{self, cache_error, cache_object};
+use crate::app::config::{MissingCache, Object};
 use crate::app::service::Service;
 use crate::bdev::Bdev;
 use crate::cache::{
@@ -21,10 +24,11 @@ const GET_RESULT: &str = "A list of
 
 - `name`, `uuid`, `pool`, `backing_bdev`, `block_size`, `size` (bytes); `lanes`: a list of {`lane`, `reactor` (data
   reactors count from 0), `reads`, `writes`, `keys`};
-- `state`: `running`, `waiting` (a lane waits for space), `flushing` (`flush_start` is at work), `degraded`
+- `state`: `running`, `waiting` (a lane waits for space; with `reason`: see below), `flushing` (`flush_start` is at work), `degraded`
   (writeback or GC meets errors, or `flush_failed`), `read_only` (the medium failed, or loaded for salvage), `stopped`;
 - `salvage`: null, or for one that is loaded for salvage {`missing`, `lost_clean`} as in `bdev_pmcache_load`;
-- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `data`, `bad` (gave media errors or took no
+- `resize`: null, or one that is under way: {`old_size`, `new_size` (bytes), `draining_segments`};
+- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `leaving` (kept back for a resize), `data`, `bad` (gave media errors or took no
   data: marked, never allocated again), `bad_draining` (of these, those that still hold data or log)};
 - `dirty_bytes`: of keys that are not written back; a block written twice counts twice;
 - `bad_bytes`: bytes that are lost: reads of them fail until they are overwritten; neither clean nor dirty;
@@ -36,7 +40,10 @@ const GET_RESULT: &str = "A list of
 - `flush_failed`: a flush of the backing failed behind completed writes that had passed the cache by: they may be lost,
   and FLUSH fails until `bdev_pmcache_set_options` has cleared it;
 - `epochs_pending`, `writeback_lag_ms`: how far writeback is behind; `waiting_lanes`;
-- all options, as in `bdev_pmcache_set_options`, and `mode`, `data_crc`.";
+- all options, as in `bdev_pmcache_set_options`, and `mode`, `data_crc`.
+
+A cache that the configuration has and that is not there has `name`, `uuid` (null if not known), `pool`, `backing_bdev`,
+`reason` and `state` only: `waiting` (it comes up when what it needs appears) or `failed` (it can't be loaded).";
 
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
@@ -290,14 +297,14 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
 struct Unload {
     /// The cache.
     name: String,
-    /// Refuse, with −16, while anything is dirty.
+    /// Refuse, with −16, while a flush is at work, or anything is dirty or lost: the backing alone is complete behind it.
     #[serde(default)]
     flush: bool,
 }
 
 fn unload(service: &Service, params: Unload) -> Result<bool, Error> {
-    caches::unload_cache(service, &params.name, params.flush)?;
-    Ok(true)
+    let unloaded = caches::unload_cache(service, &params.name, params.flush);
+    or_forget(service, unloaded, &Object::Cache(params.name))
 }
 
 /// `bdev_pmcache_destroy`: frees the cache's segments. `discard_dirty` must equal its dirty bytes, if
@@ -398,6 +405,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
             "retiring": status.segments_retiring,
+            "leaving": status.segments_leaving,
             "bad": status.segments_bad,
             "bad_draining": status.segments_bad_draining,
             "data": status.segments_total.saturating_sub(
@@ -405,6 +413,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
                     + status.segments_log
                     + status.segments_reserve
                     + status.segments_retiring
+                    + status.segments_leaving
                     + (status.segments_bad - status.segments_bad_draining)
             ),
         },
@@ -421,6 +430,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "waiting_lanes": status.waiting_lanes,
         "slow_io_us": cache.slow_io_us(),
         "salvage": show_salvage(cache),
+        "resize": show_resize(cache),
     });
     if let (Some(shown), Value::Object(options)) =
         (shown.as_object_mut(), show_options(&cache.options()))
@@ -430,12 +440,30 @@ fn show(service: &Service, cache: &Cache) -> Value {
     shown
 }
 
+/// A cache that the configuration has and the service has not.
+fn show_missing(cache: &MissingCache) -> Value {
+    json!({
+        "name": cache.text("name"),
+        "uuid": cache.text("uuid"),
+        "pool": cache.text("pool"),
+        "backing_bdev": cache.text("backing_bdev"),
+        "state": if cache.waits { "waiting" } else { "failed" },
+        "reason": cache.reason,
+    })
+}
+
 fn get(service: &Service, params: Get) -> Result<Value, Error> {
-    let found = match &params.name {
-        None => caches::all(service),
-        Some(name) => vec![caches::find(service, name)?],
-    };
-    Ok(found.iter().map(|cache| show(service, cache)).collect())
+    let is_wanted = |name: Option<&str>| params.name.is_none() || params.name.as_deref() == name;
+    let caches = caches::all(service).into_iter();
+    let found = caches.filter(|cache| is_wanted(Some(cache.name())));
+    let mut shown: Vec<Value> = found.map(|cache| show(service, &cache)).collect();
+    let missing = service.unresolved.caches(service).into_iter();
+    let missing = missing.filter(|cache| is_wanted(cache.text("name").as_deref()));
+    shown.extend(missing.map(|cache| show_missing(&cache)));
+    if shown.is_empty() && params.name.is_some() {
+        return Err(no_such_device());
+    }
+    Ok(Value::Array(shown))
 }
 
 fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {

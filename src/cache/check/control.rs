@@ -265,7 +265,7 @@ pub(super) fn read_control(
 /// The STARTs of all segments of the cache. A bad one counts only where the log goes through its
 /// segment, which the walk sees.
 pub(super) fn check_starts(view: &LogView, findings: &mut Findings) {
-    for &id in view.segments.ids() {
+    for (_, id) in view.segments.iter() {
         let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
         let pair = SlotPair::<LogStart>::read(&*view.pmem, at, SlotKind::LogStart);
         let odd = match pair {
