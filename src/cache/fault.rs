@@ -103,9 +103,6 @@ pub enum Fault {
     /// A miss that was in flight when a write bypassed the cache fills all the same. Breaks: it loses its
     /// right to; what the backing had before is cached.
     FillDespiteBypass,
-    /// Writes do not wait for a bypassing one that they overlap. Breaks: overlapping writes land in one
-    /// order; the backing may get the two the other way round.
-    OverlappingWritesPass,
     /// What bypassed the cache is cached as clean before the backing has flushed it. Breaks: a clean key
     /// is what the backing has; a power cut makes them two, and eviction shows it.
     AdmitBeforeFlush,
@@ -127,7 +124,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 34] = [
         Self::MissingKsetFence,
         Self::MissingFlushFence,
         Self::SequenceUnchecked,
@@ -156,7 +153,6 @@ impl Fault {
         Self::BackingBeforeInvalidDurable,
         Self::BypassWithoutPlaceholder,
         Self::FillDespiteBypass,
-        Self::OverlappingWritesPass,
         Self::AdmitBeforeFlush,
         Self::FlushSkipsBacking,
         Self::DurableBypassWithoutFua,
@@ -197,7 +193,6 @@ impl Fault {
             Self::BackingBeforeInvalidDurable => "backing-before-invalid-durable",
             Self::BypassWithoutPlaceholder => "bypass-without-placeholder",
             Self::FillDespiteBypass => "fill-despite-bypass",
-            Self::OverlappingWritesPass => "overlapping-writes-pass",
             Self::AdmitBeforeFlush => "admit-clean-before-flush",
             Self::FlushSkipsBacking => "flush-skips-backing",
             Self::DurableBypassWithoutFua => "durable-bypass-without-fua",
