@@ -38,7 +38,6 @@ fn populated() -> Service {
 fn each_errno_comes_with_the_text_of_strerror() {
     let service = populated();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap().to_string();
     let other_cache =
         json!({"name": "c1", "pool": "p0", "backing_bdev": "EE_d0", "size": 1_u64 << 40});
     let no_sct =
@@ -88,7 +87,7 @@ fn each_errno_comes_with_the_text_of_strerror() {
         ),
         (
             "nbd_server_start",
-            json!({"address": taken}),
+            json!({"address": taken.local_addr().unwrap().to_string()}),
             -98,
             "Address already in use",
         ),
