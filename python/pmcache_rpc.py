@@ -89,9 +89,11 @@ def add_param(parser, param):
         action = argparse.BooleanOptionalAction
         parser.add_argument(option, dest=place, action=action, required=param["required"], default=None)
         return
-    how = {"type": TYPES[param["type"]], "metavar": name}
+    how = {"type": TYPES[param["type"]]}
     if param["values"]:
         how["choices"] = param["values"]
+    else:
+        how["metavar"] = name
     if param["required"]:
         parser.add_argument(place, **how)
     else:

@@ -35,6 +35,17 @@ const CAUGHT: &[(Fault, Profile, u64)] = &[
     (Fault::GivenBackUndrained, Profile::Resize, 60),
     (Fault::GrownBeforeDurable, Profile::Resize, 60),
     (Fault::LeavingMarkKept, Profile::Resize, 200),
+    (Fault::InvalidBeforeDirtyTail, Profile::Modes, 60),
+    (Fault::BackingBeforeInvalidDurable, Profile::Modes, 200),
+    (Fault::BypassWithoutPlaceholder, Profile::Modes, 200),
+    (Fault::FillDespiteBypass, Profile::Modes, 200),
+    (Fault::OverlappingWritesPass, Profile::Modes, 60),
+    (Fault::AdmitBeforeFlush, Profile::Modes, 200),
+    (Fault::FlushSkipsBacking, Profile::Modes, 60),
+    (Fault::DurableBypassWithoutFua, Profile::Modes, 60),
+    (Fault::FailedBypassFlushForgotten, Profile::Modes, 200),
+    (Fault::OwedFlushForgotten, Profile::Modes, 200),
+    (Fault::ModeSwitchForgetsDirty, Profile::Modes, 200),
 ];
 
 /// Seeds until the fault was caught, and by what; nothing if it was not.

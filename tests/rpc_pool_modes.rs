@@ -12,11 +12,12 @@ mod nbd_old;
 use common::Service;
 use nbd_old::OldClient;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 
 const MIB: u64 = 1 << 20;
 
-#[test]
-fn a_pool_that_is_only_looked_at_shows_its_caches_and_stays_as_it_is() {
+/// A pool in a file, with a cache before a RAM disk.
+fn set_up() -> (Service, PathBuf) {
     let service = Service::start();
     let file = service.data("pool");
     service.call(
@@ -35,6 +36,39 @@ fn a_pool_that_is_only_looked_at_shows_its_caches_and_stays_as_it_is() {
         "bdev_pmcache_create",
         json!({"name": "c0", "pool": "p0", "backing_bdev": "d0", "size": 8 * MIB, "lanes": 2}),
     );
+    (service, file)
+}
+
+/// Everything that would change the pool is refused.
+fn changes_nothing(service: &Service) {
+    service.call(
+        "bdev_malloc_create",
+        json!({"name": "d1", "num_blocks": 4096, "block_size": 512}),
+    );
+    let name = json!({"name": "c0"});
+    let create = json!({
+        "name": "c1", "pool": "p0", "backing_bdev": "d1", "size": 3 * MIB, "lanes": 1
+    });
+    let resize = json!({"name": "c0", "size": 9 * MIB});
+    let options = json!({"name": "c0", "gc_percent": 50});
+    let destroy = json!({"name": "c0", "discard_dirty": 8192});
+    for (method, params) in [
+        ("bdev_pmcache_create", create),
+        ("bdev_pmcache_resize", resize),
+        ("bdev_pmcache_set_options", options),
+        ("bdev_pmcache_destroy", destroy),
+        ("bdev_pmcache_check_start", name.clone()),
+        ("bdev_pmcache_flush_start", name),
+    ] {
+        let (code, message) = service.refused(method, params);
+        assert_eq!(code, -30, "{method}: {message}");
+    }
+    service.call("bdev_malloc_delete", json!({"name": "d1"}));
+}
+
+#[test]
+fn a_pool_that_is_only_looked_at_shows_its_caches_and_stays_as_it_is() {
+    let (service, file) = set_up();
     let address = format!("unix:{}", service.data("nbd.sock").display());
     service.call("nbd_server_start", json!({"address": address}));
     let export = |service: &Service| {
@@ -66,36 +100,7 @@ fn a_pool_that_is_only_looked_at_shows_its_caches_and_stays_as_it_is() {
         assert_eq!(client.read(5 * MIB, 8192), [7; 8192]);
         drop(client);
         take_back();
-        let create = json!({
-            "name": "c1", "pool": "p0", "backing_bdev": "d0", "size": 3 * MIB, "lanes": 1
-        });
-        service.call(
-            "bdev_malloc_create",
-            json!({"name": "d1", "num_blocks": 4096, "block_size": 512}),
-        );
-        let mut other = create;
-        other["backing_bdev"] = json!("d1");
-        for (method, params) in [
-            ("bdev_pmcache_create", other),
-            (
-                "bdev_pmcache_resize",
-                json!({"name": "c0", "size": 9 * MIB}),
-            ),
-            (
-                "bdev_pmcache_set_options",
-                json!({"name": "c0", "gc_percent": 50}),
-            ),
-            (
-                "bdev_pmcache_destroy",
-                json!({"name": "c0", "discard_dirty": 8192}),
-            ),
-            ("bdev_pmcache_check_start", name.clone()),
-            ("bdev_pmcache_flush_start", name.clone()),
-        ] {
-            let (code, message) = service.refused(method, params);
-            assert_eq!(code, -30, "{method}: {message}");
-        }
-        service.call("bdev_malloc_delete", json!({"name": "d1"}));
+        changes_nothing(&service);
         service.call("bdev_pmcache_unload", name.clone());
         service.call("pool_unload", json!({"name": "p0"}));
         assert!(

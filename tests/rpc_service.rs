@@ -167,12 +167,15 @@ fn a_wrong_configuration_ends_the_start_with_its_place() {
         ("{", "EOF"),
         (
             r#"{"subsystems":[{"subsystem":"bdev","config":[{"method":"bdev_raid_create"}]}]}"#,
-            "configuration entry 1, bdev_raid_create: Method not found",
+            "c.json: subsystem bdev, entry 1, bdev_raid_create: Method not found (-32601)",
         ),
         (
             r#"{"subsystems":[{"subsystem":"bdev","config":[
+                {"method":"bdev_null_create",
+                 "params":{"name":"a","block_size":512,"num_blocks":8}},
                 {"method":"bdev_null_delete","params":{"name":"x"}}]}]}"#,
-            "configuration entry 1, bdev_null_delete: No such device (-19)",
+            "c.json: subsystem bdev, entry 2, bdev_null_delete: No such device (-19); \
+             unmade again: bdev 'a'",
         ),
     ] {
         let dir = tempfile::tempdir().unwrap();

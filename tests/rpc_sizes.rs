@@ -168,6 +168,11 @@ fn a_null_bdev_gets_another_size() {
     assert_eq!(bytes(&service, "n0"), 4 * MIB, "nobody uses it");
     service.call("bdev_error_create", json!({"base_name": "n0"}));
     assert_eq!(service.call("bdev_null_resize", resize(6)), true);
+    // A saved configuration makes it as large as it is.
+    let saved = service.call("framework_get_config", json!({"name": "bdev"}));
+    let saved = saved.as_array().unwrap().iter();
+    let mut made = saved.filter(|call| call["method"] == "bdev_null_create");
+    assert_eq!(made.next().unwrap()["params"]["num_blocks"], 6 << 8);
     assert_eq!(bytes(&service, "EE_n0"), 6 * MIB);
     assert_eq!(service.refused("bdev_null_resize", resize(5)).0, -16);
     assert_eq!(service.refused("bdev_null_resize", resize(0)).0, -16);

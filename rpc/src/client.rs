@@ -27,11 +27,11 @@ pub enum ClientError {
 }
 
 #[derive(Serialize)]
-struct Request<'a> {
+struct Request<'a, P: ?Sized> {
     jsonrpc: &'static str,
     method: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    params: Option<&'a Value>,
+    params: Option<&'a P>,
     id: u64,
 }
 
@@ -78,6 +78,26 @@ impl Client {
         &mut self,
         method: &str,
         params: Option<&Value>,
+    ) -> Result<Box<RawValue>, ClientError> {
+        self.send(method, params)
+    }
+
+    /// As [`Client::call`], with parameters that are sent as they are written.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn call_raw(
+        &mut self,
+        method: &str,
+        params: Option<&RawValue>,
+    ) -> Result<Box<RawValue>, ClientError> {
+        self.send(method, params)
+    }
+
+    fn send<P: Serialize + ?Sized>(
+        &mut self,
+        method: &str,
+        params: Option<&P>,
     ) -> Result<Box<RawValue>, ClientError> {
         let request = Request {
             jsonrpc: "2.0",

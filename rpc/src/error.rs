@@ -10,6 +10,9 @@ pub struct Error {
     pub code: i64,
     /// What went wrong, for people; stable enough for scripts.
     pub message: String,
+    /// The errno behind `code`, where SPDK's clients expect a code that hides it. Stays in the process.
+    #[serde(skip)]
+    hidden_errno: Option<i32>,
 }
 
 impl Error {
@@ -33,7 +36,25 @@ impl Error {
         Self {
             code,
             message: message.into(),
+            hidden_errno: None,
         }
+    }
+
+    /// The same error under another code and message; [`Error::as_errno`] stays what it is.
+    #[must_use]
+    pub fn hidden_behind(&self, code: i64, message: impl Into<String>) -> Self {
+        Self {
+            hidden_errno: self.as_errno(),
+            ..Self::new(code, message)
+        }
+    }
+
+    /// The errno (positive) that it stands for, if it does.
+    #[must_use]
+    pub fn as_errno(&self) -> Option<i32> {
+        let plain = || i32::try_from(self.code.checked_neg()?).ok();
+        self.hidden_errno
+            .or_else(|| plain().filter(|errno| (1..4096).contains(errno)))
     }
 
     /// The parameters decode, but can't be accepted.
@@ -102,5 +123,14 @@ mod tests {
             let error = Error::errno(errno);
             assert_eq!((error.code, &*error.message), (-i64::from(errno), text));
         }
+    }
+
+    #[test]
+    fn an_errno_is_told_behind_any_code() {
+        assert_eq!(Error::errno(19).as_errno(), Some(19));
+        let hidden = Error::errno(2).hidden_behind(Error::INTERNAL_ERROR, "no");
+        assert_eq!((hidden.code, hidden.as_errno()), (-32603, Some(2)));
+        assert_eq!(Error::new(Error::INTERNAL_ERROR, "").as_errno(), None);
+        assert_eq!(Error::new(i64::MIN, "").as_errno(), None);
     }
 }

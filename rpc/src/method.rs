@@ -58,6 +58,13 @@ impl Allowed {
 
 type Handler<S> = dyn Fn(&S, Params<'_>) -> Result<Box<RawValue>, Error> + Send + Sync;
 
+/// Says what is wrong with parameters before anything is done.
+type Decoder = fn(Params<'_>) -> Result<(), String>;
+
+fn decodes<P: DeserializeOwned>(params: Params<'_>) -> Result<(), String> {
+    params.decode::<P>().map(drop)
+}
+
 /// A declared method. What is not said of it has a default: run time only.
 pub struct Method<S> {
     name: &'static str,
@@ -67,11 +74,28 @@ pub struct Method<S> {
     result: &'static str,
     /// Parameters that don't decode are −32603.
     historical: bool,
-    schema: Option<fn() -> schemars::Schema>,
+    /// How parameters decode, and their schema; nothing if it takes none.
+    params: Option<(Decoder, fn() -> schemars::Schema)>,
     run: Box<Handler<S>>,
 }
 
 impl<S> Method<S> {
+    /// The error for parameters that don't decode, for the reason `why`.
+    fn undecodable(&self, why: &str) -> Error {
+        match self.historical {
+            true => undecodable_bdev(why),
+            false => undecodable(why),
+        }
+    }
+
+    fn check(&self, params: Params<'_>) -> Result<(), Error> {
+        match self.params {
+            Some((decoder, _)) => decoder(params).map_err(|why| self.undecodable(&why)),
+            None if params.is_none() => Ok(()),
+            None => Err(takes_none(self.name)),
+        }
+    }
+
     /// What it does and answers, in Markdown: for the documents and `--help`.
     pub fn about(&mut self, about: &'static str, result: &'static str) -> &mut Self {
         self.about = about;
@@ -165,16 +189,14 @@ impl<S: Phased + 'static> Registry<S> {
         P: DeserializeOwned + JsonSchema,
         R: Serialize,
     {
-        self.add(
-            name,
-            Some(crate::describe::schema_of::<P>),
-            move |state, params| {
-                let params = params
-                    .decode()
-                    .map_err(|why| Error::invalid_params(format!("Invalid parameters: {why}")))?;
-                to_reply(&run(state, params)?)
-            },
-        )
+        let params = (
+            decodes::<P> as Decoder,
+            crate::describe::schema_of::<P> as _,
+        );
+        self.add(name, Some(params), move |state, params| {
+            let params = params.decode().map_err(|why| undecodable(&why))?;
+            to_reply(&run(state, params)?)
+        })
     }
 
     /// As [`Registry::method`], but says −32603 of parameters that don't decode, as most of SPDK's
@@ -188,19 +210,14 @@ impl<S: Phased + 'static> Registry<S> {
         P: DeserializeOwned + JsonSchema,
         R: Serialize,
     {
-        let method = self.add(
-            name,
-            Some(crate::describe::schema_of::<P>),
-            move |state, params| {
-                let params = params.decode().map_err(|why| {
-                    Error::new(
-                        Error::INTERNAL_ERROR,
-                        format!("spdk_json_decode_object failed: {why}"),
-                    )
-                })?;
-                to_reply(&run(state, params)?)
-            },
+        let params = (
+            decodes::<P> as Decoder,
+            crate::describe::schema_of::<P> as _,
         );
+        let method = self.add(name, Some(params), move |state, params| {
+            let params = params.decode().map_err(|why| undecodable_bdev(&why))?;
+            to_reply(&run(state, params)?)
+        });
         method.historical = true;
         method
     }
@@ -213,9 +230,7 @@ impl<S: Phased + 'static> Registry<S> {
     ) -> &mut Method<S> {
         self.add(name, None, move |state, params| {
             if !params.is_none() {
-                return Err(Error::invalid_params(format!(
-                    "'{name}' requires no arguments"
-                )));
+                return Err(takes_none(name));
             }
             to_reply(&run(state)?)
         })
@@ -224,7 +239,7 @@ impl<S: Phased + 'static> Registry<S> {
     fn add(
         &mut self,
         name: &'static str,
-        schema: Option<fn() -> schemars::Schema>,
+        params: Option<(Decoder, fn() -> schemars::Schema)>,
         handler: impl Fn(&S, Params<'_>) -> Result<Box<RawValue>, Error> + Send + Sync + 'static,
     ) -> &mut Method<S> {
         let old = self.by_name.insert(name, self.methods.len());
@@ -236,7 +251,7 @@ impl<S: Phased + 'static> Registry<S> {
             about: "",
             result: "",
             historical: false,
-            schema,
+            params,
             run: Box::new(handler),
         });
         let last = self.methods.len() - 1;
@@ -265,16 +280,37 @@ impl<S: Phased + 'static> Registry<S> {
     /// # Errors
     /// What the method says, that there is none, or that this is not the time.
     pub fn call(&self, state: &S, name: &str, params: Params<'_>) -> Result<Box<RawValue>, Error> {
+        self.call_in(state.phase(), state, name, params)
+    }
+
+    fn find(&self, name: &str) -> Result<&Method<S>, Error> {
         let found = self.by_name.get(name).and_then(|at| self.methods.get(*at));
-        let Some(method) = found else {
-            return Err(Error::new(Error::METHOD_NOT_FOUND, "Method not found"));
-        };
-        let phase = state.phase();
+        found.ok_or_else(|| Error::new(Error::METHOD_NOT_FOUND, "Method not found"))
+    }
+
+    /// Whether method `name` would take `params`, without running it.
+    ///
+    /// # Errors
+    /// That there is none, or that they don't decode.
+    pub fn check(&self, name: &str, params: Params<'_>) -> Result<(), Error> {
+        self.find(name)?.check(params)
+    }
+
+    /// As [`Registry::call`], as if the service were in `phase`: for who brings it up.
+    ///
+    /// # Errors
+    /// As [`Registry::call`].
+    pub fn call_in(
+        &self,
+        phase: Phase,
+        state: &S,
+        name: &str,
+        params: Params<'_>,
+    ) -> Result<Box<RawValue>, Error> {
+        let method = self.find(name)?;
         method.allowed.refuse(phase)?;
         if name == GET_METHODS {
-            let wish: GetMethods = params
-                .decode()
-                .map_err(|why| Error::invalid_params(format!("Invalid parameters: {why}")))?;
+            let wish: GetMethods = params.decode().map_err(|why| undecodable(&why))?;
             return to_reply(&if wish.current {
                 self.names_in(phase)
             } else {
@@ -293,7 +329,7 @@ impl<S: Phased + 'static> Registry<S> {
                 title: "",
                 text: "",
             });
-            let schema = method.schema.map(|schema| schema());
+            let schema = method.params.map(|(_, schema)| schema());
             description(
                 section,
                 method.name,
@@ -305,6 +341,19 @@ impl<S: Phased + 'static> Registry<S> {
         });
         described.collect()
     }
+}
+
+fn undecodable(why: &str) -> Error {
+    Error::invalid_params(format!("Invalid parameters: {why}"))
+}
+
+fn undecodable_bdev(why: &str) -> Error {
+    let text = format!("spdk_json_decode_object failed: {why}");
+    Error::new(Error::INTERNAL_ERROR, text)
+}
+
+fn takes_none(name: &str) -> Error {
+    Error::invalid_params(format!("'{name}' requires no arguments"))
 }
 
 fn to_reply<R: Serialize>(result: &R) -> Result<Box<RawValue>, Error> {
@@ -390,6 +439,30 @@ mod tests {
         assert_eq!(call("base", "null").unwrap(), "100");
         assert_eq!(call("base", "{}"), Err(Error::INVALID_PARAMS));
         assert_eq!(call("base", r#"{"a":1}"#), Err(Error::INVALID_PARAMS));
+    }
+
+    #[test]
+    fn parameters_are_checked_without_a_call() {
+        let check = |name: &str, params: &str| {
+            let raw = RawValue::from_string(params.to_owned()).unwrap();
+            registry().check(name, Params::new(Some(&raw)))
+        };
+        for (name, params) in [
+            ("add", r#"{"a":1}"#),
+            ("bdev_add", r#"{"a":1}"#),
+            ("base", "null"),
+        ] {
+            assert_eq!(check(name, params), Ok(()), "{name}");
+        }
+        for (name, params) in [("add", "{}"), ("bdev_add", r#"{"a":-1}"#), ("base", "{}")] {
+            let raw = RawValue::from_string(params.to_owned()).unwrap();
+            let base = Base(1, Phase::Runtime);
+            let called = registry().call(&base, name, Params::new(Some(&raw)));
+            let refused = check(name, params).unwrap_err();
+            assert_eq!(refused, called.unwrap_err(), "{name}");
+        }
+        let unknown = check("nope", "null").unwrap_err();
+        assert_eq!(unknown.code, Error::METHOD_NOT_FOUND);
     }
 
     #[test]

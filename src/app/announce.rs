@@ -41,7 +41,11 @@ pub(super) fn announce(service: &Service, rpc_socket: &Path, json: bool) {
         return;
     }
     let socket = rpc_socket.display().to_string();
-    println!("pmcache {} is ready", env!("CARGO_PKG_VERSION"));
+    let state = match service.is_ready() {
+        true => "is ready",
+        false => "waits for framework_start_init",
+    };
+    println!("pmcache {} {state}", env!("CARGO_PKG_VERSION"));
     println!("  data directory  {}", service.data_dir().display());
     println!("  RPC socket      {socket}");
     for entry in service.bdevs.list() {
@@ -105,6 +109,7 @@ fn document(service: &Service, rpc_socket: &Path) -> Value {
     let caches = caches::all(service);
     json!({
         "pid": std::process::id(),
+        "ready": service.is_ready(),
         "data_dir": service.data_dir(),
         "rpc_socket": rpc_socket,
         "data_reactors": service.reactors().data_handles().len(),

@@ -3,6 +3,7 @@
 //! A bdev has either one owner (a pool, a cache, another bdev: it alone writes there) or any number
 //! of users (exports), never both; with either it can't be deleted.
 
+use super::config::Recipe;
 use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
@@ -49,6 +50,8 @@ pub(super) struct Entry {
     pub(super) kind: Kind,
     /// What `bdev_get_bdevs` tells as `driver_specific`, as far as it never changes.
     pub(super) driver_specific: Value,
+    /// The call that makes it again.
+    pub(super) recipe: Recipe,
     /// The bdev below that it owns.
     pub(super) base: Option<String>,
     /// Who alone may write to it, for people: "pool 'p0'".
@@ -73,7 +76,7 @@ impl Entry {
 enum Slot {
     /// Its creator is at it; the name is taken.
     Coming,
-    Ready(Entry),
+    Ready(Box<Entry>),
 }
 
 /// The table.
@@ -107,6 +110,7 @@ impl Reservation<'_> {
         bdev: Arc<dyn Bdev>,
         driver_specific: Value,
         base: Option<String>,
+        recipe: Recipe,
     ) -> String {
         let meter = Arc::new(MeteredBdev::new(bdev, self.bdevs.reactors));
         let entry = Entry {
@@ -114,6 +118,7 @@ impl Reservation<'_> {
             meter,
             kind,
             driver_specific,
+            recipe,
             base,
             owner: None,
             users: Vec::new(),
@@ -121,7 +126,7 @@ impl Reservation<'_> {
         self.filled = true;
         let name = std::mem::take(&mut self.name);
         self.bdevs.slots.with(|slots| {
-            slots.insert(name.clone(), Slot::Ready(entry));
+            slots.insert(name.clone(), Slot::Ready(Box::new(entry)));
             // Under the lock: nobody is told of its end first.
             self.bdevs.notices.note(Happening::BdevRegister, &name);
         });
@@ -215,6 +220,15 @@ impl Bdevs {
         })
     }
 
+    /// Notes that a parameter that `name` was made with has been changed.
+    pub(super) fn amend(&self, name: &str, key: &str, value: Value) {
+        self.slots.with(|slots| {
+            if let Some(Slot::Ready(entry)) = slots.get_mut(name) {
+                entry.recipe.set(key, value);
+            }
+        });
+    }
+
     /// A copy of the entry of `name`.
     ///
     /// # Errors
@@ -229,7 +243,7 @@ impl Bdevs {
     /// −19 if it doesn't within `timeout`.
     pub(super) fn wait(&self, name: &str, timeout: Duration) -> Result<Entry, Error> {
         let ready = |slots: &BTreeMap<String, Slot>| match slots.get(name) {
-            Some(Slot::Ready(entry)) => Some(entry.clone()),
+            Some(Slot::Ready(entry)) => Some((**entry).clone()),
             _ => None,
         };
         self.slots
@@ -241,7 +255,7 @@ impl Bdevs {
     pub(super) fn list(&self) -> Vec<Entry> {
         self.slots.with(|slots| {
             let ready = slots.values().filter_map(|slot| match slot {
-                Slot::Ready(entry) => Some(entry.clone()),
+                Slot::Ready(entry) => Some((**entry).clone()),
                 Slot::Coming => None,
             });
             ready.collect()
@@ -335,6 +349,28 @@ impl Bdevs {
             if let Some(base) = base {
                 self.release(&base);
             }
+        }
+    }
+
+    /// Removes all that nobody uses but caches, those above before those below.
+    pub(super) fn remove_idle(&self) {
+        let is_idle = |slot: &Slot| match slot {
+            Slot::Ready(entry) => {
+                let free = entry.owner.is_none() && entry.users.is_empty();
+                free && !matches!(entry.kind, Kind::Cache(_))
+            }
+            Slot::Coming => false,
+        };
+        loop {
+            let taken = self.slots.with(|slots| {
+                let mut idle = slots.iter().filter(|(_, slot)| is_idle(slot));
+                let name = idle.next().map(|(name, _)| name.clone());
+                name.and_then(|name| self.take(slots, &name))
+            });
+            if taken.is_none() {
+                return;
+            }
+            self.bury(taken);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The pools and caches of the service: who is loaded, and how each is brought up and down.
 
 use super::bdevs::{Kind, no_such_device};
+use super::config::Recipe;
 use super::service::Service;
 use super::shared::{Shared, poll_until};
 use crate::bdev::{Bdev, Persistence, PmemError};
@@ -368,12 +369,15 @@ pub(super) fn load_cache(
         Ok(cache) => {
             let specific = json!({"pmcache": {"pool": pool.name(), "backing_bdev": backing}});
             let bdev: Arc<dyn Bdev> = Arc::clone(&cache) as Arc<dyn Bdev>;
-            place.fill(
-                Kind::Cache(Arc::clone(&cache)),
-                bdev,
-                specific,
-                Some(backing),
-            );
+            let recipe = json!({
+                "pool": pool.name(),
+                "name": name,
+                "backing_bdev": backing,
+                "salvage": wish.salvage.then_some(true),
+            });
+            let recipe = Recipe::new("bdev_pmcache_load", recipe);
+            let kind = Kind::Cache(Arc::clone(&cache));
+            place.fill(kind, bdev, specific, Some(backing), recipe);
             Ok(cache)
         }
         Err(error) => {
@@ -540,9 +544,24 @@ pub(super) fn destroy_cache(
 
 /// Takes everything down: caches, then pools. Nothing uses them any more.
 pub(super) fn close_all(service: &Service) {
-    for cache in all(service) {
-        if let Err(error) = unload_cache(service, cache.name(), false) {
-            tracing::error!(cache = cache.name(), %error, "does not stop; its data are safe");
+    let mut left = usize::MAX;
+    loop {
+        // What stands on a cache goes before it, and then it may be another one's turn.
+        service.bdevs.remove_idle();
+        let caches = all(service);
+        let last = caches.len() >= left;
+        left = caches.len();
+        if left == 0 {
+            break;
+        }
+        for cache in caches {
+            let unloaded = unload_cache(service, cache.name(), false);
+            if let (true, Err(error)) = (last, unloaded) {
+                tracing::error!(cache = cache.name(), %error, "does not stop; its data are safe");
+            }
+        }
+        if last {
+            break;
         }
     }
     for entry in service.caches.pools() {

@@ -1,6 +1,6 @@
 //! The command line.
 
-use super::{bench, check, reference, rpc_client, serve, simulate};
+use super::{bench, check, config, reference, rpc_client, serve, simulate};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::{Shell, generate};
 use serde_json::json;
@@ -23,6 +23,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Call a method of a running service and print its result.
     Rpc(rpc_client::RpcArgs),
+    /// Save, load or check a configuration.
+    Config(config::ConfigArgs),
     /// Measure latencies in this process, without a service.
     Bench(Box<bench::BenchArgs>),
     /// Verify a pool that no service uses, without changing it.
@@ -74,6 +76,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(&args, cli.json),
         Command::Rpc(args) => rpc_client::run(&args, cli.json),
+        Command::Config(args) => config::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args, cli.json),
         Command::Check(args) => check::run(&args, cli.json),
         Command::Completions(args) => completions(args.shell),

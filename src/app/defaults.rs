@@ -3,6 +3,7 @@
 
 use super::bdevs::{Kind, bdev_error};
 use super::caches;
+use super::methods::{pmem_recipe, uring_recipe};
 use super::service::Service;
 use crate::bdev::pmem::{PmemBdev, PmemConfig};
 use crate::bdev::{UringBdev, UringConfig, UringKind, derived_uuid};
@@ -76,9 +77,10 @@ fn open_pmem(service: &Service, path: &Path) -> Result<(), Error> {
         config.size = Some(POOL_BYTES);
         config.create_file = true;
     }
+    let recipe = pmem_recipe(&config);
     let bdev = PmemBdev::open(config).map_err(|error| bdev_error(&error))?;
     let specific = json!({"pmem": {"path": bdev.path(), "persistence": bdev.persistence()}});
-    place.fill(Kind::Pmem(Arc::clone(&bdev)), bdev, specific, None);
+    place.fill(Kind::Pmem(Arc::clone(&bdev)), bdev, specific, None, recipe);
     Ok(())
 }
 
@@ -93,14 +95,12 @@ fn open_disk(service: &Service, path: &Path, uuid: Uuid) -> Result<(), Box<dyn S
     let mut config = UringConfig::new(DISK, path, UringKind::Uring);
     config.block_size = Some(BLOCK_BYTES);
     config.uuid = Some(uuid);
+    let recipe = uring_recipe(&config);
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
     let bdev = Arc::new(bdev);
-    place.fill(
-        Kind::Uring(Arc::clone(&bdev)),
-        bdev,
-        json!({"uring": {"filename": path}}),
-        None,
-    );
+    let specific = json!({"uring": {"filename": path}});
+    let kind = Kind::Uring(Arc::clone(&bdev));
+    place.fill(kind, bdev, specific, None, recipe);
     Ok(())
 }
 

@@ -19,7 +19,14 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct Nbd {
     exports: NbdExports,
-    servers: Shared<Vec<NbdServer>>,
+    servers: Shared<Vec<Listening>>,
+}
+
+/// A server, and what was asked of it.
+#[derive(Debug)]
+struct Listening {
+    server: NbdServer,
+    max_connections: Option<usize>,
 }
 
 /// A server, for people.
@@ -27,6 +34,8 @@ pub(super) struct Nbd {
 pub(super) struct ServerInfo {
     /// Where it listens.
     pub(super) address: NbdAddress,
+    /// How many may be connected, if that was said.
+    pub(super) max_connections: Option<usize>,
     /// Who is connected.
     pub(super) connections: Vec<ConnectionInfo>,
 }
@@ -67,13 +76,16 @@ impl Nbd {
         options.max_connections = max_connections.unwrap_or(options.max_connections);
         // Listening takes no time, and under the lock nobody else starts the same.
         self.servers.with(|servers| {
-            if servers.iter().any(|server| *server.address() == address) {
+            if servers.iter().any(|s| *s.server.address() == address) {
                 return Err(Error::errno(Errno::EXIST.raw_os_error()));
             }
             let server = NbdServer::start(&address, &self.exports, reactors.to_vec(), options)
                 .map_err(|error| nbd_error(&error))?;
             let address = server.address().clone();
-            servers.push(server);
+            servers.push(Listening {
+                server,
+                max_connections,
+            });
             Ok(address)
         })
     }
@@ -85,8 +97,10 @@ impl Nbd {
     pub(super) fn stop(&self, address: &str) -> Result<(), Error> {
         let address: NbdAddress = address.parse().map_err(|e| nbd_error(&e))?;
         let taken = self.servers.with(|servers| {
-            let at = servers.iter().position(|s| *s.address() == address)?;
-            Some(servers.remove(at))
+            let at = servers
+                .iter()
+                .position(|s| *s.server.address() == address)?;
+            Some(servers.remove(at).server)
         });
         let mut server = taken.ok_or_else(no_such_device)?;
         server.stop();
@@ -97,9 +111,10 @@ impl Nbd {
     /// The servers that run.
     pub(super) fn servers(&self) -> Vec<ServerInfo> {
         self.servers.with(|servers| {
-            let infos = servers.iter().map(|server| ServerInfo {
-                address: server.address().clone(),
-                connections: server.connections(),
+            let infos = servers.iter().map(|listening| ServerInfo {
+                address: listening.server.address().clone(),
+                max_connections: listening.max_connections,
+                connections: listening.server.connections(),
             });
             infos.collect()
         })
@@ -163,10 +178,11 @@ impl Nbd {
     /// Ends all servers and exports, as far as that is possible in [`CLOSE_WAIT`].
     pub(super) fn stop_all(&self, bdevs: &Arc<Bdevs>) {
         let mut servers = self.servers.with(std::mem::take);
-        for server in &mut servers {
-            server.stop();
+        for listening in &mut servers {
+            listening.server.stop();
         }
-        poll_until(CLOSE_WAIT, || servers.iter().all(NbdServer::is_stopped));
+        let all_stopped = || servers.iter().all(|s| s.server.is_stopped());
+        poll_until(CLOSE_WAIT, all_stopped);
         for export in self.exports.list() {
             if let Err(error) = self.remove(bdevs, &export.name, RemoveMode::Hard) {
                 tracing::warn!(export = export.name, %error, "export stays");

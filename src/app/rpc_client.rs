@@ -6,19 +6,43 @@ use super::serve::{DATA_DIR, RPC_SOCKET};
 use clap::Args;
 use rpc::{Client, ClientError};
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Calls a method and prints its result; exit code 1 with the error if it refuses.
+/// Where the service is that a command talks to.
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
-pub(super) struct RpcArgs {
+pub(super) struct SocketArgs {
     /// The service's socket [default: rpc.sock in the data directory].
     #[arg(long, value_name = "PATH")]
     rpc_socket: Option<PathBuf>,
     /// The service's data directory.
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     data_dir: PathBuf,
+}
+
+impl SocketArgs {
+    /// A connection to it.
+    ///
+    /// # Errors
+    /// If nobody listens there; the text has the path.
+    pub(super) fn connect(&self) -> Result<Client, ClientError> {
+        let socket = match &self.rpc_socket {
+            Some(path) => path.clone(),
+            None => self.data_dir.join(RPC_SOCKET),
+        };
+        Client::connect(&socket).map_err(|error| {
+            let text = format!("{}: {error}", socket.display());
+            ClientError::Io(std::io::Error::new(error.kind(), text))
+        })
+    }
+}
+
+/// Calls a method and prints its result; exit code 1 with the error if it refuses.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(super) struct RpcArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
     /// Print every method's declaration and parameters' JSON Schema.
     #[arg(long, exclusive = true)]
     schema: bool,
@@ -49,11 +73,7 @@ pub(super) fn run(args: &RpcArgs, json: bool) -> ExitCode {
         Ok(params) => params,
         Err(why) => return fail(UNUSABLE, json, why),
     };
-    let socket = match &args.rpc_socket {
-        Some(path) => path.clone(),
-        None => args.data_dir.join(RPC_SOCKET),
-    };
-    match call(&socket, method, params.as_ref()) {
+    match call(&args.socket, method, params.as_ref()) {
         Ok(result) => {
             println!("{}", if json { result } else { for_people(&result) });
             ExitCode::SUCCESS
@@ -85,12 +105,8 @@ fn asked(args: &RpcArgs) -> Option<Result<&str, String>> {
     None
 }
 
-fn call(socket: &Path, method: &str, params: Option<&Value>) -> Result<String, ClientError> {
-    let mut client = Client::connect(socket).map_err(|error| {
-        let text = format!("{}: {error}", socket.display());
-        ClientError::Io(std::io::Error::new(error.kind(), text))
-    })?;
-    let result = client.call(method, params)?;
+fn call(socket: &SocketArgs, method: &str, params: Option<&Value>) -> Result<String, ClientError> {
+    let result = socket.connect()?.call(method, params)?;
     Ok(result.get().to_owned())
 }
 

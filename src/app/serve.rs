@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Where files go by default.
@@ -31,9 +32,12 @@ pub(super) const RPC_SOCKET: &str = "rpc.sock";
 /// Runs the service until SIGTERM or SIGINT.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
-    /// A configuration in SPDK's layout.
-    #[arg(long, value_name = "FILE")]
+    /// A configuration in SPDK's layout [also: --json-config, -c].
+    #[arg(short, long, value_name = "FILE", alias = "json-config")]
     config: Option<PathBuf>,
+    /// Wait for framework_start_init: clients configure the service.
+    #[arg(long, conflicts_with = "config")]
+    wait_for_rpc: bool,
     /// Where sockets and default files go.
     #[arg(long, value_name = "DIR", default_value = DATA_DIR)]
     data_dir: PathBuf,
@@ -86,6 +90,7 @@ impl ServeArgs {
             },
             data_dir: self.data_dir.clone(),
             run_dir: self.run_dir.clone(),
+            wait_for_rpc: self.wait_for_rpc,
         }
     }
 }
@@ -134,16 +139,15 @@ fn serve(args: &ServeArgs, json: bool, log: Log) -> Result<(), Box<dyn Error>> {
         Arc::clone(&registry),
         Arc::clone(&service),
     )?;
-    let watch = Watch::start(Arc::clone(&service))?;
-    let prepared = prepare(args, &registry, &service);
-    if prepared.is_ok() {
+    let observer = Watch::start(Arc::clone(&service))?;
+    let prepared = prepare(args, &registry, &service).and_then(|()| {
         service.set_ready();
         announce::announce(&service, server.path(), json);
-        wait_for_end(&signals);
-    }
-    drop(watch);
-    stop(service, server);
-    prepared
+        Ok(config::watch(&registry, &service)?)
+    });
+    let ended = prepared.inspect(|_| wait_for_end(&signals));
+    drop(observer);
+    stop(service, server, ended)
 }
 
 /// Brings up what the configuration asks for.
@@ -154,6 +158,7 @@ fn prepare(
 ) -> Result<(), Box<dyn Error>> {
     match &args.config {
         Some(path) => config::apply_file(registry, service, path)?,
+        None if args.wait_for_rpc => {}
         None => defaults::start(service)?,
     }
     Ok(())
@@ -192,7 +197,11 @@ fn wait_for_end(signals: &Receiver<i32>) {
 
 /// Ends everything in order, within [`STOP_MAX`]: what is left then is as after a crash, which
 /// loses nothing that was acknowledged.
-fn stop(service: Arc<Service>, server: Server) {
+fn stop(
+    service: Arc<Service>,
+    server: Server,
+    watching: Result<Option<JoinHandle<()>>, Box<dyn Error>>,
+) -> Result<(), Box<dyn Error>> {
     let (ended, watched) = channel::<()>();
     let watchdog = std::thread::Builder::new()
         .name("watchdog".to_owned())
@@ -205,8 +214,14 @@ fn stop(service: Arc<Service>, server: Server) {
     if let Err(error) = watchdog {
         tracing::warn!(%error, "no watchdog for the stop");
     }
+    service.set_ending();
+    let watched = watching.map(|watching| match watching.map(JoinHandle::join) {
+        None | Some(Ok(())) => {}
+        Some(Err(_)) => tracing::error!("the thread that waits for devices panicked"),
+    });
     server.stop();
     service.close();
     drop(service);
     drop(ended);
+    watched
 }

@@ -2,6 +2,7 @@
 
 use super::bdevs::Bdevs;
 use super::caches::{self, Caches};
+use super::config::Unresolved;
 use super::keyring::Keyring;
 use super::log::Log;
 use super::methods;
@@ -13,11 +14,13 @@ use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
     StartError,
 };
-use rpc::{Phase, Phased, Registry};
+use rpc::{Error, Phase, Phased, Registry};
 use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -32,6 +35,22 @@ pub(super) struct ServiceConfig {
     pub(super) data_dir: PathBuf,
     /// Where staging files go: on tmpfs.
     pub(super) run_dir: PathBuf,
+    /// Nothing runs before `framework_start_init`.
+    pub(super) wait_for_rpc: bool,
+}
+
+/// How far the service has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// It waits for `framework_start_init`.
+    #[default]
+    Waiting,
+    /// It brings up what it is configured for.
+    Loading,
+    /// It serves.
+    Ready,
+    /// It goes down.
+    Ending,
 }
 
 /// Something that does not work as it should, while the rest does.
@@ -76,9 +95,11 @@ pub(super) struct Service {
     started: Nanos,
     data_dir: PathBuf,
     degraded: Shared<Vec<Degraded>>,
-    ready: Shared<bool>,
-    /// Past `framework_start_init`.
-    initialized: AtomicBool,
+    stage: Shared<Stage>,
+    /// What was set of the reactors' idleness, by core; nothing stands for all.
+    idle_set: Shared<BTreeMap<Option<usize>, Value>>,
+    /// What the configuration has and the service has not.
+    pub(super) unresolved: Unresolved,
     /// All block devices.
     pub(super) bdevs: Arc<Bdevs>,
     /// The pools and caches.
@@ -97,10 +118,9 @@ pub(super) struct Service {
 
 impl Phased for Service {
     fn phase(&self) -> Phase {
-        if self.initialized.load(Ordering::Acquire) {
-            Phase::Runtime
-        } else {
-            Phase::Startup
+        match self.stage.with(|stage| *stage) {
+            Stage::Waiting => Phase::Startup,
+            Stage::Loading | Stage::Ready | Stage::Ending => Phase::Runtime,
         }
     }
 }
@@ -121,6 +141,10 @@ impl Service {
             clock: clock.clone(),
         })?;
         let count = reactors.infos().len();
+        let stage = Shared::default();
+        if !config.wait_for_rpc {
+            stage.with(|stage| *stage = Stage::Loading);
+        }
         let notices = Arc::<Notices>::default();
         Ok(Self {
             reactors,
@@ -128,8 +152,9 @@ impl Service {
             started,
             data_dir: config.data_dir.clone(),
             degraded: Shared::default(),
-            ready: Shared::default(),
-            initialized: AtomicBool::new(true),
+            stage,
+            idle_set: Shared::default(),
+            unresolved: Unresolved::default(),
             bdevs: Arc::new(Bdevs::new(count, Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
@@ -188,17 +213,81 @@ impl Service {
 
     /// What does not work.
     pub(super) fn degraded(&self) -> Vec<Degraded> {
-        self.degraded.with(|list| list.clone())
+        let mut degraded = self.degraded.with(|list| list.clone());
+        degraded.extend(self.unresolved.degraded(self));
+        degraded
     }
 
-    /// Says that start-up is over.
+    /// Says that all that is configured is up.
     pub(super) fn set_ready(&self) {
-        self.ready.with(|ready| *ready = true);
+        self.stage.with(|stage| {
+            if *stage == Stage::Loading {
+                *stage = Stage::Ready;
+            }
+        });
+    }
+
+    /// Begins to serve what clients will configure.
+    ///
+    /// # Errors
+    /// If it does not wait for that (any more).
+    pub(super) fn start_init(&self) -> Result<(), Error> {
+        self.stage.with(|stage| match *stage {
+            Stage::Waiting => {
+                *stage = Stage::Ready;
+                Ok(())
+            }
+            _ => Err(Error::new(
+                Error::WRONG_STATE,
+                "framework_start_init has been called already",
+            )),
+        })
     }
 
     /// Whether start-up is over.
     pub(super) fn is_ready(&self) -> bool {
-        self.ready.with(|ready| *ready)
+        self.stage.with(|stage| *stage == Stage::Ready)
+    }
+
+    /// Waits until start-up is over; returns whether it serves then.
+    pub(super) fn wait_ready(&self) -> bool {
+        const LONG: Duration = Duration::from_secs(3600);
+        loop {
+            let over = self.stage.wait_for(LONG, |stage| match stage {
+                Stage::Waiting | Stage::Loading => None,
+                Stage::Ready => Some(true),
+                Stage::Ending => Some(false),
+            });
+            if let Some(serves) = over {
+                return serves;
+            }
+        }
+    }
+
+    /// Says that it goes down: who waits for it gives up.
+    pub(super) fn set_ending(&self) {
+        self.stage.with(|stage| *stage = Stage::Ending);
+    }
+
+    /// Waits for `time`, or until it goes down. Returns whether it does.
+    pub(super) fn is_ending_within(&self, time: Duration) -> bool {
+        let ends = |stage: &Stage| (*stage == Stage::Ending).then_some(());
+        self.stage.wait_for(time, ends).is_some()
+    }
+
+    /// Notes what `reactor_set_idle` set, of one core or of all.
+    pub(super) fn note_idle(&self, lcore: Option<usize>, params: Value) {
+        self.idle_set.with(|set| {
+            if lcore.is_none() {
+                set.clear();
+            }
+            set.insert(lcore, params);
+        });
+    }
+
+    /// What `reactor_set_idle` set, in an order in which it can be set again.
+    pub(super) fn idle_set(&self) -> Vec<Value> {
+        self.idle_set.with(|set| set.values().cloned().collect())
     }
 
     /// Stops serving and closes everything, what is above before what is below. Dropping the

@@ -88,6 +88,10 @@ fn covers(shared: &Shared, index: &KeyIndex, subtree: usize) -> Vec<Option<Cover
         if has_data && !shared.is_current(key.segment, key.generation) {
             return;
         }
+        // Where the backing is newer a lane may forget that it is so: it asks the backing all the same.
+        if flags.has(KeyFlags::INVALID) {
+            return;
+        }
         for block in piece.start..piece.end {
             let skipped = u32::from(key.trim + (block - key.start));
             let block_bytes = u32::try_from(BLOCK).unwrap_or(512);

@@ -79,8 +79,10 @@ pub struct CacheStatus {
     pub dirty_tail: (u32, u32, u64),
     /// (pool segment, offset, sequence) where replay would begin.
     pub key_tail: (u32, u32, u64),
-    /// The backing alone is between flush boundaries.
+    /// The backing alone is between flush boundaries, or has newer writes than some that it lacks.
     pub between_boundaries: bool,
+    /// A flush of the backing failed behind writes that had bypassed the cache: FLUSH fails.
+    pub flush_failed: bool,
     /// Epochs that are logged and not written back.
     pub epochs_pending: u64,
     /// When the oldest dirty kset was seen, on the reactors' clock, ns; 0 for none.
@@ -528,7 +530,7 @@ impl Cache {
             "stopped"
         } else if self.shared.has_failed() || self.shared.read_only {
             "read_only"
-        } else if m.degraded.load(Ordering::SeqCst) {
+        } else if m.degraded.load(Ordering::SeqCst) || self.shared.bypassed.has_failed() {
             "degraded"
         } else if m.flush_all.load(Ordering::SeqCst) {
             "flushing"
@@ -575,7 +577,9 @@ impl Cache {
                 m.dirty_sequence.load(relaxed),
             ),
             key_tail: position(m.key_position.load(relaxed), m.key_sequence.load(relaxed)),
-            between_boundaries: m.between_boundaries.load(relaxed),
+            between_boundaries: m.between_boundaries.load(relaxed)
+                || shared.bypassed.is_mixed(m.dirty_sequence.load(relaxed)),
+            flush_failed: shared.bypassed.has_failed(),
             epochs_pending: epoch.map_or(0, |epoch| epoch.saturating_sub(dirty_epoch)),
             oldest_dirty_since_ns: m.oldest_dirty_since.load(relaxed),
             waiting_lanes: shared.waiting_lanes.load(relaxed),

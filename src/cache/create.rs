@@ -10,7 +10,8 @@ use super::owners::Joined;
 use super::pool::Pool;
 use crate::bdev::{BdevInfo, PmemError};
 use crate::media::{
-    Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotKind, Tail, WindowEnd,
+    BackingFlush, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotKind, Tail,
+    WindowEnd,
 };
 use crate::units::SegmentId;
 use std::sync::PoisonError;
@@ -203,6 +204,12 @@ impl Pool {
             spare: [0; 32],
         };
         store_both(pmem, at(CacheItem::Boot), SlotKind::Boot, &boot)?;
+        let flush = BackingFlush {
+            failed: U32::ZERO,
+            spare: [0; 44],
+        };
+        let place = at(CacheItem::BackingFlush);
+        store_both(pmem, place, SlotKind::BackingFlush, &flush)?;
         for (item, ..) in SAMPLE_ITEMS {
             wipe_pair(pmem, at(item))?;
         }

@@ -90,11 +90,44 @@ pub enum Fault {
     /// A load keeps the marks of a resize that was cut off. Breaks: what the table has not counted has not
     /// happened; with the next resize these segments are gone.
     LeavingMarkKept,
+    /// A write bypasses the cache whatever older dirty keys of its range are not written back yet. Breaks:
+    /// the durable dirty tail is past them first; writeback puts the older data over the newer.
+    InvalidBeforeDirtyTail,
+    /// A bypassing write goes to the backing while its INVALID, or its data in write-through, is on its way
+    /// to the log. Breaks: what the cache would replay is durable first; a crash brings the older data
+    /// back, until they are evicted.
+    BackingBeforeInvalidDurable,
+    /// Reads do not see that a write is on its way past the cache. Breaks: they keep nothing of its range;
+    /// what the backing had before is cached.
+    BypassWithoutPlaceholder,
+    /// A miss that was in flight when a write bypassed the cache fills all the same. Breaks: it loses its
+    /// right to; what the backing had before is cached.
+    FillDespiteBypass,
+    /// Writes do not wait for a bypassing one that they overlap. Breaks: overlapping writes land in one
+    /// order; the backing may get the two the other way round.
+    OverlappingWritesPass,
+    /// What bypassed the cache is cached as clean before the backing has flushed it. Breaks: a clean key
+    /// is what the backing has; a power cut makes them two, and eviction shows it.
+    AdmitBeforeFlush,
+    /// FLUSH does not flush the backing behind bypassing writes. Breaks: what was flushed is durable.
+    FlushSkipsBacking,
+    /// A bypassing write that must be durable is not told to the backing as such. Breaks: FUA, and
+    /// `durability = write`.
+    DurableBypassWithoutFua,
+    /// A flush of the backing that failed behind bypassing writes is tried again by the next FLUSH. Breaks:
+    /// it can't be made good; the next one is acknowledged, and the data are lost.
+    FailedBypassFlushForgotten,
+    /// A load owes no flush for what bypassed the cache before the process died. Breaks: FLUSH covers
+    /// what was acknowledged, by whichever process.
+    OwedFlushForgotten,
+    /// When a cache begins to be bypassed, nothing counts as dirty that is so from before. Breaks: no mode
+    /// forgets dirty data; writeback puts them over what is newer.
+    ModeSwitchForgetsDirty,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 35] = [
         Self::MissingKsetFence,
         Self::MissingFlushFence,
         Self::SequenceUnchecked,
@@ -119,6 +152,17 @@ impl Fault {
         Self::GivenBackUndrained,
         Self::GrownBeforeDurable,
         Self::LeavingMarkKept,
+        Self::InvalidBeforeDirtyTail,
+        Self::BackingBeforeInvalidDurable,
+        Self::BypassWithoutPlaceholder,
+        Self::FillDespiteBypass,
+        Self::OverlappingWritesPass,
+        Self::AdmitBeforeFlush,
+        Self::FlushSkipsBacking,
+        Self::DurableBypassWithoutFua,
+        Self::FailedBypassFlushForgotten,
+        Self::OwedFlushForgotten,
+        Self::ModeSwitchForgetsDirty,
     ];
 
     /// What an operator calls it.
@@ -149,6 +193,17 @@ impl Fault {
             Self::GivenBackUndrained => "given-back-undrained",
             Self::GrownBeforeDurable => "grown-before-durable",
             Self::LeavingMarkKept => "leaving-mark-kept",
+            Self::InvalidBeforeDirtyTail => "invalid-before-dirty-tail",
+            Self::BackingBeforeInvalidDurable => "backing-before-invalid-durable",
+            Self::BypassWithoutPlaceholder => "bypass-without-placeholder",
+            Self::FillDespiteBypass => "fill-despite-bypass",
+            Self::OverlappingWritesPass => "overlapping-writes-pass",
+            Self::AdmitBeforeFlush => "admit-clean-before-flush",
+            Self::FlushSkipsBacking => "flush-skips-backing",
+            Self::DurableBypassWithoutFua => "durable-bypass-without-fua",
+            Self::FailedBypassFlushForgotten => "failed-bypass-flush-forgotten",
+            Self::OwedFlushForgotten => "owed-flush-forgotten",
+            Self::ModeSwitchForgetsDirty => "mode-switch-forgets-dirty",
         }
     }
 }

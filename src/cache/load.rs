@@ -6,6 +6,7 @@
 use super::CacheError;
 use super::bad::PostBatch;
 use super::begin_run::begin_run;
+use super::bypassed::Bypassed;
 use super::cache::{Cache, CacheParts, CacheStart};
 use super::control::Control;
 use super::gc::GcSeed;
@@ -17,7 +18,7 @@ use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_damage::unreferenced;
-use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_reader::{LogReader, LogView};
 use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
@@ -35,7 +36,7 @@ use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::unreadable::{find_unwritable, leave_unreadable};
-use super::writeback::WritebackSeed;
+use super::writeback::{FlushNote, WritebackSeed};
 use crate::bdev::{Bdev, Persistence};
 use crate::media::{CacheEntry, LogStart};
 use crossbeam_utils::CachePadded;
@@ -107,6 +108,8 @@ struct Loaded {
     salt: u64,
     /// Only looked at.
     read_only: bool,
+    /// The last run may have left completed writes that the backing was not asked to flush.
+    owes_flush: bool,
 }
 
 impl Loaded {
@@ -160,12 +163,19 @@ impl Loaded {
         }
     }
 
+    /// What counts the references of each segment; nothing is added to those that have some.
+    fn references(&self) -> Box<[AtomicU64]> {
+        let seal = |&count: &u64| AtomicU64::new(if count == 0 { 0 } else { SEALED | count });
+        self.replayed.references.iter().map(seal).collect()
+    }
+
     fn share(
         &mut self,
         entry: &CacheEntry,
         options: &CacheOptions,
         runtime: &Runtime,
         failure: Arc<PoolFailure>,
+        backing_volatile: bool,
     ) -> Shared {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
@@ -173,14 +183,7 @@ impl Loaded {
         let log = self.take_log();
         let head_segment = self.view.segments.id(log.segment).0;
         let head = u64::from(head_segment) << 32 | u64::from(log.offset);
-        let added = self
-            .replayed
-            .references
-            .iter()
-            .map(|&references| match references {
-                0 => AtomicU64::new(0),
-                count => AtomicU64::new(SEALED | count),
-            });
+        let added = self.references();
         let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
@@ -203,7 +206,7 @@ impl Loaded {
                 .iter()
                 .map(|&g| AtomicU64::new(g))
                 .collect(),
-            added: added.collect(),
+            added,
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
             suspect_count: AtomicU32::new(count_bad(&self.view)),
             suspects: bad_segments(&self.view).map(AtomicBool::new).collect(),
@@ -236,7 +239,18 @@ impl Loaded {
                 .collect(),
             slow_ios: SlowIos::new(runtime.data.len()),
             maintenance,
+            bypassed: self.bypassed(backing_volatile, durable, entry),
         }
+    }
+
+    fn bypassed(&self, backing_volatile: bool, durable: u64, entry: &CacheEntry) -> Bypassed {
+        Bypassed::new(
+            backing_volatile,
+            self.owes_flush,
+            self.control.backing_flush.0.failed.get() == 1,
+            durable,
+            entry.bypassed.get() != 0,
+        )
     }
 }
 
@@ -288,6 +302,7 @@ fn salvaged(
         free,
         salt: 0,
         read_only: true,
+        owes_flush: false,
     };
     (loaded, staged.lanes)
 }
@@ -374,6 +389,7 @@ fn take_over(
         mut staged,
     } = found;
     let lanes = entry.lanes.get();
+    let owes_flush = entry.bypassed.get() != 0 && !control.stopped_clean();
     let incarnation = begin_run(
         &view,
         &mut control,
@@ -422,6 +438,7 @@ fn take_over(
         reserve,
         salt,
         read_only: false,
+        owes_flush,
     };
     Ok((loaded, staged.lanes))
 }
@@ -507,12 +524,14 @@ impl Pool {
         mut loaded: Loaded,
         staging: Vec<LaneStaging>,
     ) -> Result<Arc<Cache>, CacheError> {
-        let shared = Arc::new(loaded.share(entry, &options, runtime, Arc::clone(&self.failure)));
+        let backing_volatile = backing.info().volatile_cache;
+        let failure = Arc::clone(&self.failure);
+        let shared = loaded.share(entry, &options, runtime, failure, backing_volatile);
+        let shared = Arc::new(shared);
         let Loaded {
             view,
             control,
             replayed,
-            incarnation,
             salt,
             read_only,
             ..
@@ -521,10 +540,7 @@ impl Pool {
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
         let (groups, [gc_posts, writeback_posts]) = group_seeds(&shared, &backing, by_reactor);
-        let incarnations = Incarnations {
-            current: incarnation,
-            first_sequence: control.incarnation.0.first_sequence.get(),
-        };
+        let incarnations = control.incarnations();
         let (writeback_stats, gc_stats) =
             (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
         let maintenance = if read_only {
@@ -542,7 +558,8 @@ impl Pool {
                 mark_pair: control.durable_mark.1,
                 posts: writeback_posts,
                 stats: Arc::clone(&writeback_stats),
-                backing_volatile: backing.info().volatile_cache,
+                flush_note: FlushNote::new(control.backing_flush),
+                backing_volatile,
             };
             let gc = GcSeed {
                 shared: Arc::clone(&shared),

@@ -2,6 +2,7 @@
 //! critical section, and nothing that is written on a hit.
 
 use super::activity::Activity;
+use super::bypassed::Bypassed;
 use super::geometry::{PoolGeometry, SegIx};
 use super::key_index::SUBTREE_BYTES;
 use super::latency::{LatencyStats, Stamp};
@@ -201,6 +202,7 @@ pub(crate) struct Shared {
     pub(crate) maintenance: Maintenance,
     /// Segments that join or leave.
     pub(crate) resize: Resize,
+    pub(crate) bypassed: Bypassed,
 }
 
 impl Shared {
@@ -286,7 +288,7 @@ impl Shared {
             self.ring_lanes();
         }
         // Only now can writeback pass it, and nobody else would wake it before its period ends.
-        if self.is_space_wanted() {
+        if self.is_space_wanted() || self.is_tail_wanted() {
             self.kick_writeback();
         }
     }

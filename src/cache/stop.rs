@@ -152,8 +152,8 @@ impl Cache {
     /// Each group counts once, however often it was asked before it came to answer.
     fn ask_at_rest(&self) -> Result<(), CacheError> {
         let started = Arc::clone(&self.started);
-        self.for_each_group(move |group, _| {
-            if group.comes_to_rest() {
+        self.for_each_group(move |group, cx| {
+            if group.comes_to_rest(cx) {
                 started.at_rest.fetch_add(1, Ordering::SeqCst);
             }
         })
@@ -175,9 +175,10 @@ impl Cache {
         for (number, handle) in handles.skip(shutdown.leave_sent) {
             let is_group = number < groups.len();
             let started = Arc::clone(&self.started);
+            let pool = Arc::clone(&self.pool);
             send(handle, move |cx| {
                 if is_group {
-                    Group::uninstall(key, cx);
+                    Group::leave(key, pool, cx);
                 } else if let Some(poller) = cx.local::<GcPoller>(key) {
                     Scrub::leave(key, cx);
                     // Writeback goes by itself, when its last write has ended.
@@ -196,7 +197,9 @@ impl Cache {
     /// completed late would put old data over new.
     fn free_once_drained(&self) {
         let drain = &self.shared.maintenance.drain;
-        if drain.swap(DRAIN_FREE, Ordering::SeqCst) == DRAIN_RESTED {
+        if drain.swap(DRAIN_FREE, Ordering::SeqCst) == DRAIN_RESTED
+            && self.shared.bypassed.leave_gate()
+        {
             self.pool.note_unloaded(self.shared.uuid);
         }
         self.shared.ring_maintenance();
@@ -215,6 +218,7 @@ impl Cache {
             && !self.shared.has_failed()
             && at_rest
             && placed
+            && !self.shared.bypassed.owes_flush()
             && self.shared.durable.mark() == final_sequence
     }
 

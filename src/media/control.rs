@@ -21,7 +21,8 @@ body!(
     CleanStop,
     BackingSample,
     DurableMark,
-    Boot
+    Boot,
+    BackingFlush
 );
 
 /// To whom a segment belongs. Written when a cache gets or gives back segments.
@@ -194,4 +195,14 @@ pub struct Boot {
     pub boot_id: [u8; 16],
     /// Zero.
     pub spare: [u8; 32],
+}
+
+/// Whether the backing has lost what it had acknowledged. Written to both slots at each change.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct BackingFlush {
+    /// 1: a flush failed behind writes that had bypassed the cache, and no operator has taken note.
+    pub failed: U32,
+    /// Zero.
+    pub spare: [u8; 44],
 }

@@ -229,6 +229,12 @@ impl Load {
         }
     }
 
+    /// Nothing is under way: hangs up, and returns what the volume may hold.
+    pub fn hang_up(self) -> Model {
+        assert!(self.pending.is_empty(), "{:?}", self.pending);
+        self.model
+    }
+
     /// The service has ended: takes the replies that it had sent, and returns what the volume may
     /// hold.
     pub fn bury(mut self) -> Model {

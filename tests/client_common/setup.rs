@@ -49,6 +49,11 @@ impl Layout {
 
     /// Makes it all in a new directory, with these arguments of `serve`.
     pub fn create(&self, args: &[&str]) -> Service {
+        self.create_with_room(args, 0)
+    }
+
+    /// As [`Layout::create`], with so many segments of the pool left over.
+    pub fn create_with_room(&self, args: &[&str], segments: u64) -> Service {
         let dir = tempfile::tempdir().unwrap();
         let disk = std::fs::File::create(dir.path().join("disk.img")).unwrap();
         disk.set_len(self.disk_bytes).unwrap();
@@ -71,7 +76,7 @@ impl Layout {
         for (method, mut params) in self.bdevs() {
             if method == "bdev_pmem_create" {
                 let start = self.segment_bytes.max(2 << 20);
-                params["size"] = json!(start + self.segments * self.segment_bytes);
+                params["size"] = json!(start + (self.segments + segments) * self.segment_bytes);
                 params["create_file"] = json!(true);
             }
             service.call(method, params);

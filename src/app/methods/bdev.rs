@@ -1,10 +1,11 @@
 //! Methods about bdevs in general, and those that make the kinds that stand on nothing.
 
 use super::filters::describe_delay;
-use super::{Name, qos, refuse_unless_default, uuid_or_new};
+use super::{Name, qos, refuse_unless_default, remove_bdev, uuid_or_new};
 use crate::app::bdevs::{Entry, Kind, bdev_error};
+use crate::app::config::Recipe;
 use crate::app::service::Service;
-use crate::bdev::{MallocBdev, MallocConfig, NullBdev, NullConfig};
+use crate::bdev::{Bdev, BdevInfo, MallocBdev, MallocConfig, NullBdev, NullConfig};
 use rpc::{Error, Registry};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -126,6 +127,17 @@ fn describe(entry: &Entry) -> Value {
     value
 }
 
+/// How a bdev that is nothing but its geometry is made again.
+fn geometry_recipe(method: &'static str, info: &BdevInfo) -> Recipe {
+    let params = json!({
+        "name": info.name,
+        "num_blocks": info.blocks,
+        "block_size": info.block_size,
+        "uuid": info.uuid,
+    });
+    Recipe::new(method, params)
+}
+
 /// `bdev_malloc_create`: a RAM disk of `num_blocks` × `block_size` bytes; `Malloc<n>` by default.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -177,13 +189,13 @@ fn malloc_create(service: &Service, params: MallocCreate) -> Result<String, Erro
         blocks: params.num_blocks,
     };
     let bdev = MallocBdev::new(config).map_err(|error| bdev_error(&error))?;
-    Ok(place.fill(Kind::Malloc, Arc::new(bdev), json!({}), None))
+    let recipe = geometry_recipe("bdev_malloc_create", &bdev.info());
+    Ok(place.fill(Kind::Malloc, Arc::new(bdev), json!({}), None, recipe))
 }
 
 fn malloc_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_malloc = |kind: &Kind| matches!(kind, Kind::Malloc);
-    service.bdevs.remove(&params.name, is_malloc)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_malloc)
 }
 
 /// `bdev_null_create`: takes every write and reads as zeroes.
@@ -256,12 +268,13 @@ fn null_create(service: &Service, params: NullCreate) -> Result<String, Error> {
         blocks: params.num_blocks,
     };
     let bdev = NullBdev::new(config).map_err(|error| bdev_error(&error))?;
+    let recipe = geometry_recipe("bdev_null_create", &bdev.info());
     let bdev = Arc::new(bdev);
-    Ok(place.fill(Kind::Null(bdev.clone()), bdev, json!({}), None))
+    let kind = Kind::Null(Arc::clone(&bdev));
+    Ok(place.fill(kind, bdev, json!({}), None, recipe))
 }
 
 fn null_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_null = |kind: &Kind| matches!(kind, Kind::Null(_));
-    service.bdevs.remove(&params.name, is_null)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_null)
 }

@@ -1,7 +1,8 @@
 //! Methods that make bdevs of files and block devices, under both of SPDK's names.
 
-use super::{Name, refuse_unless_default};
+use super::{Name, refuse_unless_default, remove_bdev};
 use crate::app::bdevs::{Kind, bdev_error};
+use crate::app::config::Recipe;
 use crate::app::service::Service;
 use crate::bdev::{UringBdev, UringConfig, UringKind};
 use rpc::{Error, Registry};
@@ -59,17 +60,29 @@ fn uring_create(service: &Service, params: UringCreate) -> Result<String, Error>
     let mut config = UringConfig::new(&params.name, &params.filename, UringKind::Uring);
     config.block_size = params.block_size.filter(|size| *size != 0);
     config.uuid = params.uuid;
-    open(service, config, Kind::Uring, specific).map_err(|error| {
+    let recipe = uring_recipe(&config);
+    open(service, config, Kind::Uring, specific, recipe).map_err(|error| {
         // SPDK says this whatever went wrong, and scripts look for it.
         let message = format!("Unable to create URING bdev.: {}", error.message);
-        Error::new(Error::INTERNAL_ERROR, message)
+        error.hidden_behind(Error::INTERNAL_ERROR, message)
     })
+}
+
+/// How a `bdev_uring_create` is repeated. An identity that was found is not written down: another disk
+/// in that place must not pass for the one that was there.
+pub(in crate::app) fn uring_recipe(config: &UringConfig) -> Recipe {
+    let params = json!({
+        "filename": config.path.to_string_lossy(),
+        "name": config.name,
+        "block_size": config.block_size,
+        "uuid": config.uuid,
+    });
+    Recipe::new("bdev_uring_create", params)
 }
 
 fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_uring = |kind: &Kind| matches!(kind, Kind::Uring(_));
-    service.bdevs.remove(&params.name, is_uring)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_uring)
 }
 
 /// `bdev_aio_create`: as `bdev_uring_create`. Discard gives space back with and without
@@ -110,13 +123,21 @@ fn aio_create(service: &Service, params: AioCreate) -> Result<String, Error> {
     config.block_size = Some(params.block_size).filter(|size| *size != 0);
     config.read_only = params.readonly;
     config.uuid = params.uuid;
-    open(service, config, Kind::Aio, specific)
+    let recipe = json!({
+        "name": params.name,
+        "filename": params.filename,
+        "block_size": config.block_size,
+        "readonly": params.readonly,
+        "fallocate": params.fallocate,
+        "uuid": params.uuid,
+    });
+    let recipe = Recipe::new("bdev_aio_create", recipe);
+    open(service, config, Kind::Aio, specific, recipe)
 }
 
 fn aio_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_aio = |kind: &Kind| matches!(kind, Kind::Aio(_));
-    service.bdevs.remove(&params.name, is_aio)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_aio)
 }
 
 fn open(
@@ -124,9 +145,10 @@ fn open(
     config: UringConfig,
     kind: fn(Arc<UringBdev>) -> Kind,
     specific: Value,
+    recipe: Recipe,
 ) -> Result<String, Error> {
     let place = service.bdevs.reserve(&config.name)?;
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
     let bdev = Arc::new(bdev);
-    Ok(place.fill(kind(bdev.clone()), bdev, specific, None))
+    Ok(place.fill(kind(bdev.clone()), bdev, specific, None, recipe))
 }

@@ -1,7 +1,8 @@
 //! Methods about the bdevs that stand on another: delay, error, passthru.
 
-use super::Name;
+use super::{Name, remove_bdev};
 use crate::app::bdevs::{Kind, bdev_error, no_such_device};
+use crate::app::config::Recipe;
 use crate::app::service::Service;
 use crate::bdev::{
     Bdev, BdevError, DelayBdev, DelayKind, DelayLatencies, ErrorBdev, ErrorIo, ErrorKind,
@@ -84,12 +85,16 @@ fn stack(
     service: &Service,
     name: &str,
     base: &str,
+    recipe: Recipe,
     make: impl FnOnce(Arc<dyn Bdev>) -> Result<Made, BdevError>,
 ) -> Result<String, Error> {
     let place = service.bdevs.reserve(name)?;
     let entry = service.bdevs.claim(base, format!("bdev '{name}'"))?;
     match make(entry.bdev) {
-        Ok((kind, bdev, specific)) => Ok(place.fill(kind, bdev, specific, Some(base.to_owned()))),
+        Ok((kind, bdev, specific)) => {
+            let base = Some(base.to_owned());
+            Ok(place.fill(kind, bdev, specific, base, recipe))
+        }
         Err(error) => {
             service.bdevs.release(base);
             Err(bdev_error(&error))
@@ -124,11 +129,27 @@ fn delay_create(service: &Service, params: DelayCreate) -> Result<String, Error>
         avg_write_us: params.avg_write_latency,
         p99_write_us: params.p99_write_latency,
     };
-    stack(service, &params.name, &params.base_bdev_name, |base| {
-        let bdev = DelayBdev::new(params.name.clone(), base, latencies, params.uuid)?;
-        let bdev = Arc::new(bdev);
-        Ok((Kind::Delay(bdev.clone()), bdev, Value::Null))
-    })
+    let recipe = json!({
+        "name": params.name,
+        "base_bdev_name": params.base_bdev_name,
+        "avg_read_latency": params.avg_read_latency,
+        "p99_read_latency": params.p99_read_latency,
+        "avg_write_latency": params.avg_write_latency,
+        "p99_write_latency": params.p99_write_latency,
+        "uuid": params.uuid,
+    });
+    let recipe = Recipe::new("bdev_delay_create", recipe);
+    stack(
+        service,
+        &params.name,
+        &params.base_bdev_name,
+        recipe,
+        |base| {
+            let bdev = DelayBdev::new(params.name.clone(), base, latencies, params.uuid)?;
+            let bdev = Arc::new(bdev);
+            Ok((Kind::Delay(bdev.clone()), bdev, Value::Null))
+        },
+    )
 }
 
 /// What `bdev_get_bdevs` tells of a delay bdev; its latencies change.
@@ -147,8 +168,7 @@ pub(super) fn describe_delay(bdev: &DelayBdev) -> Value {
 
 fn delay_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_delay = |kind: &Kind| matches!(kind, Kind::Delay(_));
-    service.bdevs.remove(&params.name, is_delay)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_delay)
 }
 
 /// `bdev_delay_update_latency`: for I/Os to come.
@@ -177,13 +197,15 @@ fn delay_update_latency(service: &Service, params: DelayUpdate) -> Result<bool, 
     let Kind::Delay(bdev) = entry.kind else {
         return Err(no_such_device());
     };
-    let kind = match params.latency_type {
-        LatencyType::AvgRead => DelayKind::AvgRead,
-        LatencyType::P99Read => DelayKind::P99Read,
-        LatencyType::AvgWrite => DelayKind::AvgWrite,
-        LatencyType::P99Write => DelayKind::P99Write,
+    let (kind, key) = match params.latency_type {
+        LatencyType::AvgRead => (DelayKind::AvgRead, "avg_read_latency"),
+        LatencyType::P99Read => (DelayKind::P99Read, "p99_read_latency"),
+        LatencyType::AvgWrite => (DelayKind::AvgWrite, "avg_write_latency"),
+        LatencyType::P99Write => (DelayKind::P99Write, "p99_write_latency"),
     };
     bdev.set_latency_us(kind, params.latency_us);
+    let us = params.latency_us.into();
+    service.bdevs.amend(&params.delay_bdev_name, key, us);
     Ok(true)
 }
 
@@ -199,7 +221,9 @@ struct ErrorCreate {
 
 fn error_create(service: &Service, params: ErrorCreate) -> Result<bool, Error> {
     let name = format!("EE_{}", params.base_name);
-    stack(service, &name, &params.base_name, |base| {
+    let recipe = json!({"base_name": params.base_name, "uuid": params.uuid});
+    let recipe = Recipe::new("bdev_error_create", recipe);
+    stack(service, &name, &params.base_name, recipe, |base| {
         let bdev = Arc::new(ErrorBdev::new(base, params.uuid)?);
         let specific = json!({"error_disk": {"base_bdev": params.base_name}});
         Ok((Kind::Error(bdev.clone()), bdev, specific))
@@ -209,8 +233,7 @@ fn error_create(service: &Service, params: ErrorCreate) -> Result<bool, Error> {
 
 fn error_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_error = |kind: &Kind| matches!(kind, Kind::Error(_));
-    service.bdevs.remove(&params.name, is_error)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_error)
 }
 
 fn error_bdev(service: &Service, name: &str) -> Result<Arc<ErrorBdev>, Error> {
@@ -333,14 +356,25 @@ fn passthru_create(service: &Service, params: PassthruCreate) -> Result<String, 
         "name": params.name,
         "base_bdev_name": params.base_bdev_name,
     }});
-    stack(service, &params.name, &params.base_bdev_name, |base| {
-        let bdev = PassthruBdev::new(params.name.clone(), base, params.uuid)?;
-        Ok((Kind::Passthru, Arc::new(bdev), specific))
-    })
+    let recipe = json!({
+        "name": params.name,
+        "base_bdev_name": params.base_bdev_name,
+        "uuid": params.uuid,
+    });
+    let recipe = Recipe::new("bdev_passthru_create", recipe);
+    stack(
+        service,
+        &params.name,
+        &params.base_bdev_name,
+        recipe,
+        |base| {
+            let bdev = PassthruBdev::new(params.name.clone(), base, params.uuid)?;
+            Ok((Kind::Passthru, Arc::new(bdev), specific))
+        },
+    )
 }
 
 fn passthru_delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_passthru = |kind: &Kind| matches!(kind, Kind::Passthru);
-    service.bdevs.remove(&params.name, is_passthru)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_passthru)
 }

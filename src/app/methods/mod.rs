@@ -5,8 +5,10 @@ mod bdev;
 mod cache;
 mod cache_check;
 mod cache_load;
+mod cache_mode;
 mod cache_resize;
 mod cache_stats;
+mod config;
 mod examine;
 mod files;
 mod filters;
@@ -27,8 +29,12 @@ mod targets;
 mod threads;
 mod trace;
 
+use super::bdevs::{Entry, Kind, no_such_device};
+use super::config::{Object, Recipe};
 use super::service::Service;
 
+pub(super) use files::uring_recipe;
+pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
 use rpc::{Error, Registry};
@@ -39,6 +45,7 @@ use uuid::Uuid;
 /// Adds every method of the service.
 pub(super) fn register(registry: &mut Registry<Service>) {
     service::register(registry);
+    config::register(registry);
     reactor::register(registry);
     threads::register(registry);
     scheduler::register(registry);
@@ -58,6 +65,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     cache_load::register(registry);
     cache_resize::register(registry);
     cache_check::register(registry);
+    cache_mode::register(registry);
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
@@ -75,6 +83,38 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 struct Name {
     /// Which one.
     name: String,
+}
+
+/// The calls that set again what was set of a bdev, since it was made.
+pub(super) fn settings(entry: &Entry) -> Vec<Recipe> {
+    let all = [qos::setting(entry), iostat::setting(entry)];
+    all.into_iter().flatten().collect()
+}
+
+/// Deletes a bdev if `is_kind` of it. One that the service waits for is not waited for any more.
+fn remove_bdev(
+    service: &Service,
+    name: &str,
+    is_kind: impl Fn(&Kind) -> bool,
+) -> Result<bool, Error> {
+    let removed = service.bdevs.remove(name, is_kind);
+    or_forget(service, removed, &Object::Bdev(name.to_owned()))?;
+    // Without its medium a pool that could not be loaded is nobody's concern.
+    let pool = Object::PoolOn(name.to_owned());
+    service.unresolved.forget(&pool);
+    Ok(true)
+}
+
+/// Turns −19 into success if `object` is one that the service waits for, and ends that.
+fn or_forget(
+    service: &Service,
+    removed: Result<(), Error>,
+    object: &Object,
+) -> Result<bool, Error> {
+    match removed {
+        Err(error) if error == no_such_device() && service.unresolved.forget(object) => Ok(true),
+        other => other.map(|()| true),
+    }
 }
 
 /// The given uuid, or a new one.

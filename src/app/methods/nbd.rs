@@ -1,5 +1,7 @@
 //! Methods about the NBD target.
 
+use super::or_forget;
+use crate::app::config::Object;
 use crate::app::service::Service;
 use crate::target::nbd::{ExportConfig, PAYLOAD_BYTES_MAX, RemoveMode};
 use rpc::{Error, Registry};
@@ -167,6 +169,6 @@ fn export_remove(service: &Service, params: ExportRemove) -> Result<bool, Error>
         Mode::Safe => RemoveMode::Safe,
         Mode::Hard => RemoveMode::Hard,
     };
-    service.nbd.remove(&service.bdevs, &params.name, mode)?;
-    Ok(true)
+    let removed = service.nbd.remove(&service.bdevs, &params.name, mode);
+    or_forget(service, removed, &Object::NbdExport(params.name))
 }

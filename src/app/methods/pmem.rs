@@ -1,7 +1,8 @@
 //! Methods about persistent memory.
 
-use super::Name;
+use super::{Name, remove_bdev};
 use crate::app::bdevs::{Kind, bdev_error, no_such_device};
+use crate::app::config::Recipe;
 use crate::app::service::Service;
 use crate::bdev::Bdev;
 use crate::bdev::pmem::{PersistenceWish, PmemBdev, PmemConfig, PmemDescription};
@@ -67,16 +68,30 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
     config.block_size = params.block_size.unwrap_or(config.block_size);
     config.persistence = params.persistence;
     config.uuid = params.uuid;
+    let recipe = pmem_recipe(&config);
     let bdev = PmemBdev::open(config).map_err(|error| bdev_error(&error))?;
     let specific = json!({"pmem": {"path": bdev.path(), "persistence": bdev.persistence()}});
     let kind = Kind::Pmem(Arc::clone(&bdev));
-    Ok(place.fill(kind, bdev, specific, None))
+    Ok(place.fill(kind, bdev, specific, None, recipe))
+}
+
+/// How a `bdev_pmem_create` is repeated: of what exists by then, unless it is anonymous memory. An
+/// identity that was found is not written down.
+pub(in crate::app) fn pmem_recipe(config: &PmemConfig) -> Recipe {
+    let params = json!({
+        "name": config.name,
+        "path": config.path.to_string_lossy(),
+        "size": config.size.filter(|_| config.is_anonymous()),
+        "block_size": config.block_size,
+        "persistence": config.persistence,
+        "uuid": config.uuid,
+    });
+    Recipe::new("bdev_pmem_create", params)
 }
 
 fn delete(service: &Service, params: Name) -> Result<bool, Error> {
     let is_pmem = |kind: &Kind| matches!(kind, Kind::Pmem(_));
-    service.bdevs.remove(&params.name, is_pmem)?;
-    Ok(true)
+    remove_bdev(service, &params.name, is_pmem)
 }
 
 /// `bdev_pmem_get_devices`: all, or the one of that name.

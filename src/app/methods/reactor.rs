@@ -5,7 +5,7 @@ use reactors::{IdlePolicy, ReactorHandle, ReactorInfo, ReactorKind};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// What `framework_get_reactors` answers.
@@ -116,18 +116,20 @@ impl ProcStat {
 }
 
 /// `reactor_set_idle`: what a data reactor, or all of them, do when idle.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct SetIdle {
     /// Spin; spin for a while, then sleep; sleep at once.
     policy: IdleName,
     /// Microseconds that `adaptive` spins, 50 if not given; refused with the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
     idle_us: Option<u32>,
     /// The core of one reactor; all if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     lcore: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum IdleName {
     Poll,
@@ -164,5 +166,6 @@ fn set_idle(service: &Service, params: SetIdle) -> Result<bool, Error> {
     for handle in chosen {
         handle.set_idle(policy);
     }
+    service.note_idle(params.lcore, json!(params));
     Ok(true)
 }

@@ -63,5 +63,9 @@ fn null_resize(service: &Service, params: NullResize) -> Result<bool, Error> {
         Error::invalid_params("Invalid parameters: new_size is beyond 64 bits".to_owned())
     })?;
     resize_null(service, &params.name, bytes)?;
+    let blocks = service.bdevs.get(&params.name)?.bdev.info().blocks;
+    service
+        .bdevs
+        .amend(&params.name, "num_blocks", blocks.into());
     Ok(true)
 }

@@ -33,6 +33,33 @@ pub enum HistogramIo {
 }
 
 impl HistogramIo {
+    /// All of them.
+    const ALL: [Self; 5] = [
+        Self::Read,
+        Self::Write,
+        Self::Unmap,
+        Self::Flush,
+        Self::WriteZeroes,
+    ];
+
+    /// SPDK's name for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Unmap => "unmap",
+            Self::Flush => "flush",
+            Self::WriteZeroes => "write_zeroes",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|io| io.name() == name)
+    }
+
     fn is_of(self, op: Op) -> bool {
         match self {
             Self::Read => op == Op::Read,

@@ -82,7 +82,9 @@ impl PmemConfig {
         }
     }
 
-    pub(super) fn is_anonymous(&self) -> bool {
+    /// Whether it is memory that ends with the bdev.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
         self.path == Path::new(ANONYMOUS)
     }
 

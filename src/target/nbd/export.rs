@@ -38,6 +38,8 @@ pub struct ExportInfo {
     pub description: String,
     /// Whether writes are refused, here or by the device.
     pub read_only: bool,
+    /// Whether writes were to be refused here, whatever the device does.
+    pub read_only_wish: bool,
     /// The longest READ or WRITE in bytes.
     pub max_payload: u32,
     /// Connections that use it now.
@@ -233,6 +235,7 @@ impl NbdExports {
                 bdev_name: info.name.clone(),
                 description: export.config.description.clone(),
                 read_only: export.config.read_only || info.read_only,
+                read_only_wish: export.config.read_only,
                 max_payload: export.config.max_payload,
                 connections: export.connections.load(Ordering::Relaxed),
             }

@@ -1,0 +1,284 @@
+//! What the calls of a configuration make, and how it is unmade.
+
+use super::call::Call;
+use crate::app::caches;
+use crate::app::service::Service;
+use serde_json::{Value, json};
+use std::fmt;
+
+/// Something that a call makes, by what tells it from its like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::app) enum Object {
+    /// A bdev, but for caches.
+    Bdev(String),
+    /// The pool on a pmem bdev: before it is loaded nobody knows its name.
+    PoolOn(String),
+    /// A cache, by name, or by UUID if the call gave that alone.
+    Cache(String),
+    /// An NBD server, by address.
+    NbdServer(String),
+    /// An NBD export.
+    NbdExport(String),
+    /// A key.
+    Key(String),
+}
+
+/// Methods that make a bdev whose name they answer, and the ones that delete it.
+const BDEV_MAKERS: &[(&str, &str)] = &[
+    ("bdev_pmem_create", "bdev_pmem_delete"),
+    ("bdev_malloc_create", "bdev_malloc_delete"),
+    ("bdev_null_create", "bdev_null_delete"),
+    ("bdev_uring_create", "bdev_uring_delete"),
+    ("bdev_aio_create", "bdev_aio_delete"),
+    ("bdev_delay_create", "bdev_delay_delete"),
+    (ERROR_CREATE, "bdev_error_delete"),
+    ("bdev_passthru_create", "bdev_passthru_delete"),
+];
+
+const ERROR_CREATE: &str = "bdev_error_create";
+const ADD_KEY: &str = "keyring_file_add_key";
+const POOL_LOAD: &str = "pool_load";
+const CACHE_LOAD: &str = "bdev_pmcache_load";
+
+/// Methods that format or erase media: no configuration may hold them.
+pub(super) const FORMATTING: &[&str] =
+    &["pool_create", "bdev_pmcache_create", "bdev_pmcache_destroy"];
+
+/// Methods that load a pool or a cache: one that can't be loaded leaves the rest worth having.
+pub(super) const LOADERS: &[&str] = &[POOL_LOAD, CACHE_LOAD];
+
+/// The method that deletes what `maker` makes.
+fn deleter(maker: &str) -> Option<&'static str> {
+    let found = BDEV_MAKERS.iter().find(|(method, _)| *method == maker);
+    found.map(|(_, deleter)| *deleter)
+}
+
+impl Object {
+    /// What `call` is to make; nothing if it makes none.
+    pub(super) fn of(call: &Call) -> Option<Self> {
+        match call.method.as_str() {
+            POOL_LOAD => Some(Self::PoolOn(call.text("bdev_name")?)),
+            CACHE_LOAD => {
+                let name = call.text("name").or_else(|| call.text("uuid"));
+                Some(Self::Cache(name?))
+            }
+            "nbd_server_start" => Some(Self::NbdServer(call.text("address")?)),
+            "nbd_export_add" => {
+                let name = call.text("name").or_else(|| call.text("bdev_name"));
+                Some(Self::NbdExport(name?))
+            }
+            ADD_KEY => Some(Self::Key(call.text("name")?)),
+            ERROR_CREATE => Some(Self::Bdev(format!("EE_{}", call.text("base_name")?))),
+            maker => {
+                deleter(maker)?;
+                Some(Self::Bdev(call.text("name")?))
+            }
+        }
+    }
+
+    /// The name of the bdev that it is or will be.
+    pub(super) fn bdev_name(&self) -> Option<&str> {
+        match self {
+            Self::Bdev(name) | Self::Cache(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether the service has it.
+    pub(super) fn exists(&self, service: &Service) -> bool {
+        match self {
+            Self::Bdev(name) => service.bdevs.get(name).is_ok(),
+            Self::PoolOn(bdev) => {
+                let pools = service.caches.pools();
+                pools.iter().any(|pool| pool.bdev_name == *bdev)
+            }
+            Self::Cache(name) => {
+                let caches = caches::all(service);
+                let is_it = |uuid: String| uuid == *name;
+                let mut caches = caches.iter();
+                caches.any(|cache| cache.name() == name || is_it(cache.uuid().to_string()))
+            }
+            Self::NbdServer(address) => {
+                let servers = service.nbd.servers();
+                servers.iter().any(|s| s.address.to_string() == *address)
+            }
+            Self::NbdExport(name) => {
+                let exports = service.nbd.exports();
+                exports.iter().any(|export| export.name == *name)
+            }
+            Self::Key(name) => {
+                let keys = service.keyring.list();
+                keys.iter().any(|key| key.name == *name)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bdev(name) => write!(f, "bdev '{name}'"),
+            Self::PoolOn(bdev) => write!(f, "pool on '{bdev}'"),
+            Self::Cache(name) => write!(f, "pmcache '{name}'"),
+            Self::NbdServer(address) => write!(f, "nbd server '{address}'"),
+            Self::NbdExport(name) => write!(f, "nbd export '{name}'"),
+            Self::Key(name) => write!(f, "key '{name}'"),
+        }
+    }
+}
+
+/// What `call`, which answered `result`, has made, for people, and the call that unmakes it.
+pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
+    let own_name = result
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let text = result.as_str().unwrap_or_default();
+    let named = |name: &str| json!({"name": name});
+    let (object, method, params) = match call.method.as_str() {
+        POOL_LOAD => (format!("pool '{own_name}'"), "pool_unload", named(own_name)),
+        CACHE_LOAD => {
+            let cache = Object::Cache(own_name.to_owned()).to_string();
+            (cache, "bdev_pmcache_unload", named(own_name))
+        }
+        "nbd_server_start" => {
+            let address = call.text("address")?;
+            let params = json!({"address": address});
+            let server = Object::NbdServer(address).to_string();
+            (server, "nbd_server_stop", params)
+        }
+        "nbd_export_add" => {
+            let export = Object::NbdExport(text.to_owned()).to_string();
+            let params = json!({"name": text, "mode": "hard"});
+            (export, "nbd_export_remove", params)
+        }
+        ADD_KEY => {
+            let key = Object::of(call)?.to_string();
+            (key, "keyring_file_remove_key", named(&call.text("name")?))
+        }
+        maker => {
+            let bdev = match Object::of(call) {
+                Some(object) if maker == ERROR_CREATE => object,
+                _ => Object::Bdev(text.to_owned()),
+            };
+            let params = named(bdev.bdev_name()?);
+            (bdev.to_string(), deleter(maker)?, params)
+        }
+    };
+    Some((object, Call::new(method, &params)))
+}
+
+/// How to find out whether the object of a call is there already, and would be answered as made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lister {
+    /// The method that lists objects of the kind.
+    pub(super) method: &'static str,
+    /// Whether one of its list is the object of the call.
+    pub(super) is_it: fn(&Value, &Call) -> bool,
+}
+
+impl Lister {
+    /// For calls that are answered all the same.
+    pub(super) fn of(call: &Call) -> Option<Self> {
+        match call.method.as_str() {
+            POOL_LOAD => Some(Self {
+                method: "pool_get",
+                is_it: |pool, call| has_same(pool, call, "bdev_name"),
+            }),
+            CACHE_LOAD => Some(Self {
+                method: "bdev_pmcache_get",
+                is_it: |cache, call| {
+                    // One that waits for its devices is listed too, with the reason.
+                    let waits = cache.get("reason").is_some();
+                    !waits && (has_same(cache, call, "uuid") || has_same(cache, call, "name"))
+                },
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether `call` gives a parameter `key`, and `object` has the same.
+fn has_same(object: &Value, call: &Call, key: &str) -> bool {
+    let wanted = call.text(key);
+    wanted.is_some() && object.get(key).and_then(Value::as_str) == wanted.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn undone(method: &str, params: &Value, result: &Value) -> Option<(String, Value)> {
+        let (_, call) = undo(&Call::new(method, params), result)?;
+        Some((call.method.clone(), call.value()))
+    }
+
+    #[test]
+    fn what_a_call_made_is_unmade_by_name() {
+        for (method, params, result, expected, unmade) in [
+            (
+                "bdev_malloc_create",
+                json!({"num_blocks": 1}),
+                json!("Malloc0"),
+                "bdev_malloc_delete",
+                json!({"name": "Malloc0"}),
+            ),
+            (
+                "bdev_error_create",
+                json!({"base_name": "d"}),
+                json!(true),
+                "bdev_error_delete",
+                json!({"name": "EE_d"}),
+            ),
+            (
+                "pool_load",
+                json!({"bdev_name": "pm"}),
+                json!({"name": "p"}),
+                "pool_unload",
+                json!({"name": "p"}),
+            ),
+            (
+                "bdev_pmcache_load",
+                json!({"pool": "p", "uuid": "x"}),
+                json!({"name": "c"}),
+                "bdev_pmcache_unload",
+                json!({"name": "c"}),
+            ),
+            (
+                "nbd_server_start",
+                json!({"address": "unix:/x"}),
+                json!(true),
+                "nbd_server_stop",
+                json!({"address": "unix:/x"}),
+            ),
+            (
+                "nbd_export_add",
+                json!({"bdev_name": "c"}),
+                json!("c"),
+                "nbd_export_remove",
+                json!({"name": "c", "mode": "hard"}),
+            ),
+        ] {
+            let found = undone(method, &params, &result);
+            assert_eq!(found, Some((expected.to_owned(), unmade)), "{method}");
+        }
+        let setter = undone("reactor_set_idle", &json!({}), &json!(true));
+        assert_eq!(setter, None);
+    }
+
+    #[test]
+    fn every_method_that_makes_something_has_one_that_unmakes_it() {
+        let makes = |name: &str| {
+            let ends = ["_create", "_load", "_add", "_add_key", "_server_start"];
+            ends.iter().any(|end| name.ends_with(end)) && !FORMATTING.contains(&name)
+        };
+        let registry = Service::registry();
+        let known = registry.names();
+        for maker in known.iter().filter(|name| makes(name)) {
+            let named = json!({"name": "x", "base_name": "x", "address": "x"});
+            let unmaker = undo(&Call::new(*maker, &named), &json!("x"));
+            let (_, unmaker) = unmaker.unwrap_or_else(|| panic!("{maker} is never unmade"));
+            assert!(known.contains(&&*unmaker.method), "{}", unmaker.method);
+        }
+    }
+}
