@@ -63,6 +63,8 @@ pub(super) struct DiskState {
     /// Writes under way, by number.
     under_way: BTreeMap<u64, (u64, Vec<u8>)>,
     next: u64,
+    /// A flush that failed has dropped what had been written.
+    has_dropped: bool,
     pub(super) faults: Faults,
 }
 
@@ -75,6 +77,7 @@ impl DiskState {
             cached: Vec::new(),
             under_way: BTreeMap::new(),
             next: 0,
+            has_dropped: false,
             faults: Faults::default(),
         }
     }
@@ -131,7 +134,14 @@ impl DiskState {
     /// A flush that fails drops some of what it should have written, for good.
     fn fail_flush(&mut self, rng: &mut Rng) {
         let chance = rng.pick(&[200, 1000]);
+        let before = self.cached.len();
         self.cached.retain(|_| !rng.permille(chance));
+        self.has_dropped |= self.cached.len() < before;
+    }
+
+    /// Whether a power cut would show that something is gone which readers still see.
+    pub(super) fn has_dropped(&self) -> bool {
+        self.has_dropped
     }
 
     /// The process died: what the kernel has of it ends, in some order, before another one starts.
@@ -157,6 +167,7 @@ impl DiskState {
             }
         }
         self.visible = self.durable.clone();
+        self.has_dropped = false;
     }
 
     /// All of it, as a reader sees it now.
