@@ -55,6 +55,7 @@ fn calls() -> Vec<(&'static str, Value)> {
         "p99_write_latency": 4,
     });
     let uuid = "0b0a2f8e-50a4-4ab4-8e05-6c0c5ee8a8f1";
+    let controller = json!({"ctrlr": "v0", "dev_name": "c1", "readonly": true, "cpumask": "0x1"});
     let export = json!({"bdev_name": "c1", "name": "e1", "description": "x", "max_payload": MIB});
     vec![
         // In an order of their own: names decide how they are saved.
@@ -110,6 +111,7 @@ fn calls() -> Vec<(&'static str, Value)> {
             "nbd_server_start",
             json!({"address": "unix:data/nbd.sock", "max_connections": 9}),
         ),
+        ("vhost_create_blk_controller", controller),
         ("nbd_export_add", json!({"bdev_name": "c0"})),
         ("nbd_export_add", export),
         (
@@ -172,7 +174,14 @@ fn outline(saved: &str, subsystem: &str) -> Vec<String> {
     let parts = saved["subsystems"].as_array().unwrap();
     let part = parts.iter().find(|part| part["subsystem"] == subsystem);
     let calls = part.unwrap()["config"].as_array().unwrap().iter();
-    let keys = ["name", "base_name", "bdev_name", "address", "policy"];
+    let keys = [
+        "name",
+        "base_name",
+        "bdev_name",
+        "ctrlr",
+        "address",
+        "policy",
+    ];
     calls
         .map(|call| {
             let name = keys.iter().find_map(|key| call["params"][key].as_str());
@@ -211,6 +220,8 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     let exports = ["Malloc0", "c0", "c2", "e1"].map(|name| format!("nbd_export_add {name}"));
     let server = "nbd_server_start unix:data/nbd.sock".to_owned();
     assert_eq!(outline(&before, "nbd"), [&exports[..], &[server]].concat());
+    let controller = "vhost_create_blk_controller v0";
+    assert_eq!(outline(&before, "vhost_blk"), [controller]);
     let idle = ["reactor_set_idle interrupt", "reactor_set_idle adaptive"];
     assert_eq!(outline(&before, "scheduler"), idle);
     assert_eq!(outline(&before, "keyring"), ["keyring_file_add_key k0"]);
@@ -228,7 +239,15 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     let parts: Vec<_> = parts.map(|part| &part["subsystem"]).collect();
     assert_eq!(
         parts,
-        ["scheduler", "keyring", "iobuf", "sock", "bdev", "nbd"]
+        [
+            "scheduler",
+            "keyring",
+            "iobuf",
+            "sock",
+            "bdev",
+            "vhost_blk",
+            "nbd"
+        ]
     );
     let bdev = told["subsystems"][4]["config"].as_array().unwrap();
     let slow = bdev.iter().find(|call| call["params"]["name"] == "slow");

@@ -51,6 +51,12 @@ const SUBSYSTEMS: &[Subsystem] = &[
         is_ours: true,
     },
     Subsystem {
+        name: "vhost_blk",
+        depends_on: &["bdev"],
+        save: vhost_blk,
+        is_ours: false,
+    },
+    Subsystem {
         name: "nbd",
         depends_on: &["bdev"],
         save: nbd,
@@ -90,6 +96,21 @@ fn keyring(service: &Service) -> Vec<Call> {
 /// Its setters take what is so anyway.
 fn nothing(_: &Service) -> Vec<Call> {
     Vec::new()
+}
+
+/// By name, so that it makes no difference which came up first.
+fn vhost_blk(service: &Service) -> Vec<Call> {
+    let saved = service.vhost.saved().into_iter();
+    let made =
+        saved.map(|(name, params)| (name, Call::new("vhost_create_blk_controller", &params)));
+    let mut controllers: Vec<_> = made.collect();
+    for (object, call) in service.unresolved.calls(service) {
+        if let Some(Object::VhostController(name)) = object {
+            controllers.push((name, call));
+        }
+    }
+    controllers.sort_by(|a, b| a.0.cmp(&b.0));
+    controllers.into_iter().map(|(_, call)| call).collect()
 }
 
 /// Exports come before servers: a client that finds a server again after a restart and asks for its
