@@ -262,6 +262,37 @@ fn spdk_rpc_makes_and_deletes_bdevs_of_each_kind() {
 }
 
 #[test]
+fn spdk_rpc_measures_and_limits_bdevs() {
+    let Some(clients) = clients() else { return };
+    let (_service, mut rpc) = started(&clients);
+    rpc.run("bdev_malloc_create -b m0 8 512");
+    rpc.run("bdev_null_create n0 8 512");
+    let stats = rpc.json("bdev_get_iostat");
+    assert_eq!(stats["bdevs"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        rpc.json("bdev_get_iostat --names m0")["bdevs"][0]["num_read_ops"],
+        0
+    );
+    let channels = rpc.json("bdev_get_iostat --names m0 -c --reset-mode all");
+    assert_eq!(channels["channels"], json!([]));
+    rpc.is_refused("bdev_get_iostat --names m0,n0 -c", -22, "");
+    rpc.is_refused("bdev_get_iostat --names none", -19, "No such device");
+    rpc.run("bdev_reset_iostat -b m0 -m maxmin");
+    rpc.run("bdev_set_qos_limit m0 --rw-ios-per-sec 1500");
+    let limits = rpc.json("bdev_get_bdevs -b m0")[0]["assigned_rate_limits"].clone();
+    assert_eq!(limits["rw_ios_per_sec"], 2000);
+    rpc.is_refused("bdev_set_qos_limit m0", -22, "No rate limits specified");
+    rpc.is_refused("bdev_get_histogram m0", -32603, "Bad address");
+    rpc.run("bdev_enable_histogram m0 --histogram");
+    let histogram = rpc.run("bdev_get_histogram m0");
+    assert!(histogram.contains("tsc_rate"), "{histogram}");
+    rpc.run("bdev_enable_histogram m0 --no-histogram");
+    rpc.run("bdev_set_qd_sampling_period m0 1000");
+    let channels = rpc.json("thread_get_io_channels");
+    assert_eq!(channels["threads"][0]["name"], "reactor_0");
+}
+
+#[test]
 fn spdk_rpc_comes_over_tcp_too() {
     let Some(clients) = clients() else { return };
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -174,6 +174,7 @@ impl Hand {
     fn look(&mut self) {
         stats(&self.service);
         self.service.call("bdev_get_bdevs", Value::Null);
+        self.service.call("bdev_get_iostat", Value::Null);
         assert_eq!(
             self.service.call("service_get_health", Value::Null)["degraded"],
             json!([])

@@ -7,9 +7,9 @@
 )]
 
 use pmcache::media::{
-    BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    KSET_BYTES_MAX, Key, KeyFlags, KsetHeader, Last, LogStart, Parsed, SegmentInfo, SlotBody,
-    SlotKind, Superblock, Tail, WindowEnd, decode_superblock, encode_kset, encode_last,
+    BackingFlush, BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation,
+    Incarnation, KSET_BYTES_MAX, Key, KeyFlags, KsetHeader, Last, LogStart, Parsed, SegmentInfo,
+    SlotBody, SlotKind, Superblock, Tail, WindowEnd, decode_superblock, encode_kset, encode_last,
     encode_superblock, open_slot, parse_kset, seal_slot,
 };
 use std::fmt::Debug;
@@ -68,6 +68,11 @@ fn entry() -> CacheEntry {
     for (number, word) in (0x4000_0001..).zip(words) {
         *word = U32::new(number);
     }
+    entry.resizes = U64::new(0x4142_4344_4546_4748);
+    entry.seq_cutoff_policy = U32::new(0x5000_0001);
+    entry.seq_cutoff_kib = U32::new(0x5000_0002);
+    entry.admission = U32::new(0x5000_0003);
+    entry.bypassed = U32::new(0x5000_0004);
     entry.set_name("cache0");
     entry.set_backing_name("disk0");
     entry
@@ -129,7 +134,9 @@ fn slots_of_segments_keep_their_bytes() {
         segment: U32::new(0x51),
         place: U32::new(0x52),
         flags: U32::new(1),
-        spare: [0; 20],
+        joined: U64::new(0x5152_5354_5556_5758),
+        left: U64::new(0x5961_5a62_5b63_5c64),
+        spare: [0; 4],
     };
     golden_slot("segment_info", SlotKind::SegmentInfo, 3, body);
     let body = Generation {
@@ -197,6 +204,11 @@ fn slots_of_caches_keep_their_bytes() {
         spare: [0; 32],
     };
     golden_slot("boot", SlotKind::Boot, 12, body);
+    let body = BackingFlush {
+        failed: U32::new(1),
+        spare: [0; 44],
+    };
+    golden_slot("backing_flush", SlotKind::BackingFlush, 16, body);
 }
 
 #[test]
@@ -265,11 +277,12 @@ fn the_documented_tables_are_those_of_the_structs() {
         layout!(CacheEntry: uuid backing_uuid backing_bytes first_segment segments lanes block_bytes
             mode durability writeback_order checks gc_percent kset_flush_ms writeback_depth
             writeback_rate_mbps writeback_delay_ms writeback_lag_s dirty_low_percent
-            dirty_high_percent no_space_timeout_s name_len backing_name_len name backing_name spare),
+            dirty_high_percent no_space_timeout_s name_len backing_name_len name backing_name resizes
+            seq_cutoff_policy seq_cutoff_kib admission bypassed spare),
         layout!(Key: offset len flags segment segment_offset generation crc spare),
     ];
     let bodies: Vec<(&str, Vec<Field>)> = vec![
-        layout!(SegmentInfo: cache segment place flags spare),
+        layout!(SegmentInfo: cache segment place flags joined left spare),
         layout!(Generation: segment spare_before generation spare),
         layout!(LogStart: cache segment incarnation sequence salt spare),
         layout!(Tail: segment offset sequence epoch spare),
@@ -280,6 +293,7 @@ fn the_documented_tables_are_those_of_the_structs() {
         layout!(BackingSample: counted crc spare final_sequence),
         layout!(DurableMark: sequence spare),
         layout!(Boot: boot_id spare),
+        layout!(BackingFlush: failed spare),
     ];
     let whole = whole.into_iter().map(|layout| (0, layout));
     let bodies = bodies.into_iter().map(|layout| (16, layout));

@@ -32,6 +32,19 @@ const CAUGHT: &[(Fault, Profile, u64)] = &[
     (Fault::LoadWithoutBarrier, Profile::Short, 800),
     (Fault::FailedBarrierRetried, Profile::Faults, 60),
     (Fault::StagedDataBelieved, Profile::Faults, 500),
+    (Fault::GivenBackUndrained, Profile::Resize, 60),
+    (Fault::GrownBeforeDurable, Profile::Resize, 60),
+    (Fault::LeavingMarkKept, Profile::Resize, 200),
+    (Fault::InvalidBeforeDirtyTail, Profile::Modes, 30),
+    (Fault::BackingBeforeInvalidDurable, Profile::Modes, 200),
+    (Fault::BypassWithoutPlaceholder, Profile::Modes, 30),
+    (Fault::FillDespiteBypass, Profile::Modes, 60),
+    (Fault::AdmitBeforeFlush, Profile::Modes, 60),
+    (Fault::FlushSkipsBacking, Profile::Modes, 30),
+    (Fault::DurableBypassWithoutFua, Profile::Modes, 60),
+    (Fault::FailedBypassFlushForgotten, Profile::Modes, 600),
+    (Fault::OwedFlushForgotten, Profile::Modes, 300),
+    (Fault::ModeSwitchForgetsDirty, Profile::Modes, 100),
 ];
 
 /// Seeds until the fault was caught, and by what; nothing if it was not.

@@ -98,7 +98,7 @@ fn what_is_no_pool_is_refused() {
         -2
     );
     let salvage = json!({"bdev_name": "pm0", "mode": "salvage"});
-    assert_eq!(service.refused("pool_load", salvage).0, -95);
+    assert_eq!(service.refused("pool_load", salvage).0, -2);
     assert_eq!(
         service.refused("pool_load", json!({"bdev_name": "x"})).0,
         -19
@@ -239,7 +239,6 @@ fn what_a_cache_cannot_be_is_refused_and_leaves_no_trace() {
         (with("size", json!(MIB)), -22),
         (with("size", json!(24 * MIB)), -28),
         (with("lanes", json!(200)), -22),
-        (with("mode", json!("wt")), -95),
         (with("mode", json!("wx")), -32602),
         (with("gc_percent", json!(95)), -22),
         (with("kset_flush_ms", json!(0)), -22),
@@ -421,4 +420,48 @@ fn a_cache_that_is_loaded_for_salvage_is_only_looked_at() {
     service.call("bdev_pmcache_load", load);
     let shown = &service.call("bdev_pmcache_get", name)[0];
     assert_eq!(shown["salvage"], Value::Null);
+}
+
+#[test]
+fn mode_cut_off_and_admission_are_set_told_refused_and_kept() {
+    let service = with_cache();
+    let mut through = cache_params("c1", "d1");
+    through["mode"] = json!("wt");
+    service.call("bdev_pmcache_create", through);
+    let shown = |service: &Service, name: &str| {
+        service.call("bdev_pmcache_get", json!({"name": name}))[0].clone()
+    };
+    assert_eq!(shown(&service, "c1")["mode"], "wt");
+    assert_eq!(shown(&service, "c0")["flush_failed"], false);
+    for mode in ["wt", "wa", "wo", "pt"] {
+        let params = json!({"name": "c0", "mode": mode, "flush": false});
+        assert_eq!(service.call("bdev_pmcache_set_mode", params), mode);
+        assert_eq!(shown(&service, "c0")["mode"], mode);
+    }
+    let refused = |params| service.refused("bdev_pmcache_set_mode", params).0;
+    assert_eq!(refused(json!({"name": "c9", "mode": "wb"})), -19);
+    assert_eq!(refused(json!({"name": "c0", "mode": "wi"})), -32602);
+    assert_eq!(refused(json!({"name": "c0"})), -32602);
+    let options = json!({"name": "c0", "seq_cutoff_policy": "always", "seq_cutoff_kib": 64,
+        "admission": 2, "clear_flush_error": true});
+    assert_eq!(service.call("bdev_pmcache_set_options", options), true);
+    for bad in [json!({"seq_cutoff_kib": 0}), json!({"admission": 101})] {
+        let mut bad = bad;
+        bad["name"] = json!("c0");
+        assert_eq!(service.refused("bdev_pmcache_set_options", bad).0, -22);
+    }
+    service.call("bdev_pmcache_unload", json!({"name": "c0"}));
+    service.call("bdev_pmcache_load", json!({"pool": "p0", "name": "c0"}));
+    let found = shown(&service, "c0");
+    assert_eq!(found["mode"], "pt");
+    assert_eq!(found["seq_cutoff_policy"], "always");
+    assert_eq!(
+        (&found["seq_cutoff_kib"], &found["admission"]),
+        (&json!(64), &json!(2))
+    );
+    let stats = service.call("bdev_pmcache_get_stats", json!({"name": "c0"}));
+    for counter in ["rd_pt", "wr_pt", "wr_wt"] {
+        assert_eq!(stats["requests"][counter]["count"], 0, "{counter}");
+    }
+    assert_eq!(stats["requests"]["cut_offs"], 0);
 }

@@ -26,26 +26,19 @@ fn disk(dir: &Path, name: &str) {
     file.set_len(DISK_BYTES).unwrap();
 }
 
+type Calls = Vec<(&'static str, Value)>;
+
 /// What makes everything that can be made: every kind of bdev, two pools, three caches, exports.
-fn calls() -> Vec<(&'static str, Value)> {
-    let pmem = |name, file, size| {
-        let params = json!({"name": name, "path": file, "size": size, "create_file": true});
-        ("bdev_pmem_create", params)
-    };
-    let pool = |name, bdev| {
-        let params = json!({"name": name, "bdev_name": bdev, "segment_size": 256 << 10});
-        ("pool_create", params)
-    };
-    let cache = |name, pool, backing| {
-        let params = json!({
-            "name": name,
-            "pool": pool,
-            "backing_bdev": backing,
-            "size": 8 * MIB,
-            "lanes": 2,
-        });
-        ("bdev_pmcache_create", params)
-    };
+fn calls() -> Calls {
+    [bdevs(), caches(), settings(), exports()].concat()
+}
+
+/// In an order of their own: names decide how they are saved.
+fn bdevs() -> Calls {
+    let pmem =
+        |name, file| json!({"name": name, "path": file, "size": 32 * MIB, "create_file": true});
+    let ram = json!({"name": "ram", "path": "anon:", "size": 2 * MIB, "block_size": 4096});
+    let uuid = "0b0a2f8e-50a4-4ab4-8e05-6c0c5ee8a8f1";
     let delay = json!({
         "name": "slow",
         "base_bdev_name": "d1",
@@ -54,29 +47,19 @@ fn calls() -> Vec<(&'static str, Value)> {
         "avg_write_latency": 3,
         "p99_write_latency": 4,
     });
-    let uuid = "0b0a2f8e-50a4-4ab4-8e05-6c0c5ee8a8f1";
-    let controller = json!({"ctrlr": "v0", "dev_name": "c1", "readonly": true, "cpumask": "0x1"});
-    let export = json!({"bdev_name": "c1", "name": "e1", "description": "x", "max_payload": MIB});
+    let uring = [
+        json!({"name": "d2", "filename": "d2.img", "block_size": 512}),
+        json!({"name": "d0", "filename": "d0.img", "uuid": uuid}),
+    ];
+    let aio = json!({"name": "d1", "filename": "d1.img", "block_size": 512, "fallocate": true});
+    let [d2, d0] = uring;
     vec![
-        // In an order of their own: names decide how they are saved.
-        pmem("pm1", "pm1.pmem", 32 * MIB),
-        pmem("pm0", "pm0.pmem", 32 * MIB),
-        (
-            "bdev_pmem_create",
-            json!({"name": "ram", "path": "anon:", "size": 2 * MIB, "block_size": 4096}),
-        ),
-        (
-            "bdev_uring_create",
-            json!({"name": "d2", "filename": "d2.img", "block_size": 512}),
-        ),
-        (
-            "bdev_uring_create",
-            json!({"name": "d0", "filename": "d0.img", "uuid": uuid}),
-        ),
-        (
-            "bdev_aio_create",
-            json!({"name": "d1", "filename": "d1.img", "block_size": 512, "fallocate": true}),
-        ),
+        ("bdev_pmem_create", pmem("pm1", "pm1.pmem")),
+        ("bdev_pmem_create", pmem("pm0", "pm0.pmem")),
+        ("bdev_pmem_create", ram),
+        ("bdev_uring_create", d2),
+        ("bdev_uring_create", d0),
+        ("bdev_aio_create", aio),
         (
             "bdev_malloc_create",
             json!({"block_size": 4096, "num_blocks": 256}),
@@ -94,40 +77,74 @@ fn calls() -> Vec<(&'static str, Value)> {
             "bdev_passthru_create",
             json!({"name": "pass", "base_bdev_name": "d0"}),
         ),
+    ]
+}
+
+fn caches() -> Calls {
+    let pool = |name, bdev| {
+        let params = json!({"name": name, "bdev_name": bdev, "segment_size": 256 << 10});
+        ("pool_create", params)
+    };
+    let cache = |name, pool, backing| {
+        let params = json!({
+            "name": name,
+            "pool": pool,
+            "backing_bdev": backing,
+            "size": 8 * MIB,
+            "lanes": 2,
+        });
+        ("bdev_pmcache_create", params)
+    };
+    let above = json!({"name": "above", "base_bdev_name": "c2"});
+    vec![
         pool("p1", "pm1"),
         pool("p0", "pm0"),
         cache("c2", "p1", "EE_d2"),
         cache("c1", "p0", "slow"),
         cache("c0", "p0", "pass"),
-        (
-            "bdev_passthru_create",
-            json!({"name": "above", "base_bdev_name": "c2"}),
-        ),
-        (
-            "bdev_delay_update_latency",
-            json!({"delay_bdev_name": "slow", "latency_type": "p99_write", "latency_us": 5}),
-        ),
-        (
-            "nbd_server_start",
-            json!({"address": "unix:data/nbd.sock", "max_connections": 9}),
-        ),
-        ("vhost_create_blk_controller", controller),
-        ("nbd_export_add", json!({"bdev_name": "c0"})),
-        ("nbd_export_add", export),
-        (
-            "nbd_export_add",
-            json!({"bdev_name": "above", "name": "c2"}),
-        ),
-        (
-            "nbd_export_add",
-            json!({"bdev_name": "Malloc0", "read_only": true}),
-        ),
-        ("reactor_set_idle", json!({"policy": "interrupt"})),
-        (
-            "reactor_set_idle",
-            json!({"policy": "adaptive", "idle_us": 20, "lcore": 0}),
-        ),
+        ("bdev_passthru_create", above),
     ]
+}
+
+fn settings() -> Calls {
+    let latency = json!({
+        "delay_bdev_name": "slow",
+        "latency_type": "p99_write",
+        "latency_us": 5,
+    });
+    let limit = json!({"name": "c1", "w_mbytes_per_sec": 1000});
+    let histogram = [
+        json!({"name": "c1", "enable": true, "opc": "write"}),
+        json!({"name": "Malloc0", "enable": true, "max_nsec": 5000}),
+    ];
+    let idle = [
+        json!({"policy": "interrupt"}),
+        json!({"policy": "adaptive", "idle_us": 20, "lcore": 0}),
+    ];
+    let mut calls = vec![
+        ("bdev_delay_update_latency", latency),
+        ("bdev_set_qos_limit", limit),
+    ];
+    calls.extend(histogram.map(|params| ("bdev_enable_histogram", params)));
+    calls.extend(idle.map(|params| ("reactor_set_idle", params)));
+    calls
+}
+
+fn exports() -> Calls {
+    let server = json!({"address": "unix:data/nbd.sock", "max_connections": 9});
+    let exports = [
+        json!({"bdev_name": "c0"}),
+        json!({"bdev_name": "c1", "name": "e1", "description": "x", "max_payload": MIB}),
+        json!({"bdev_name": "above", "name": "c2"}),
+        json!({"bdev_name": "Malloc0", "read_only": true}),
+    ];
+    let controller = json!({"ctrlr": "v0", "dev_name": "c1", "readonly": true, "cpumask": "0x1"});
+    let mut calls = vec![
+        ("nbd_server_start", server),
+        ("vhost_create_blk_controller", controller),
+    ];
+    calls.extend(exports.map(|params| ("nbd_export_add", params)));
+    calls
 }
 
 /// A service that has everything, and nothing in its configuration.
@@ -209,6 +226,9 @@ const BDEV_OUTLINE: &[&str] = &[
     "bdev_pmcache_load c1",
     "bdev_pmcache_load c2",
     "bdev_passthru_create above",
+    "bdev_enable_histogram Malloc0",
+    "bdev_enable_histogram c1",
+    "bdev_set_qos_limit c1",
     "bdev_wait_for_examine -",
 ];
 
@@ -245,6 +265,7 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
             "iobuf",
             "sock",
             "bdev",
+            "nvmf",
             "vhost_blk",
             "nbd"
         ]

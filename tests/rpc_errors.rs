@@ -38,12 +38,12 @@ fn populated() -> Service {
 fn each_errno_comes_with_the_text_of_strerror() {
     let service = populated();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = taken.local_addr().unwrap().to_string();
     let other_cache =
         json!({"name": "c1", "pool": "p0", "backing_bdev": "EE_d0", "size": 1_u64 << 40});
     let no_sct =
         json!({"name": "EE_d0", "io_type": "read", "error_type": "nvme_failure", "num": 1});
     let key = json!({"name": "k", "path": "relative"});
+    let none = json!({"name": "none"});
     for (method, params, code, text) in [
         ("keyring_file_add_key", key, -1, "Operation not permitted"),
         (
@@ -70,18 +70,8 @@ fn each_errno_comes_with_the_text_of_strerror() {
             -17,
             "File exists",
         ),
-        (
-            "bdev_malloc_delete",
-            json!({"name": "none"}),
-            -19,
-            "No such device",
-        ),
-        (
-            "bdev_get_bdevs",
-            json!({"name": "none"}),
-            -19,
-            "No such device",
-        ),
+        ("bdev_malloc_delete", none.clone(), -19, "No such device"),
+        ("bdev_get_bdevs", none, -19, "No such device"),
         ("bdev_error_inject_error", no_sct, -22, "Invalid argument"),
         (
             "bdev_pmcache_create",
@@ -97,7 +87,7 @@ fn each_errno_comes_with_the_text_of_strerror() {
         ),
         (
             "nbd_server_start",
-            json!({"address": taken}),
+            json!({"address": taken.local_addr().unwrap().to_string()}),
             -98,
             "Address already in use",
         ),
@@ -107,6 +97,11 @@ fn each_errno_comes_with_the_text_of_strerror() {
         assert_eq!(found, code, "{method} {params}: {message}");
         assert!(message.contains(text), "{method} {params}: {message}");
     }
+}
+
+#[test]
+fn a_method_of_the_start_is_refused_afterwards() {
+    let service = populated();
     let early = service.refused("sock_set_default_impl", json!({"impl_name": "posix"}));
     let expected = "Method may only be called before framework is initialized. Use --wait-for-rpc \
                     command line parameter and then issue this RPC before the framework_start_init RPC.";

@@ -342,8 +342,16 @@ impl Fuzz {
 
     /// Takes down all that the calls have made.
     fn clean(&mut self) {
-        let exports = self.service.call("nbd_server_get", Value::Null);
-        for server in exports.as_array().unwrap() {
+        // The exports are told with a server only.
+        self.quietly(
+            "nbd_server_start",
+            &json!({"address": "unix:data/clean.sock"}),
+        );
+        let servers = self.service.call("nbd_server_get", Value::Null);
+        for name in servers[0]["exports"].as_array().unwrap() {
+            self.quietly("nbd_export_remove", &json!({"name": name, "mode": "hard"}));
+        }
+        for server in servers.as_array().unwrap() {
             self.quietly("nbd_server_stop", &json!({"address": server["address"]}));
         }
         for key in self
@@ -353,9 +361,6 @@ impl Fuzz {
             .unwrap()
         {
             self.quietly("keyring_file_remove_key", &json!({"name": key["name"]}));
-        }
-        for name in NAMES.iter().chain(STRINGS) {
-            self.quietly("nbd_export_remove", &json!({"name": name, "mode": "hard"}));
         }
         for cache in self
             .service

@@ -90,6 +90,31 @@ fn threads_are_told_with_the_pollers_that_run_on_them() {
 }
 
 #[test]
+fn open_channels_are_told_with_the_thread_that_has_them() {
+    let service = Service::start();
+    null_bdev(&service, "n0", 8);
+    let params = json!({"name": "d0", "block_size": 512, "num_blocks": 32768});
+    service.call("bdev_malloc_create", params);
+    let channels = || {
+        let found = service.call("thread_get_io_channels", Value::Null);
+        assert_eq!(found["tick_rate"], 1_000_000_000);
+        assert_eq!(found["threads"][0]["name"], "reactor_0");
+        found["threads"][0]["io_channels"].clone()
+    };
+    assert_eq!(channels(), json!([]));
+    let pool = json!({"name": "m0", "path": "anon:", "size": 64 << 20});
+    service.call("bdev_pmem_create", pool);
+    let pool = json!({"name": "p0", "bdev_name": "m0", "segment_size": 1 << 20});
+    service.call("pool_create", pool);
+    let cache = json!({"name": "c0", "pool": "p0", "backing_bdev": "d0", "size": 32 << 20});
+    service.call("bdev_pmcache_create", cache);
+    let expected = json!([{"name": "d0", "ref": 1}]);
+    assert_eq!(channels()[0]["name"], expected[0]["name"]);
+    service.call("bdev_pmcache_unload", json!({"name": "c0"}));
+    wait_until("they are closed", || channels() == json!([]));
+}
+
+#[test]
 fn a_maintenance_thread_may_be_moved_and_a_data_reactor_may_not() {
     let service = Service::start();
     let set = |id: u64, mask: &str| json!({"id": id, "cpumask": mask});

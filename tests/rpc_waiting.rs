@@ -21,6 +21,10 @@ const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 8 * MIB;
 const SAVED: &str = "saved.json";
 
+/// What was set of `c0`, as the health names it.
+const LIMIT: &str = "bdev_set_qos_limit {\"name\":\"c0\",\"rw_ios_per_sec\":1000000,\
+                     \"rw_mbytes_per_sec\":0,\"r_mbytes_per_sec\":0,\"w_mbytes_per_sec\":0}";
+
 /// Two pools of one cache each, in front of a disk of its own, with data in it.
 struct Rig {
     service: Service,
@@ -77,6 +81,8 @@ impl Rig {
             load.drain();
             models.push(load.hang_up());
         }
+        let limit = json!({"name": "c0", "rw_ios_per_sec": 1_000_000});
+        service.call("bdev_set_qos_limit", limit);
         let saved = save(&service);
         std::fs::write(service.dir().join(SAVED), &saved).unwrap();
         Self {
@@ -161,7 +167,7 @@ fn show(dir: &Path, name: &str) {
 #[test]
 fn a_cache_waits_for_its_backing_and_the_rest_serves() {
     let rig = Rig::new().restart(|dir| hide(dir, "d0.img"));
-    let waiting = ["bdev 'd0'", "pmcache 'c0'", "nbd export 'c0'"];
+    let waiting = ["bdev 'd0'", "pmcache 'c0'", LIMIT, "nbd export 'c0'"];
     assert_eq!(rig.missing_objects(), waiting);
     for (object, reason) in rig.missing() {
         assert!(reason.starts_with("waiting: "), "{object}: {reason}");
@@ -220,7 +226,7 @@ fn a_medium_without_its_pool_is_left_alone_until_the_right_one_is_there() {
     });
     assert_eq!(
         rig.missing_objects(),
-        ["pool on 'pm0'", "pmcache 'c0'", "nbd export 'c0'"]
+        ["pool on 'pm0'", "pmcache 'c0'", LIMIT, "nbd export 'c0'"]
     );
     let (_, reason) = &rig.missing()[0];
     assert!(reason.contains("No such file or directory"), "{reason}");

@@ -5,11 +5,11 @@
 
 use super::input::Input;
 use pmcache::media::{
-    BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation, Incarnation,
-    KEY_BYTES, KEYS_MAX, KSET_BYTES_MAX, KSET_HEADER_BYTES, Key, KsetHeader, LAST_BYTES, Last,
-    LogStart, NAME_BYTES_MAX, Parsed, SLOT_BYTES, SUPERBLOCK_BYTES, SegmentInfo, SlotBody,
-    SlotError, SlotKind, Superblock, Tail, WindowEnd, crc, decode_superblock, encode_kset,
-    encode_last, encode_superblock, kset_bytes, open_slot, parse_kset, seal_slot,
+    BackingFlush, BackingSample, Boot, CACHES_MAX, CacheEntry, CleanStop, DurableMark, Generation,
+    Incarnation, KEY_BYTES, KEYS_MAX, KSET_BYTES_MAX, KSET_HEADER_BYTES, Key, KsetHeader,
+    LAST_BYTES, Last, LogStart, NAME_BYTES_MAX, Parsed, SLOT_BYTES, SUPERBLOCK_BYTES, SegmentInfo,
+    SlotBody, SlotError, SlotKind, Superblock, Tail, WindowEnd, crc, decode_superblock,
+    encode_kset, encode_last, encode_superblock, kset_bytes, open_slot, parse_kset, seal_slot,
 };
 use std::sync::LazyLock;
 use zerocopy::{FromZeros, IntoBytes};
@@ -17,8 +17,8 @@ use zerocopy::{FromZeros, IntoBytes};
 pub(crate) fn check(data: &[u8]) {
     let mut input = Input::new(data);
     match input.u8() {
-        kind @ 0..=12 => any_slot(kind, &mut input),
-        13..=15 => superblock(&mut input),
+        kind @ 0..=13 => any_slot(kind, &mut input),
+        14..=15 => superblock(&mut input),
         16..=31 => last(&mut input),
         32..=47 => raw(&mut input),
         count => kset(usize::from(count) - 47, &mut input),
@@ -42,7 +42,7 @@ fn edit(bytes: &mut [u8], crc_at: usize, len: impl Fn(&[u8]) -> usize, input: &m
     }
 }
 
-const KINDS: [SlotKind; 13] = [
+const KINDS: [SlotKind; 14] = [
     SlotKind::SegmentInfo,
     SlotKind::Generation,
     SlotKind::LogStart,
@@ -56,6 +56,7 @@ const KINDS: [SlotKind; 13] = [
     SlotKind::SampleFirst,
     SlotKind::SampleLast,
     SlotKind::SampleBlocks,
+    SlotKind::BackingFlush,
 ];
 
 fn any_slot(kind: u8, input: &mut Input) {
@@ -73,6 +74,7 @@ fn any_slot(kind: u8, input: &mut Input) {
         SlotKind::SampleFirst | SlotKind::SampleLast | SlotKind::SampleBlocks => {
             slot::<BackingSample>(kind, input);
         }
+        SlotKind::BackingFlush => slot::<BackingFlush>(kind, input),
     }
 }
 

@@ -7,7 +7,7 @@ use super::config::Recipe;
 use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
-use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev};
+use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev, NullBdev, UringBdev};
 use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
@@ -22,11 +22,11 @@ pub(super) enum Kind {
     /// `bdev_malloc_create`
     Malloc,
     /// `bdev_null_create`
-    Null,
+    Null(Arc<NullBdev>),
     /// `bdev_uring_create`
-    Uring,
+    Uring(Arc<UringBdev>),
     /// `bdev_aio_create`
-    Aio,
+    Aio(Arc<UringBdev>),
     /// `bdev_delay_create`
     Delay(Arc<DelayBdev>),
     /// `bdev_error_create`

@@ -66,10 +66,11 @@ pub(super) fn cache_error(object: &str, error: &CacheError) -> Error {
         CacheError::DataDamaged { .. } => Errno::BADMSG,
         CacheError::NoSuchCache(_) => Errno::NODEV,
         CacheError::NoSegments { .. } => Errno::NOSPC,
+        CacheError::Resizing { .. } | CacheError::Scrubbing => Errno::ALREADY,
         CacheError::BackingChanged { .. }
         | CacheError::BackingAltered { .. }
         | CacheError::BackingUnread { .. } => Errno::STALE,
-        CacheError::PoolFailed | CacheError::Salvaged => Errno::ROFS,
+        CacheError::PoolFailed | CacheError::PoolReadOnly | CacheError::Salvaged => Errno::ROFS,
         CacheError::NotSupported(_) => Errno::OPNOTSUPP,
         CacheError::Os { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
         CacheError::TimedOut { .. } => Errno::TIMEDOUT,
@@ -196,27 +197,37 @@ pub(super) fn create_pool(
     };
     service.bdevs.release(bdev_name);
     formatted.map_err(|error| cache_error(&object, &error))?;
-    open_pool(service, bdev_name)
+    open_pool(service, bdev_name, false)
 }
 
-/// Loads the pool on the pmem bdev `bdev_name`. One that is loaded is returned as it is.
-pub(super) fn load_pool(service: &Service, bdev_name: &str) -> Result<PoolEntry, Error> {
+/// Loads the pool on the pmem bdev `bdev_name`, to be looked at only if `read_only`. One that is loaded so
+/// is returned as it is.
+pub(super) fn load_pool(
+    service: &Service,
+    bdev_name: &str,
+    read_only: bool,
+) -> Result<PoolEntry, Error> {
     if let Some(loaded) = service
         .caches
         .pools()
         .into_iter()
         .find(|p| p.bdev_name == bdev_name)
     {
+        if loaded.pool.is_read_only() != read_only {
+            let how = "it is loaded in another mode; unload it first";
+            return Err(busy(&pool_object(loaded.pool.name()), how));
+        }
         return Ok(loaded);
     }
-    open_pool(service, bdev_name)
+    open_pool(service, bdev_name, read_only)
 }
 
-fn open_pool(service: &Service, bdev_name: &str) -> Result<PoolEntry, Error> {
+fn open_pool(service: &Service, bdev_name: &str, read_only: bool) -> Result<PoolEntry, Error> {
     let object = format!("pool on '{bdev_name}'");
     let _turn = service.caches.turn(object.clone())?;
     let entry = service.bdevs.claim(bdev_name, object.clone())?;
     let opened = match entry.bdev.pmem() {
+        Some(pmem) if read_only => Pool::open_read_only(pmem),
         Some(pmem) => Pool::open(pmem),
         None => Err(CacheError::Invalid(format!(
             "bdev '{bdev_name}' is no pmem bdev"
@@ -320,6 +331,10 @@ pub(super) fn load_cache(
     wish: LoadWish,
 ) -> Result<Arc<Cache>, Error> {
     let pool = service.caches.pool(pool)?.pool;
+    let wish = LoadWish {
+        salvage: wish.salvage || pool.is_read_only(),
+        ..wish
+    };
     let found = pool.caches().into_iter().find(|entry| {
         entry.name() == name || Uuid::parse_str(name).is_ok_and(|u| u.as_bytes() == &entry.uuid)
     });
@@ -462,17 +477,36 @@ pub(super) fn all(service: &Service) -> Vec<Arc<Cache>> {
     caches.collect()
 }
 
-/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if nothing is dirty.
+/// Refuses to take a cache away whose backing alone is not complete.
+fn refuse_incomplete(object: &str, cache: &Cache) -> Result<(), Error> {
+    if cache.is_flushing() {
+        return Err(busy(object, "its flush is not done"));
+    }
+    if cache.dirty_bytes() > 0 {
+        return Err(busy(object, "it holds dirty data; flush it first"));
+    }
+    match cache.bad_bytes() {
+        0 => Ok(()),
+        bad => Err(busy(
+            object,
+            &format!("{bad} bytes are lost, and the backing has an older value of them"),
+        )),
+    }
+}
+
+/// Stops a cache that nobody uses and takes it off the list. With `clean`, only if the backing alone is
+/// complete.
 pub(super) fn unload_cache(service: &Service, name: &str, clean: bool) -> Result<(), Error> {
     let object = cache_object(name);
     let cache = find(service, name)?;
-    if clean && cache.dirty_bytes() > 0 {
-        return Err(busy(&object, "it holds dirty data; flush it first"));
-    }
     let _turn = service.caches.turn(object.clone())?;
     // From here on nobody opens it any more; who has it open keeps it from being claimed.
     let owner = format!("the unload of {object}");
     service.bdevs.claim(name, owner.clone())?;
+    if clean && let Err(error) = refuse_incomplete(&object, &cache) {
+        service.bdevs.release(name);
+        return Err(error);
+    }
     let stopped = stop_parts(&cache);
     drop(cache);
     // Stopped or not, it takes no I/O any more.
@@ -489,6 +523,9 @@ pub(super) fn destroy_cache(
     let object = cache_object(name);
     let cache = find(service, name)?;
     let (pool, dirty, bad) = (cache.pool(), cache.dirty_bytes(), cache.bad_bytes());
+    if pool.is_read_only() {
+        return Err(cache_error(&object, &CacheError::PoolReadOnly));
+    }
     // What a damaged one lacks can't be counted: it wants to be told, also of no dirty bytes.
     let lacks = cache.replay_report().missing.is_some();
     if (dirty + bad > 0 || lacks) && discard_dirty != Some(dirty) {

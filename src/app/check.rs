@@ -183,7 +183,8 @@ fn options(cache: &CacheCheck) -> Result<String, fmt::Error> {
         text,
         "mode {}, durability {}, writeback_order {}, data_crc {}, verify_reads {}, gc_percent {}, \
          kset_flush_ms {}, writeback_depth {}, writeback_rate_mbps {}, writeback_delay_ms {}, \
-         writeback_lag_s {}, dirty_low_percent {}, dirty_high_percent {}, no_space_timeout_s {}",
+         writeback_lag_s {}, dirty_low_percent {}, dirty_high_percent {}, no_space_timeout_s {}, \
+         seq_cutoff_policy {}, seq_cutoff_kib {}, admission {}",
         o.mode,
         o.durability,
         o.writeback_order,
@@ -197,7 +198,10 @@ fn options(cache: &CacheCheck) -> Result<String, fmt::Error> {
         o.writeback_lag_s,
         o.dirty_low_percent,
         o.dirty_high_percent,
-        o.no_space_timeout_s
+        o.no_space_timeout_s,
+        o.seq_cutoff_policy,
+        o.seq_cutoff_kib,
+        o.admission
     )?;
     Ok(text)
 }

@@ -44,7 +44,7 @@ pub(super) fn start(service: &Service) -> Result<(), Box<dyn StdError>> {
     };
     let exists = i64::from(rustix::io::Errno::EXIST.raw_os_error());
     let pool = match caches::create_pool(service, PMEM, &format) {
-        Err(error) if error.code == -exists => caches::load_pool(service, PMEM)?,
+        Err(error) if error.code == -exists => caches::load_pool(service, PMEM, false)?,
         other => other?,
     };
     // The disk's identity goes with the pool, so that both can be moved together.
@@ -97,8 +97,10 @@ fn open_disk(service: &Service, path: &Path, uuid: Uuid) -> Result<(), Box<dyn S
     config.uuid = Some(uuid);
     let recipe = uring_recipe(&config);
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
+    let bdev = Arc::new(bdev);
     let specific = json!({"uring": {"filename": path}});
-    place.fill(Kind::Uring, Arc::new(bdev), specific, None, recipe);
+    let kind = Kind::Uring(Arc::clone(&bdev));
+    place.fill(kind, bdev, specific, None, recipe);
     Ok(())
 }
 

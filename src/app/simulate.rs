@@ -21,7 +21,7 @@ pub(super) struct SimulateArgs {
     /// Requests of each seed, about.
     #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u64).range(3..=1_000_000))]
     ops: u64,
-    /// mixed, lives, short, full, evict, hops, order, faults, damage or exhaustive.
+    /// mixed, lives, short, full, evict, hops, order, faults, damage, resize, modes or exhaustive.
     #[arg(long, default_value = "mixed")]
     profile: Profile,
     /// Threads that run seeds; 0 for one a core.

@@ -3,6 +3,7 @@
 use super::identity::filter_info;
 use super::in_flight::InFlight;
 use super::inline::{take_all, wake_for};
+use super::live_info::{Gate, LiveInfo};
 use super::{Bdev, BdevError, BdevInfo, Channel, Completion, Op, Request};
 use reactors::{Cx, Nanos, Wake};
 use std::cmp::{Ordering as Order, Reverse};
@@ -62,7 +63,7 @@ impl Latencies {
 /// "delay": completes each I/O a set time after its base has.
 #[derive(Debug)]
 pub struct DelayBdev {
-    info: Arc<BdevInfo>,
+    info: Arc<LiveInfo>,
     base: Arc<dyn Bdev>,
     latencies: Arc<Latencies>,
 }
@@ -79,6 +80,7 @@ impl DelayBdev {
         uuid: Option<Uuid>,
     ) -> Result<Self, BdevError> {
         let info = filter_info(&*base, name, "delay", uuid)?;
+        let info = Arc::new(LiveInfo::over(info, Arc::clone(&base)));
         for (what, avg, p99) in [
             ("read", latencies.avg_read_us, latencies.p99_read_us),
             ("write", latencies.avg_write_us, latencies.p99_write_us),
@@ -128,12 +130,12 @@ impl DelayBdev {
 
 impl Bdev for DelayBdev {
     fn info(&self) -> Arc<BdevInfo> {
-        self.info.clone()
+        self.info.get()
     }
 
     fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         Ok(Box::new(DelayChannel {
-            info: self.info.clone(),
+            gate: Gate::new(&self.info),
             latencies: self.latencies.clone(),
             base: self.base.open(cx)?,
             in_flight: InFlight::default(),
@@ -172,7 +174,7 @@ impl Ord for Delayed {
 
 #[derive(Debug)]
 struct DelayChannel {
-    info: Arc<BdevInfo>,
+    gate: Gate,
     latencies: Arc<Latencies>,
     base: Box<dyn Channel>,
     /// The user's tag, and whether it is a read.
@@ -224,7 +226,7 @@ impl DelayChannel {
 
 impl Channel for DelayChannel {
     fn submit(&mut self, cx: &Cx, mut request: Request) {
-        if let Err(status) = self.info.admit(&request) {
+        if let Err(status) = self.gate.admit(&request) {
             self.ready.push(request.complete(status));
             return;
         }

@@ -7,6 +7,7 @@
 use super::identity::filter_info;
 use super::in_flight::InFlight;
 use super::inline::{take_all, wake_for};
+use super::live_info::{Gate, LiveInfo};
 use super::{Bdev, BdevError, BdevInfo, Channel, Completion, Data, IoBuf, IoStatus, Op, Request};
 use reactors::{Cx, ReactorHandle, Wake};
 use std::collections::VecDeque;
@@ -170,7 +171,7 @@ impl Shared {
 /// "Error disk", named `EE_` and the name of its base. Passes everything on until told otherwise.
 #[derive(Debug)]
 pub struct ErrorBdev {
-    info: Arc<BdevInfo>,
+    info: Arc<LiveInfo>,
     base: Arc<dyn Bdev>,
     shared: Arc<Shared>,
 }
@@ -183,6 +184,7 @@ impl ErrorBdev {
     pub fn new(base: Arc<dyn Bdev>, uuid: Option<Uuid>) -> Result<Self, BdevError> {
         let name = format!("EE_{}", base.info().name);
         let info = filter_info(&*base, name, "Error disk", uuid)?;
+        let info = Arc::new(LiveInfo::over(info, Arc::clone(&base)));
         let shared = Arc::new(Shared {
             control: RwLock::default(),
             generation: AtomicU64::new(0),
@@ -238,7 +240,7 @@ impl ErrorBdev {
 
 impl Bdev for ErrorBdev {
     fn info(&self) -> Arc<BdevInfo> {
-        self.info.clone()
+        self.info.get()
     }
 
     fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
@@ -247,7 +249,7 @@ impl Bdev for ErrorBdev {
         control.reactors.retain(|known| known.id() != cx.id());
         control.reactors.push(cx.handle());
         Ok(Box::new(ErrorChannel {
-            info: self.info.clone(),
+            gate: Gate::new(&self.info),
             rules: control.rules.clone(),
             generation: self.shared.generation.load(Ordering::Acquire),
             shared: self.shared.clone(),
@@ -275,7 +277,7 @@ enum After {
 
 #[derive(Debug)]
 struct ErrorChannel {
-    info: Arc<BdevInfo>,
+    gate: Gate,
     shared: Arc<Shared>,
     rules: Rules,
     /// Of `rules`.
@@ -353,7 +355,7 @@ fn flip(bytes: &mut [u8], offset: u64, xor: u8) {
 
 impl Channel for ErrorChannel {
     fn submit(&mut self, cx: &Cx, request: Request) {
-        if let Err(status) = self.info.admit(&request) {
+        if let Err(status) = self.gate.admit(&request) {
             self.ready.push(request.complete(status));
             return;
         }

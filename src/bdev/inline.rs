@@ -1,6 +1,7 @@
 //! A channel for devices that do each request at once, in the submitter's thread.
 
-use super::{BdevInfo, Channel, Completion, Data, Extent, Request};
+use super::live_info::{Gate, LiveInfo};
+use super::{Channel, Completion, Data, Extent, Request};
 use crate::units::ByteRange;
 use reactors::{Cx, Wake};
 use std::fmt::Debug;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 /// A device whose requests never wait for anything.
 pub(super) trait InlineDevice: Send + Sync + Debug {
     /// Its identity and geometry.
-    fn info(&self) -> &Arc<BdevInfo>;
+    fn info(&self) -> &Arc<LiveInfo>;
 
     /// Does an admitted request. From any thread.
     fn execute(&self, request: Request) -> Completion;
@@ -19,12 +20,14 @@ pub(super) trait InlineDevice: Send + Sync + Debug {
 #[derive(Debug)]
 pub(super) struct InlineChannel<D> {
     device: Arc<D>,
+    gate: Gate,
     done: Vec<Completion>,
 }
 
 impl<D: InlineDevice> InlineChannel<D> {
     pub(super) fn new(device: Arc<D>) -> Self {
         Self {
+            gate: Gate::new(device.info()),
             device,
             done: Vec::new(),
         }
@@ -33,7 +36,7 @@ impl<D: InlineDevice> InlineChannel<D> {
 
 impl<D: InlineDevice> Channel for InlineChannel<D> {
     fn submit(&mut self, _cx: &Cx, request: Request) {
-        let completion = match self.device.info().admit(&request) {
+        let completion = match self.gate.admit(&request) {
             Ok(()) => self.device.execute(request),
             Err(status) => request.complete(status),
         };

@@ -2,6 +2,7 @@
 
 use super::identity::{check_block_size, check_name};
 use super::inline::{InlineChannel, InlineDevice, all_allocated};
+use super::live_info::LiveInfo;
 use super::shared_mem::SharedMem;
 use super::{
     Bdev, BdevError, BdevInfo, Channel, Completion, Data, IoStatus, Op, Request, Supports,
@@ -32,7 +33,7 @@ pub struct MallocBdev {
 
 #[derive(Debug)]
 struct Disk {
-    info: Arc<BdevInfo>,
+    info: Arc<LiveInfo>,
     mem: SharedMem,
 }
 
@@ -56,7 +57,7 @@ impl MallocBdev {
             what: format!("mapping {bytes} bytes for {}", config.name),
             source,
         })?;
-        let info = Arc::new(BdevInfo {
+        let info = BdevInfo {
             name: config.name,
             product_name: "Malloc disk",
             uuid: config.uuid,
@@ -70,7 +71,8 @@ impl MallocBdev {
                 write_zeroes: true,
                 extents: false,
             },
-        });
+        };
+        let info = Arc::new(LiveInfo::new(info));
         let disk = Arc::new(Disk { info, mem });
         Ok(Self { disk })
     }
@@ -84,7 +86,7 @@ impl MallocBdev {
 
 impl Bdev for MallocBdev {
     fn info(&self) -> Arc<BdevInfo> {
-        self.disk.info.clone()
+        self.disk.info.get()
     }
 
     fn open(&self, _cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
@@ -93,7 +95,7 @@ impl Bdev for MallocBdev {
 }
 
 impl InlineDevice for Disk {
-    fn info(&self) -> &Arc<BdevInfo> {
+    fn info(&self) -> &Arc<LiveInfo> {
         &self.info
     }
 

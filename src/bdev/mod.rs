@@ -10,6 +10,7 @@ mod error;
 mod identity;
 mod in_flight;
 mod inline;
+mod live_info;
 mod malloc;
 mod metered;
 mod nbd;

@@ -2,6 +2,7 @@
 
 use super::identity::{check_block_size, check_name};
 use super::inline::{InlineChannel, InlineDevice, all_allocated};
+use super::live_info::LiveInfo;
 use super::{
     Bdev, BdevError, BdevInfo, Channel, Completion, Data, IoStatus, Op, Request, Supports,
 };
@@ -31,7 +32,7 @@ pub struct NullBdev {
 
 #[derive(Debug)]
 struct Disk {
-    info: Arc<BdevInfo>,
+    info: Arc<LiveInfo>,
 }
 
 impl NullBdev {
@@ -49,7 +50,7 @@ impl NullBdev {
                 config.blocks
             )));
         }
-        let info = Arc::new(BdevInfo {
+        let info = BdevInfo {
             name: config.name,
             product_name: "Null disk",
             uuid: config.uuid,
@@ -63,15 +64,31 @@ impl NullBdev {
                 write_zeroes: true,
                 extents: false,
             },
-        });
+        };
+        let info = Arc::new(LiveInfo::new(info));
         let disk = Arc::new(Disk { info });
         Ok(Self { disk })
+    }
+
+    /// Gives it another size, for requests to come.
+    ///
+    /// # Errors
+    /// [`BdevError::Invalid`] if `bytes` are no blocks at all, or not whole ones.
+    pub fn resize(&self, bytes: u64) -> Result<(), BdevError> {
+        let block = u64::from(self.info().block_size);
+        if bytes == 0 || !bytes.is_multiple_of(block) {
+            return Err(BdevError::Invalid(format!(
+                "{bytes} bytes are not whole blocks of {block}"
+            )));
+        }
+        self.disk.info.set_blocks(bytes / block);
+        Ok(())
     }
 }
 
 impl Bdev for NullBdev {
     fn info(&self) -> Arc<BdevInfo> {
-        self.disk.info.clone()
+        self.disk.info.get()
     }
 
     fn open(&self, _cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
@@ -80,7 +97,7 @@ impl Bdev for NullBdev {
 }
 
 impl InlineDevice for Disk {
-    fn info(&self) -> &Arc<BdevInfo> {
+    fn info(&self) -> &Arc<LiveInfo> {
         &self.info
     }
 
@@ -132,6 +149,21 @@ mod tests {
         assert_eq!(done.status, IoStatus::OutOfRange);
         let done = rig.run(&mut *channel, write(512, &pattern(1, 512)));
         assert_eq!(done.status, IoStatus::Unaligned);
+    }
+
+    #[test]
+    fn a_channel_learns_of_another_size() {
+        let bdev = null(8).unwrap();
+        let mut rig = Rig::new();
+        let mut channel = rig.open(&bdev);
+        let done = rig.run(&mut *channel, read(8 * 4096, 4096));
+        assert_eq!(done.status, IoStatus::OutOfRange);
+        assert!(bdev.resize(0).is_err() && bdev.resize(4097).is_err());
+        bdev.resize(16 * 4096).unwrap();
+        assert_eq!(bdev.info().blocks, 16);
+        assert!(rig.run(&mut *channel, read(15 * 4096, 4096)).status.is_ok());
+        let done = rig.run(&mut *channel, read(16 * 4096, 4096));
+        assert_eq!(done.status, IoStatus::OutOfRange);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::identity::filter_info;
 use super::inline::{take_all, wake_for};
+use super::live_info::{Gate, LiveInfo};
 use super::{Bdev, BdevError, BdevInfo, Channel, Completion, Request};
 use reactors::{Cx, Wake};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 /// "passthru": hands everything on to its base.
 #[derive(Debug)]
 pub struct PassthruBdev {
-    info: Arc<BdevInfo>,
+    info: Arc<LiveInfo>,
     base: Arc<dyn Bdev>,
 }
 
@@ -21,6 +22,7 @@ impl PassthruBdev {
     /// [`BdevError::Invalid`] for a bad name.
     pub fn new(name: String, base: Arc<dyn Bdev>, uuid: Option<Uuid>) -> Result<Self, BdevError> {
         let info = filter_info(&*base, name, "passthru", uuid)?;
+        let info = Arc::new(LiveInfo::over(info, Arc::clone(&base)));
         Ok(Self { info, base })
     }
 
@@ -33,12 +35,12 @@ impl PassthruBdev {
 
 impl Bdev for PassthruBdev {
     fn info(&self) -> Arc<BdevInfo> {
-        self.info.clone()
+        self.info.get()
     }
 
     fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         Ok(Box::new(PassthruChannel {
-            info: self.info.clone(),
+            gate: Gate::new(&self.info),
             base: self.base.open(cx)?,
             ready: Vec::new(),
         }))
@@ -47,14 +49,14 @@ impl Bdev for PassthruBdev {
 
 #[derive(Debug)]
 struct PassthruChannel {
-    info: Arc<BdevInfo>,
+    gate: Gate,
     base: Box<dyn Channel>,
     ready: Vec<Completion>,
 }
 
 impl Channel for PassthruChannel {
     fn submit(&mut self, cx: &Cx, request: Request) {
-        match self.info.admit(&request) {
+        match self.gate.admit(&request) {
             Ok(()) => self.base.submit(cx, request),
             Err(status) => self.ready.push(request.complete(status)),
         }

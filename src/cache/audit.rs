@@ -88,6 +88,10 @@ fn covers(shared: &Shared, index: &KeyIndex, subtree: usize) -> Vec<Option<Cover
         if has_data && !shared.is_current(key.segment, key.generation) {
             return;
         }
+        // Where the backing is newer a lane may forget that it is so: it asks the backing all the same.
+        if flags.has(KeyFlags::INVALID) {
+            return;
+        }
         for block in piece.start..piece.end {
             let skipped = u32::from(key.trim + (block - key.start));
             let block_bytes = u32::try_from(BLOCK).unwrap_or(512);
@@ -146,14 +150,15 @@ fn check_index(shared: &Shared, lane: &Lane, log: &KeyIndex, bytes: u64) -> Resu
 }
 
 fn check_generations(shared: &Shared, view: &LogView) -> Result<(), AuditError> {
-    for (index, id) in view.segments.ids().iter().enumerate() {
-        let at = view.geometry.segment_start(*id) + SegmentItem::Generation as u64;
+    for (segment, id) in view.segments.iter() {
+        let index = segment.index();
+        let at = view.geometry.segment_start(id) + SegmentItem::Generation as u64;
         let pair = SlotPair::<Generation>::read(&*view.pmem, at, SlotKind::Generation).ok();
         let newest = pair.and_then(|pair| pair.newest().ok());
         let on_media = newest.map(|(_, body, _)| body.generation.get());
         let in_memory = shared.generations[index].load(Ordering::SeqCst);
         // A segment that is never used again needs none.
-        if on_media != Some(in_memory) && !shared.is_suspect(SegIx::of(index)) {
+        if on_media != Some(in_memory) && !shared.is_suspect(segment) {
             return Err(AuditError::Generation {
                 segment: index,
                 in_memory,
@@ -187,7 +192,9 @@ impl Cache {
             .flat_map(|group| &group.inboxes)
             .all(|inbox| inbox.is_empty())
             && lanes.iter().all(|lane| lane.is_quiet());
-        if !gc.is_at_rest() || !is_quiet {
+        let board = shared.resize.board.try_read();
+        let is_taken_in = board.is_ok_and(|board| board.kept().is_some());
+        if !gc.is_at_rest() || !is_quiet || !is_taken_in {
             return Ok(false);
         }
         let view = gc.view();
@@ -228,14 +235,18 @@ impl Cache {
         check_generations(shared, view)?;
         for lane in lanes {
             let index = &log.indexes[usize::from(lane.number)];
-            check_index(shared, lane, index, view.backing_bytes)?;
+            check_index(shared, lane, index, view.backing_bytes())?;
         }
         Ok(true)
     }
 
     fn compare(&self, lanes: &[&Lane], log: &Replayed, dropped: &[u64]) -> Result<(), AuditError> {
         let shared = &*self.shared;
-        let mut roles = Roles(vec![None; shared.segments.len()]);
+        let mut roles = Roles(vec![None; shared.segments.places()]);
+        let board = shared.resize.board.try_read();
+        for &segment in board.iter().flat_map(|board| board.kept().unwrap_or(&[])) {
+            roles.put(segment, "kept back")?;
+        }
         if let (Some(alloc), Some(head)) = (shared.alloc.try_lock(), shared.log.try_lock()) {
             for segment in alloc.free() {
                 roles.put(segment, "free")?;
@@ -247,7 +258,7 @@ impl Cache {
         for &segment in &log.log_segments {
             roles.put(segment, "a log segment")?;
         }
-        let mut counted = vec![0; shared.segments.len()];
+        let mut counted = vec![0; shared.segments.places()];
         for head in lanes.iter().filter_map(|lane| lane.head.as_ref()) {
             roles.put(head.segment, "a data head")?;
             counted[head.segment.index()] = head.added;
@@ -266,7 +277,9 @@ impl Cache {
                     found,
                 });
             }
-            if roles.0[index].is_none() && !shared.is_suspect(SegIx::of(index)) {
+            let place = SegIx::of(index);
+            let is_ours = !shared.segments.is_vacant(place) && !shared.is_suspect(place);
+            if roles.0[index].is_none() && is_ours {
                 return Err(AuditError::Leaked { segment: index });
             }
         }

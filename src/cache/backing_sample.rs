@@ -97,7 +97,7 @@ impl SamplePlan {
         clock: &dyn Clock,
         limit: Nanos,
     ) -> Option<Self> {
-        let mut pieces = pieces(view.backing_bytes, final_sequence);
+        let mut pieces = pieces(view.backing_bytes(), final_sequence);
         pieces.sort_by_key(|piece| piece.range.start());
         let mut is_dirty = vec![false; pieces.len()];
         let mut reader = LogReader::new(view, dirty_tail).ok()?;

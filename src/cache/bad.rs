@@ -431,7 +431,7 @@ impl Shared {
     /// never again.
     pub(crate) fn suspect(&self, segment: SegIx) {
         if !self.suspects[segment.index()].swap(true, Ordering::SeqCst) {
-            let id = self.segments[segment.index()].0;
+            let id = self.segments.id(segment).0;
             tracing::error!(
                 cache = %self.name, segment = id,
                 "a media error; the segment will not be used again once it is drained"

@@ -8,6 +8,8 @@ use super::latency::{LatencyFigures, LatencySnapshot};
 use super::options::{CacheOptions, Durability};
 use super::pool::Pool;
 use super::replay::ReplayReport;
+use super::resize::Resizing;
+use super::scrub::ScrubBoard;
 use super::shared::{DRAIN_RESTED, Shared};
 use super::slow_io::SlowIo;
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
@@ -62,6 +64,8 @@ pub struct CacheStatus {
     pub segments_bad_draining: u32,
     /// Released, and not free before every reader has passed a quiescent point.
     pub segments_retiring: u32,
+    /// Kept back for a resize that is under way.
+    pub segments_leaving: u32,
     /// Bytes that the backing lacks.
     pub dirty_bytes: u64,
     /// Highest sequence given out, and the position of the log's head is behind it.
@@ -74,8 +78,10 @@ pub struct CacheStatus {
     pub dirty_tail: (u32, u32, u64),
     /// (pool segment, offset, sequence) where replay would begin.
     pub key_tail: (u32, u32, u64),
-    /// The backing alone is between flush boundaries.
+    /// The backing alone is between flush boundaries, or has newer writes than some that it lacks.
     pub between_boundaries: bool,
+    /// A flush of the backing failed behind writes that had bypassed the cache: FLUSH fails.
+    pub flush_failed: bool,
     /// Epochs that are logged and not written back.
     pub epochs_pending: u64,
     /// When the oldest dirty kset was seen, on the reactors' clock, ns; 0 for none.
@@ -96,6 +102,9 @@ pub struct Cache {
     writeback_stats: Arc<WritebackStats>,
     gc_stats: Arc<GcStats>,
     pub(super) shutdown: RwLock<Shutdown>,
+    /// Taken behind `shutdown`, as the next one.
+    pub(super) resizing: RwLock<Resizing>,
+    pub(super) scrub: RwLock<Option<Arc<ScrubBoard>>>,
     pub(super) started: Arc<Started>,
     /// Parts that run …
     pub(super) expected: u32,
@@ -259,6 +268,8 @@ impl Cache {
             writeback_stats: start.writeback_stats,
             gc_stats: start.gc_stats,
             shutdown: RwLock::new(Shutdown::new(start.end)),
+            resizing: RwLock::default(),
+            scrub: RwLock::default(),
             started,
             expected,
             groups,
@@ -373,6 +384,15 @@ impl Cache {
         });
         *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
         Ok(())
+    }
+
+    /// The volume has so many blocks from now on.
+    pub(super) fn set_blocks(&self, blocks: u64) {
+        let mut info = self.info.write().unwrap_or_else(PoisonError::into_inner);
+        *info = Arc::new(BdevInfo {
+            blocks,
+            ..(**info).clone()
+        });
     }
 
     /// Starts to write all dirty data back; [`Cache::is_flushing`] tells when it is done. One that is
@@ -506,7 +526,7 @@ impl Cache {
             "stopped"
         } else if self.shared.has_failed() || self.shared.read_only {
             "read_only"
-        } else if m.degraded.load(Ordering::SeqCst) {
+        } else if m.degraded.load(Ordering::SeqCst) || self.shared.bypassed.has_failed() {
             "degraded"
         } else if m.flush_all.load(Ordering::SeqCst) {
             "flushing"
@@ -540,6 +560,7 @@ impl Cache {
             segments_bad: bad,
             segments_bad_draining: bad.saturating_sub(m.bad_drained.load(relaxed)),
             segments_reserve: shared.log_reserve.saturating_sub(deficit),
+            segments_leaving: shared.resize.kept.load(relaxed),
             dirty_bytes: shared.dirty_bytes(),
             key_head_sequence: shared.last_sequence.load(relaxed),
             key_head: {
@@ -552,7 +573,9 @@ impl Cache {
                 m.dirty_sequence.load(relaxed),
             ),
             key_tail: position(m.key_position.load(relaxed), m.key_sequence.load(relaxed)),
-            between_boundaries: m.between_boundaries.load(relaxed),
+            between_boundaries: m.between_boundaries.load(relaxed)
+                || shared.bypassed.is_mixed(m.dirty_sequence.load(relaxed)),
+            flush_failed: shared.bypassed.has_failed(),
             epochs_pending: epoch.map_or(0, |epoch| epoch.saturating_sub(dirty_epoch)),
             oldest_dirty_since_ns: m.oldest_dirty_since.load(relaxed),
             waiting_lanes: shared.waiting_lanes.load(relaxed),

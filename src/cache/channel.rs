@@ -6,7 +6,9 @@ use super::group::{Client, GroupCell, LocalDone};
 use super::key_index::SUBTREE_BYTES;
 use super::lane::{LaneDone, LaneOp, LaneRequest};
 use super::latency::{Stamp, Timed};
+use super::options::SeqCutoff;
 use super::shared::Shared;
+use super::streams::Streams;
 use crate::bdev::{
     BdevError, BdevInfo, Channel, Completion, Data, Extent, IoBuf, IoStatus, Op, Request,
 };
@@ -50,6 +52,8 @@ enum FlushStep {
     Raise,
     /// Wait until the log is durable up to here.
     Durable(u64),
+    /// The backing is being flushed.
+    Backing,
 }
 
 /// A request whose parts are under way.
@@ -76,6 +80,8 @@ pub(crate) struct CacheChannel {
     routes: Vec<Option<Route>>,
     pending: Slab<Pending>,
     flushes: Vec<usize>,
+    /// Once long streams are cut off.
+    streams: Option<Box<Streams>>,
     done: VecDeque<Completion>,
     arrived: VecDeque<LaneDone>,
 }
@@ -125,6 +131,7 @@ impl CacheChannel {
             routes,
             pending: Slab::new(),
             flushes: Vec::new(),
+            streams: None,
             done: VecDeque::new(),
             arrived: VecDeque::new(),
         })
@@ -200,7 +207,7 @@ impl CacheChannel {
         }
     }
 
-    fn submit_parts(&mut self, cx: &Cx, op: LaneOp, request: Request) {
+    fn submit_parts(&mut self, cx: &Cx, op: LaneOp, cut: bool, request: Request) {
         let Request {
             tag, range, data, ..
         } = request;
@@ -246,6 +253,7 @@ impl CacheChannel {
                     submitted: cx.now(),
                     tag,
                     op,
+                    cut,
                     range: part_range,
                     data,
                 },
@@ -285,6 +293,7 @@ impl CacheChannel {
                 submitted: cx.now(),
                 tag: (slot as u64) << PART_BITS,
                 op: LaneOp::Visit,
+                cut: false,
                 range: ByteRange::default(),
                 data: Data::None,
             };
@@ -294,6 +303,7 @@ impl CacheChannel {
 
     fn advance_flushes(&mut self, cx: &Cx) {
         let mut still = std::mem::take(&mut self.flushes);
+        let mut owed = Vec::new();
         still.retain(|&slot| {
             let Some(pending) = self.pending.get_mut(slot) else {
                 return false;
@@ -310,10 +320,20 @@ impl CacheChannel {
                     log.raise_epoch();
                 }
             }
-            let ended = match pending.flush {
-                Some(FlushStep::Durable(sequence)) => self.shared.durable.mark() >= sequence,
-                _ => false,
-            };
+            if let Some(FlushStep::Durable(sequence)) = pending.flush
+                && self.shared.durable.mark() >= sequence
+            {
+                pending.flush = Some(FlushStep::Backing);
+                if self.shared.bypassed.has_failed() {
+                    pending.status = IoStatus::IoError;
+                } else if self.shared.bypassed.owes_flush()
+                    && !fault::injected(Fault::FlushSkipsBacking)
+                {
+                    pending.parts_left = 1;
+                    owed.push(slot);
+                }
+            }
+            let ended = pending.flush == Some(FlushStep::Backing) && pending.parts_left == 0;
             let given_up = failed && pending.parts_left == 0;
             if !ended && !given_up {
                 return true;
@@ -333,6 +353,33 @@ impl CacheChannel {
             false
         });
         self.flushes = still;
+        for slot in owed {
+            let flush = LaneRequest {
+                submitted: cx.now(),
+                tag: (slot as u64) << PART_BITS,
+                op: LaneOp::FlushBacking,
+                cut: false,
+                range: ByteRange::default(),
+                data: Data::None,
+            };
+            self.send(cx, 0, flush);
+        }
+    }
+
+    /// Whether a request belongs to a stream that is cut off.
+    fn is_cut_off(&mut self, op: LaneOp, range: ByteRange) -> bool {
+        let shared = &self.shared;
+        let cutoff = shared.options.policy().cutoff();
+        let is_write = match op {
+            _ if cutoff == SeqCutoff::Never => return false,
+            LaneOp::Read => false,
+            LaneOp::Write { .. } => true,
+            _ => return false,
+        };
+        let streams = self.streams.get_or_insert_default();
+        let bytes = streams.follow(range, is_write);
+        bytes >= shared.options.seq_cutoff_bytes()
+            && (cutoff == SeqCutoff::Always || super::gc::above_threshold(shared))
     }
 
     fn part_done(&mut self, done: LaneDone) {
@@ -466,7 +513,8 @@ impl Channel for CacheChannel {
             self.done.push_back(request.complete(IoStatus::Ok));
             return;
         }
-        self.submit_parts(cx, op, request);
+        let cut = self.is_cut_off(op, request.range);
+        self.submit_parts(cx, op, cut, request);
     }
 
     fn poll(&mut self, cx: &Cx, done: &mut Vec<Completion>) -> u32 {
@@ -482,7 +530,7 @@ impl Channel for CacheChannel {
     fn wake(&self) -> Wake {
         let raising = self.flushes.iter().any(|&slot| {
             self.pending.get(slot).is_some_and(|p| match p.flush {
-                Some(FlushStep::Visits) => p.parts_left == 0,
+                Some(FlushStep::Visits | FlushStep::Backing) => p.parts_left == 0,
                 Some(FlushStep::Durable(sequence)) => self.shared.durable.mark() >= sequence,
                 _ => true,
             })
@@ -505,6 +553,7 @@ impl Channel for CacheChannel {
                     submitted: cx.now(),
                     tag: u64::MAX,
                     op: LaneOp::Cancel,
+                    cut: false,
                     range: ByteRange::default(),
                     data: Data::None,
                 };

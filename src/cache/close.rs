@@ -39,6 +39,8 @@ pub(crate) struct OpenKset {
     pub(crate) order: u64,
     /// The epoch ends behind it.
     pub(crate) raise: bool,
+    /// It has dirty keys whose data the backing gets by writeback only.
+    pub(crate) cached: bool,
 }
 
 /// A closed kset without a place.
@@ -48,6 +50,7 @@ pub(crate) struct Closing {
     pub(crate) count: usize,
     pub(crate) order: u64,
     pub(crate) raise: bool,
+    pub(crate) cached: bool,
     /// The barrier over its data.
     pub(crate) data_barrier: BarrierTicket,
 }
@@ -116,6 +119,7 @@ impl Lane {
             opened: env.now,
             order,
             raise: false,
+            cached: false,
         });
         Ok(())
     }
@@ -130,9 +134,15 @@ impl Lane {
         self.staging.append(open.slot, open.count, key);
         open.count += 1;
         let full = open.count == KEYS_MAX;
+        let is_dirty = key.flags().is_dirty();
+        open.cached |= is_dirty && !self.bypass.is_through();
+        let order = open.order;
+        if self.marks.is_kept() {
+            self.mark_key(&env.shared, order, key);
+        }
         let stats = self.stats(&env.shared);
         stats.keys.add(1);
-        if key.flags().is_dirty() {
+        if is_dirty {
             stats.dirty_added.add(u64::from(key.len.get()));
         }
         if full {
@@ -164,6 +174,7 @@ impl Lane {
             count,
             order,
             raise,
+            cached,
             ..
         } = open;
         self.closing.push_back(Closing {
@@ -171,6 +182,7 @@ impl Lane {
             count,
             order,
             raise,
+            cached,
             data_barrier,
         });
         self.pump(env, cx);
@@ -238,6 +250,10 @@ impl Lane {
         shared
             .last_sequence
             .store(log.last_sequence(), Ordering::SeqCst);
+        if closing.cached {
+            let cached_until = &shared.bypassed.cached_until;
+            cached_until.store(placed.kset.sequence, Ordering::SeqCst);
+        }
         let head = shared.position_of(log.segment, log.offset);
         shared.head_position.store(head, Ordering::Relaxed);
         drop(log);
@@ -245,6 +261,9 @@ impl Lane {
         self.closing.pop_front();
         self.placed_order = order;
         self.note_boundary(placed.kset.sequence);
+        if self.marks.is_kept() {
+            self.mark_placed(&shared, (slot, count), order, placed.kset.sequence);
+        }
         if !self.has_unplaced() {
             env.mark_unplaced(self.number, false);
         }

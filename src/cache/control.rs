@@ -10,8 +10,8 @@ use super::plausible::{COUNT_END, check_incarnation};
 use super::shared::LogPos;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{
-    self, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody, SlotError, SlotKind,
-    Tail, WindowEnd,
+    self, BackingFlush, BackingSample, Boot, CleanStop, DurableMark, Incarnation, SlotBody,
+    SlotError, SlotKind, Tail, WindowEnd,
 };
 use zerocopy::little_endian::U64;
 
@@ -27,6 +27,8 @@ pub(crate) struct Control {
     pub(crate) samples: [PairState; 3],
     pub(crate) durable_mark: (u64, PairState),
     pub(crate) boot: ([u8; 16], PairState),
+    /// Whether the backing has lost what it had acknowledged.
+    pub(crate) backing_flush: (BackingFlush, PairState),
     /// The tails in memory are beyond those on media, since these have gone back.
     pub(crate) tails_moved: bool,
 }
@@ -128,6 +130,12 @@ impl Control {
             }),
             durable_mark: (mark.sequence.get(), mark_pair),
             boot: (boot.boot_id, boot_pair),
+            backing_flush: item(
+                view,
+                CacheItem::BackingFlush,
+                SlotKind::BackingFlush,
+                "backing flush",
+            )?,
         })
     }
 
@@ -250,6 +258,11 @@ impl Control {
             pair.store(pmem, SlotKind::DurableMark, &body)?;
             pmem.barrier_wait()?;
         }
+        let (body, pair) = &mut self.backing_flush;
+        if pair.lost {
+            pair.store(pmem, SlotKind::BackingFlush, body)?;
+            pmem.barrier_wait()?;
+        }
         Ok(())
     }
 
@@ -269,6 +282,7 @@ impl Control {
             ("clean stop", &mut self.clean_stop.1),
             ("durable mark", &mut self.durable_mark.1),
             ("boot id", &mut self.boot.1),
+            ("backing flush", &mut self.backing_flush.1),
         ];
         for (item, pair) in pairs.iter_mut().filter(|(_, pair)| pair.unreadable) {
             let at = pair.next_at();

@@ -2,18 +2,19 @@
 
 use super::CacheError;
 use super::backing_sample::SAMPLE_ITEMS;
-use super::control_io::{load_pair, store_both, wipe_pair};
-use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, SegmentItem, log_reserve, segments_min};
+use super::control_io::{store_both, wipe_pair};
+use super::geometry::{CacheItem, LANES_MAX, SEGMENTS_MAX, log_reserve, segments_min};
 use super::log_start::{salt_seed, store_start};
 use super::options::CacheOptions;
-use super::plausible::check_count;
+use super::owners::Joined;
 use super::pool::Pool;
 use crate::bdev::{BdevInfo, PmemError};
 use crate::media::{
-    Boot, CacheEntry, CleanStop, DurableMark, Generation, Incarnation, LogStart, SlotKind, Tail,
+    BackingFlush, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotKind, Tail,
     WindowEnd,
 };
 use crate::units::SegmentId;
+use std::sync::PoisonError;
 use zerocopy::little_endian::{U32, U64};
 
 /// A cache to be made.
@@ -68,17 +69,28 @@ impl CreateCache {
                 self.block_bytes
             ));
         }
-        let segments = self.bytes / segment_bytes;
-        let least = segments_min(self.lanes, segment_bytes);
-        let reserve = log_reserve(self.lanes, segment_bytes);
-        match u32::try_from(segments) {
-            Ok(segments) if segments >= least && segments <= SEGMENTS_MAX => Ok(segments),
-            _ => invalid(format!(
-                "{segments} segments are not within {least}..={SEGMENTS_MAX}: {lanes} lanes want 10 \
-                 each, and log reserve {reserve} + 2 x {lanes} + 2",
-                lanes = self.lanes
-            )),
-        }
+        check_segments(self.bytes, self.lanes, segment_bytes)
+    }
+}
+
+/// How many segments `bytes` of pool space are, for a cache with `lanes` lanes.
+///
+/// # Errors
+/// [`CacheError::Invalid`], with the sum, if it can't have so few or so many.
+pub(super) fn check_segments(
+    bytes: u64,
+    lanes: u32,
+    segment_bytes: u64,
+) -> Result<u32, CacheError> {
+    let segments = bytes / segment_bytes;
+    let least = segments_min(lanes, segment_bytes);
+    let reserve = log_reserve(lanes, segment_bytes);
+    match u32::try_from(segments) {
+        Ok(segments) if segments >= least && segments <= SEGMENTS_MAX => Ok(segments),
+        _ => Err(CacheError::Invalid(format!(
+            "{segments} segments are not within {least}..={SEGMENTS_MAX}: {lanes} lanes want 10 \
+             each, and log reserve {reserve} + 2 x {lanes} + 2"
+        ))),
     }
 }
 
@@ -99,6 +111,7 @@ impl Pool {
     /// # Errors
     /// Names and UUIDs that are taken, sizes that can't be, too few free segments.
     pub fn create_cache(&self, create: &CreateCache, backing: &BdevInfo) -> Result<(), CacheError> {
+        let _turn = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         let segments = create.check(self.geometry.segment_bytes, backing)?;
         for entry in self.caches() {
             if entry.name() == create.name || entry.uuid == create.uuid {
@@ -106,22 +119,14 @@ impl Pool {
             }
         }
         self.refuse_lost_table()?;
-        let owners: Vec<[u8; 16]> = self.caches().iter().map(|entry| entry.uuid).collect();
-        let infos = self.segment_infos()?;
-        let free: Vec<SegmentId> = infos
-            .iter()
-            .filter(|info| !owners.contains(&info.cache) && !info.is_bad())
-            .map(|info| SegmentId(info.segment.get()))
-            .collect();
-        let Some(ids) = free.get(..segments as usize) else {
-            let free = u32::try_from(free.len()).unwrap_or(u32::MAX);
-            return Err(CacheError::NoSegments {
-                wanted: segments,
-                free,
-            });
+        let joined = self.take_for_new(create.uuid, segments)?;
+        let Some(&Joined { id: first, .. }) = joined.first() else {
+            let (wanted, free) = (segments, 0);
+            return Err(CacheError::NoSegments { wanted, free });
         };
-        let generation = self.prepare_segments(ids, create)?;
-        self.prepare_control(ids[0], generation, create)?;
+        let generation = joined.iter().map(|joined| joined.generation).max();
+        let generation = generation.unwrap_or(0);
+        self.prepare_control(first, generation, create)?;
         self.barrier_wait()?;
         self.update(|caches| {
             let Some(place) = caches.iter_mut().find(|entry| entry.is_empty()) else {
@@ -133,7 +138,7 @@ impl Pool {
             entry.uuid = create.uuid;
             entry.backing_uuid = *backing.uuid.as_bytes();
             entry.backing_bytes = U64::new(backing.bytes());
-            entry.first_segment = U32::new(ids[0].0);
+            entry.first_segment = U32::new(first.0);
             entry.segments = U32::new(segments);
             entry.lanes = U32::new(create.lanes);
             entry.block_bytes = U32::new(create.block_bytes);
@@ -143,39 +148,6 @@ impl Pool {
             *place = entry;
             Ok(())
         })
-    }
-
-    /// Takes segments over: a generation above any that they had, and no START of an earlier life.
-    /// Returns the highest of these generations.
-    fn prepare_segments(&self, ids: &[SegmentId], create: &CreateCache) -> Result<u64, CacheError> {
-        let mut highest = 0;
-        for id in ids {
-            let control = self.geometry.segment_start(*id);
-            let at = control + SegmentItem::Generation as u64;
-            let (body, mut pair) =
-                load_pair::<Generation>(&*self.pmem, at, SlotKind::Generation, "generation")?;
-            check_count("generation", at, body.generation.get())?;
-            let generation = body.generation.get() + 1;
-            highest = highest.max(generation);
-            let generation = U64::new(generation);
-            let body = Generation { generation, ..body };
-            pair.store(&*self.pmem, SlotKind::Generation, &body)?;
-            wipe_pair(&*self.pmem, control + SegmentItem::LogStart as u64)?;
-        }
-        self.assign(ids, create.uuid)?;
-        // In both slots, one durable before the other: the loss of one must not give a segment back.
-        self.barrier_wait()?;
-        self.assign(ids, create.uuid)?;
-        // A create that was cut off, or a destroyed cache, may have had the same UUID.
-        let stale: Vec<SegmentId> = self
-            .segment_infos()?
-            .iter()
-            .filter(|info| info.cache == create.uuid)
-            .map(|info| SegmentId(info.segment.get()))
-            .filter(|id| !ids.contains(id))
-            .collect();
-        self.assign(&stale, [0; 16])?;
-        Ok(highest)
     }
 
     /// Writes the control items of an empty cache whose log begins in its first segment.
@@ -232,6 +204,12 @@ impl Pool {
             spare: [0; 32],
         };
         store_both(pmem, at(CacheItem::Boot), SlotKind::Boot, &boot)?;
+        let flush = BackingFlush {
+            failed: U32::ZERO,
+            spare: [0; 44],
+        };
+        let place = at(CacheItem::BackingFlush);
+        store_both(pmem, place, SlotKind::BackingFlush, &flush)?;
         for (item, ..) in SAMPLE_ITEMS {
             wipe_pair(pmem, at(item))?;
         }
@@ -259,6 +237,7 @@ impl Pool {
         bad_bytes: u64,
         discard_dirty: Option<u64>,
     ) -> Result<(), CacheError> {
+        let _turn = self.changes.write().unwrap_or_else(PoisonError::into_inner);
         let (place, entry) = self.find(name)?;
         if dirty_bytes + bad_bytes > 0 && discard_dirty != Some(dirty_bytes) {
             return Err(CacheError::Dirty {

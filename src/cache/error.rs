@@ -168,9 +168,21 @@ pub enum CacheError {
         "a barrier of the pool's medium has failed: the pool is read-only until it is loaded anew"
     )]
     PoolFailed,
+    /// The pool is only looked at.
+    #[error("the pool is loaded read-only")]
+    PoolReadOnly,
     /// A salvaged cache is only looked at.
     #[error("the cache is loaded for salvage, and is read-only")]
     Salvaged,
+    /// A scrub is under way.
+    #[error("a check of it is under way already")]
+    Scrubbing,
+    /// A resize is under way.
+    #[error("it is being resized to {target} segments; resize it to what it has to call that off")]
+    Resizing {
+        /// Its target.
+        target: u32,
+    },
     /// Something uses it.
     #[error("{0}")]
     Busy(String),

@@ -81,11 +81,50 @@ pub enum Fault {
     /// Load believes staged keys without a look at their data. Breaks: data that a failed barrier has
     /// lost become BAD; else what stood there before passes for them.
     StagedDataBelieved,
+    /// A cache that shrinks gives back a segment that still holds data. Breaks: only what GC has drained
+    /// leaves; whoever gets the segment writes over them.
+    GivenBackUndrained,
+    /// A cache that grows uses segments of which nothing durable says that they are its own. Breaks: infos
+    /// are durable before the table counts the resize.
+    GrownBeforeDurable,
+    /// A load keeps the marks of a resize that was cut off. Breaks: what the table has not counted has not
+    /// happened; with the next resize these segments are gone.
+    LeavingMarkKept,
+    /// A write bypasses the cache whatever older dirty keys of its range are not written back yet. Breaks:
+    /// the durable dirty tail is past them first; writeback puts the older data over the newer.
+    InvalidBeforeDirtyTail,
+    /// A bypassing write goes to the backing while its INVALID, or its data in write-through, is on its way
+    /// to the log. Breaks: what the cache would replay is durable first; a crash brings the older data
+    /// back, until they are evicted.
+    BackingBeforeInvalidDurable,
+    /// Reads do not see that a write is on its way past the cache. Breaks: they keep nothing of its range;
+    /// what the backing had before is cached.
+    BypassWithoutPlaceholder,
+    /// A miss that was in flight when a write bypassed the cache fills all the same. Breaks: it loses its
+    /// right to; what the backing had before is cached.
+    FillDespiteBypass,
+    /// What bypassed the cache is cached as clean before the backing has flushed it. Breaks: a clean key
+    /// is what the backing has; a power cut makes them two, and eviction shows it.
+    AdmitBeforeFlush,
+    /// FLUSH does not flush the backing behind bypassing writes. Breaks: what was flushed is durable.
+    FlushSkipsBacking,
+    /// A bypassing write that must be durable is not told to the backing as such. Breaks: FUA, and
+    /// `durability = write`.
+    DurableBypassWithoutFua,
+    /// A flush of the backing that failed behind bypassing writes is tried again by the next FLUSH. Breaks:
+    /// it can't be made good; the next one is acknowledged, and the data are lost.
+    FailedBypassFlushForgotten,
+    /// A load owes no flush for what bypassed the cache before the process died. Breaks: FLUSH covers
+    /// what was acknowledged, by whichever process.
+    OwedFlushForgotten,
+    /// When a cache begins to be bypassed, nothing counts as dirty that is so from before. Breaks: no mode
+    /// forgets dirty data; writeback puts them over what is newer.
+    ModeSwitchForgetsDirty,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 34] = [
         Self::MissingKsetFence,
         Self::MissingFlushFence,
         Self::SequenceUnchecked,
@@ -107,6 +146,19 @@ impl Fault {
         Self::LoadWithoutBarrier,
         Self::FailedBarrierRetried,
         Self::StagedDataBelieved,
+        Self::GivenBackUndrained,
+        Self::GrownBeforeDurable,
+        Self::LeavingMarkKept,
+        Self::InvalidBeforeDirtyTail,
+        Self::BackingBeforeInvalidDurable,
+        Self::BypassWithoutPlaceholder,
+        Self::FillDespiteBypass,
+        Self::AdmitBeforeFlush,
+        Self::FlushSkipsBacking,
+        Self::DurableBypassWithoutFua,
+        Self::FailedBypassFlushForgotten,
+        Self::OwedFlushForgotten,
+        Self::ModeSwitchForgetsDirty,
     ];
 
     /// What an operator calls it.
@@ -134,6 +186,19 @@ impl Fault {
             Self::LoadWithoutBarrier => "load-without-barrier",
             Self::FailedBarrierRetried => "failed-barrier-retried",
             Self::StagedDataBelieved => "staged-data-believed",
+            Self::GivenBackUndrained => "given-back-undrained",
+            Self::GrownBeforeDurable => "grown-before-durable",
+            Self::LeavingMarkKept => "leaving-mark-kept",
+            Self::InvalidBeforeDirtyTail => "invalid-before-dirty-tail",
+            Self::BackingBeforeInvalidDurable => "backing-before-invalid-durable",
+            Self::BypassWithoutPlaceholder => "bypass-without-placeholder",
+            Self::FillDespiteBypass => "fill-despite-bypass",
+            Self::AdmitBeforeFlush => "admit-clean-before-flush",
+            Self::FlushSkipsBacking => "flush-skips-backing",
+            Self::DurableBypassWithoutFua => "durable-bypass-without-fua",
+            Self::FailedBypassFlushForgotten => "failed-bypass-flush-forgotten",
+            Self::OwedFlushForgotten => "owed-flush-forgotten",
+            Self::ModeSwitchForgetsDirty => "mode-switch-forgets-dirty",
         }
     }
 }

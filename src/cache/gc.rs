@@ -17,6 +17,7 @@ use super::log_reader::tail_body;
 use super::log_reader::{Entry, Incarnations, LogReader, LogView, Stop};
 use super::lost::{LostStretch, Recount};
 use super::relog::{BAD_KEYS_A_ROUND, Lap};
+use super::resize::{Drain, TailSeal};
 use super::shared::{SEALED, Shared};
 use super::stats::GcStats;
 use crate::bdev::{Barrier, BarrierTicket, PmemError};
@@ -49,8 +50,8 @@ pub(crate) fn above_threshold(shared: &Shared) -> bool {
     let reserve = shared
         .log_reserve
         .saturating_sub(shared.log_deficit.load(Ordering::Relaxed));
-    let used = shared.usable_segments().saturating_sub(free + reserve);
-    used > threshold(shared)
+    let used = shared.usable_segments() + shared.resize.draining();
+    used.saturating_sub(free + reserve) > threshold(shared)
 }
 
 /// Whether nothing refers to a segment any more, by its [`Shared::added`] and the keys passed.
@@ -133,6 +134,7 @@ pub(crate) struct Gc {
     pub(super) marked: Vec<bool>,
     /// … and how many had media errors when it looked last.
     pub(super) seen_suspects: u32,
+    pub(super) drain: Drain,
 }
 
 /// GC as its reactor's poller and an audit share it.
@@ -184,7 +186,7 @@ impl Gc {
 
 impl Gc {
     pub(crate) fn new(mut seed: GcSeed, barrier: Box<dyn Barrier>, now: Nanos) -> Self {
-        let segments = seed.view.segments.len();
+        let segments = seed.view.segments.places();
         let marked = (0..segments).map(|place| seed.view.segments.is_bad(SegIx::of(place)));
         Self {
             marked: marked.collect(),
@@ -202,6 +204,7 @@ impl Gc {
             lost: Vec::new(),
             recount: None,
             stuck_at: None,
+            drain: Drain::default(),
             seen_suspects: seed.shared.suspect_count.load(Ordering::SeqCst),
             seed,
         }
@@ -343,6 +346,9 @@ impl Gc {
                 Ok((_, bad)) => return self.relog(bad),
             }
         }
+        if self.drain.seal == TailSeal::Wanted {
+            return self.store_tail(cx);
+        }
         self.retire(cx);
     }
 
@@ -350,7 +356,12 @@ impl Gc {
         let body = tail_body(&self.seed.view, &self.seed.reader.pos);
         let pmem = &*self.seed.shared.pmem;
         match self.seed.tail_pair.store(pmem, SlotKind::KeyTail, &body) {
-            Ok(()) => self.state = State::Tail(self.barrier.submit(cx)),
+            Ok(()) => {
+                if self.drain.seal == TailSeal::Wanted {
+                    self.drain.seal = TailSeal::Stored;
+                }
+                self.state = State::Tail(self.barrier.submit(cx));
+            }
             Err(error) => self.medium_failed(error),
         }
     }
@@ -457,7 +468,11 @@ impl Gc {
                     .maintenance
                     .kick_gc
                     .swap(false, Ordering::SeqCst);
-                let wanted = self.shall_pass() || self.shared().maintenance.lost.is_wanted();
+                let moved = self.follow_resize();
+                let wanted = self.shall_pass()
+                    || moved
+                    || self.drain.seal == TailSeal::Wanted
+                    || self.shared().maintenance.lost.is_wanted();
                 if !kicked && cx.now() < until && !self.retry && !wanted {
                     return 0;
                 }
@@ -472,6 +487,7 @@ impl Gc {
                     let pos = self.seed.reader.pos;
                     self.shared().publish_key_tail(&pos);
                     self.note_lost_ahead();
+                    self.note_tail_durable();
                     self.retire(cx);
                 }
                 u32::from(done)
@@ -527,7 +543,9 @@ impl Poller for Gc {
             State::Halted => Wake::Now,
             State::Idle(until) => {
                 let kicked = shared.maintenance.kick_gc.load(Ordering::SeqCst);
-                if kicked || stop || self.retry || self.shall_pass() {
+                let resizes = shared.resize.news.load(Ordering::SeqCst)
+                    || self.drain.seal == TailSeal::Wanted;
+                if kicked || stop || self.retry || resizes || self.shall_pass() {
                     Wake::Now
                 } else {
                     Wake::At(until).sooner(soon)

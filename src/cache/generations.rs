@@ -49,9 +49,10 @@ impl Generations {
 
 /// Reads the generation of every segment of the cache.
 pub(crate) fn load_generations(view: &LogView) -> Result<Generations, CacheError> {
-    let mut generations = Generations::default();
-    for id in view.segments.ids() {
-        let at = view.geometry.segment_start(*id) + SegmentItem::Generation as u64;
+    let places = view.segments.places();
+    let mut generations = Generations::new(vec![0; places], vec![false; places]);
+    for (segment, id) in view.segments.iter() {
+        let at = view.geometry.segment_start(id) + SegmentItem::Generation as u64;
         let (body, pair) =
             load_pair::<Generation>(&*view.pmem, at, SlotKind::Generation, "generation")?;
         if body.segment.get() != id.0 {
@@ -64,8 +65,8 @@ pub(crate) fn load_generations(view: &LogView) -> Result<Generations, CacheError
             });
         }
         check_count("generation", at, body.generation.get())?;
-        generations.now.push(body.generation.get());
-        generations.doubtful.push(pair.lost);
+        generations.now[segment.index()] = body.generation.get();
+        generations.doubtful[segment.index()] = pair.lost;
     }
     Ok(generations)
 }

@@ -132,7 +132,8 @@ pub(crate) enum CacheItem {
     SampleFirst = 704,
     SampleLast = 768,
     SampleBlocks = 832,
+    BackingFlush = 896,
 }
 
 /// Where the last [`CacheItem`] ends.
-pub(crate) const CONTROL_ITEMS_END: u64 = CacheItem::SampleBlocks as u64 + 64;
+pub(crate) const CONTROL_ITEMS_END: u64 = CacheItem::BackingFlush as u64 + 64;

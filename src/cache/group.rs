@@ -1,12 +1,14 @@
 //! The lanes of one cache on one reactor, with what they share there: the backing channel, the
 //! barrier, and the clients.
 
+use super::backing_flush::BackingFlush;
 use super::bad::{Inbox, PostBatch};
 use super::close::{Cause, PRESSED_NS};
 use super::fault::{self, Fault};
 use super::lane::{Lane, LaneDone, LaneOp, LaneRequest, LaneSeed};
 use super::latency::{Stamp, Timed};
 use super::pace::Pace;
+use super::pool::Pool;
 use super::shared::Shared;
 use crate::bdev::{
     Barrier, BarrierTicket, BdevError, BufPool, Channel, Completion, IoStatus, Request,
@@ -20,6 +22,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// Set in the tag of a write past the cache, above all slots.
+const BYPASS_TAG: u64 = 1 << 47;
 
 /// Where the ends of a local client's requests go.
 pub(crate) type LocalDone = Rc<RefCell<VecDeque<LaneDone>>>;
@@ -48,6 +53,8 @@ pub(crate) struct Env {
     backing: Box<dyn Channel>,
     /// Backing requests under way.
     backing_pending: usize,
+    /// Writes among them.
+    pub(super) bypass_writes: u32,
     barrier: Box<dyn Barrier>,
     /// Highest barrier that is done.
     pub(crate) barrier_done: BarrierTicket,
@@ -158,9 +165,40 @@ impl Env {
         u64::from(lane) << 48 | slot as u64
     }
 
+    /// The tag under which a lane's write past the cache comes back; counts it.
+    pub(crate) fn bypass_tag(&mut self, lane: u16, slot: usize) -> u64 {
+        self.bypass_writes += 1;
+        self.backing_tag(lane, slot) | BYPASS_TAG
+    }
+
+    /// Lane, slot, and whether it is a write past the cache.
+    pub(super) fn told_by(tag: u64) -> (usize, usize, bool) {
+        let lane = usize::try_from(tag >> 48).unwrap_or(usize::MAX);
+        let slot = usize::try_from(tag & (BYPASS_TAG - 1)).unwrap_or(usize::MAX);
+        (lane, slot, tag & BYPASS_TAG != 0)
+    }
+
     pub(crate) fn submit_backing(&mut self, cx: &Cx, request: Request) {
         self.backing_pending += 1;
         self.backing.submit(cx, request);
+    }
+
+    pub(super) fn has_backing_pending(&self) -> bool {
+        self.backing_pending > 0
+    }
+
+    pub(super) fn cancel_backing(&mut self, cx: &Cx) {
+        self.backing.cancel(cx);
+    }
+
+    pub(super) fn poll_backing(&mut self, cx: &Cx, done: &mut Vec<Completion>) {
+        self.backing.poll(cx, done);
+        self.backing_pending -= done.len();
+    }
+
+    /// Place of its reactor among the data reactors.
+    pub(super) fn reactor(&self) -> usize {
+        self.reactor
     }
 }
 
@@ -191,14 +229,17 @@ pub(crate) struct Group {
     pub(super) inboxes: Vec<Inbox>,
     /// Segments with media errors that the lanes know of.
     seen_suspects: u32,
-    completions: Vec<Completion>,
+    pub(super) completions: Vec<Completion>,
     /// The remote client to be served first.
     next_client: usize,
     seen_close_all: u64,
     /// Clients that are gone and have requests under way.
     gone: Vec<usize>,
     /// It has said that it is at rest.
-    rested: bool,
+    pub(super) rested: bool,
+    pub(super) flush: BackingFlush,
+    /// It goes when its last write to the backing has ended.
+    pub(super) leaving: Option<Arc<Pool>>,
 }
 
 /// What a group needs to start on its reactor; made by the control thread.
@@ -225,6 +266,7 @@ impl Group {
         let env = Env {
             backing: seed.backing.open(cx)?,
             backing_pending: 0,
+            bypass_writes: 0,
             barrier: shared.pmem.open_barrier(cx)?,
             barrier_done: BarrierTicket(0),
             barrier_submitted: BarrierTicket(0),
@@ -240,7 +282,9 @@ impl Group {
             stopping: false,
             shared: shared.clone(),
         };
-        let lanes = seed.lanes.into_iter().map(Lane::new).collect();
+        let last = shared.last_sequence.load(Ordering::SeqCst);
+        let lanes = seed.lanes.into_iter();
+        let lanes = lanes.map(|seed| Lane::new(seed, last)).collect();
         let group = Self {
             env,
             lanes,
@@ -252,21 +296,14 @@ impl Group {
             seen_close_all: 0,
             gone: Vec::new(),
             rested: false,
+            flush: BackingFlush::default(),
+            leaving: None,
         };
         let cell = Rc::new(GroupCell(RefCell::new(group)));
         cx.set_local(shared.instance, Rc::clone(&cell));
         let id = cx.add_poller("pmcache_lanes", Box::new(GroupPoller(cell)));
         cx.set_local(shared.instance, Rc::new(id));
         Ok(())
-    }
-
-    /// Ends the group of the cache instance `key`: its poller and reactor-local entries go.
-    pub(crate) fn uninstall(key: u64, cx: &Cx) {
-        if let Some(id) = cx.local::<reactors::PollerId>(key) {
-            cx.remove_poller(*id);
-        }
-        cx.remove_local::<reactors::PollerId>(key);
-        cx.remove_local::<GroupCell>(key);
     }
 
     pub(crate) fn attach(&mut self, client: Client) -> usize {
@@ -289,11 +326,13 @@ impl Group {
 
     fn forget_gone(&mut self) {
         let (lanes, visits, env) = (&self.lanes, &self.visits, &mut self.env);
+        let flush = &self.flush;
         self.gone.retain(|&number| {
             let visits = visits
                 .iter()
                 .any(|v| matches!(v.visitor, Visitor::Client { client, .. } if client == number));
-            let in_use = visits || lanes.iter().any(|lane| lane.serves(number));
+            let in_use =
+                visits || flush.serves(number) || lanes.iter().any(|lane| lane.serves(number));
             if !in_use {
                 env.clients.try_remove(number);
             }
@@ -315,6 +354,7 @@ impl Group {
                 let tag = request.tag;
                 self.visit(cx, Visitor::Client { client, tag }, Cause::Flush);
             }
+            LaneOp::FlushBacking => self.flush_backing_for(cx, client, request.tag),
             LaneOp::Cancel => {
                 for lane in &mut self.lanes {
                     lane.cancel(&mut self.env, Some(client));
@@ -392,32 +432,6 @@ impl Group {
         });
     }
 
-    /// Closes what is open and gives up what waits, for good; see [`Group::comes_to_rest`].
-    pub(crate) fn begin_stop(&mut self, cx: &Cx) {
-        self.env.stopping = true;
-        self.env.backing.cancel(cx);
-        for lane in &mut self.lanes {
-            lane.cancel(&mut self.env, None);
-            lane.close(&mut self.env, cx, Cause::Pressure);
-        }
-        self.leave_queues();
-    }
-
-    /// Whether it has come to rest since it was asked last: every key is in a durable kset, and the
-    /// backing has nothing of it. The staging slots are empty then. Says so once.
-    pub(crate) fn comes_to_rest(&mut self) -> bool {
-        let env = &self.env;
-        let at_rest = env.stopping && env.backing_pending == 0;
-        if self.rested || !at_rest || !self.lanes.iter().all(Lane::is_at_rest) {
-            return false;
-        }
-        self.rested = true;
-        for lane in &mut self.lanes {
-            lane.staging.clear();
-        }
-        true
-    }
-
     fn drain_clients(&mut self, cx: &Cx, budget: u32) -> u32 {
         let mut handled = 0;
         let mut gone = None;
@@ -461,26 +475,6 @@ impl Group {
         handled
     }
 
-    fn poll_backing(&mut self, cx: &Cx) -> u32 {
-        if self.env.backing_pending == 0 {
-            return 0;
-        }
-        let mut done = std::mem::take(&mut self.completions);
-        self.env.backing.poll(cx, &mut done);
-        let handled = u32::try_from(done.len()).unwrap_or(u32::MAX);
-        for Completion { tag, status, data } in done.drain(..) {
-            self.env.backing_pending -= 1;
-            let number = usize::try_from(tag >> 48).unwrap_or(usize::MAX);
-            let slot = usize::try_from(tag & 0xffff_ffff_ffff).unwrap_or(usize::MAX);
-            let index = number / self.env.shared.runtime.data.len();
-            if let Some(lane) = self.lanes.get_mut(index) {
-                lane.miss_done(&mut self.env, cx, slot, status, data);
-            }
-        }
-        self.completions = done;
-        handled
-    }
-
     /// Lanes that fill a segment with media errors go on in another one.
     fn leave_suspects(&mut self) {
         let shared = &self.env.shared;
@@ -494,7 +488,7 @@ impl Group {
         }
     }
 
-    fn leave_queues(&mut self) {
+    pub(super) fn leave_queues(&mut self) {
         if self.env.leave_queue.is_empty() {
             return;
         }
@@ -520,6 +514,9 @@ impl Group {
 
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
         self.env.now = cx.now();
+        if self.leaving.is_some() {
+            return self.poll_backing(cx) + u32::from(self.is_leaving(cx));
+        }
         self.env.retry = false;
         self.env.pace.look(&self.env.shared, cx.now());
         self.env.poll_barrier(cx);
@@ -540,8 +537,12 @@ impl Group {
             if !lane.spoiled.is_empty() {
                 lane.replace_spoiled(&mut self.env, cx);
             }
+            if !lane.bypass.is_idle() {
+                lane.drive_bypasses(&mut self.env, cx);
+            }
             lane.serve_waiting(&mut self.env, cx);
         }
+        self.flush_for_fills(cx);
         self.answer_posts(cx);
         if self.env.raise_wanted {
             self.env.raise_if_wanted();
@@ -567,6 +568,7 @@ impl Group {
         if self.env.barrier_done < self.env.barrier_submitted && !self.env.shared.has_failed() {
             wake = wake.sooner(self.env.barrier.wake());
         }
+        wake = wake.sooner(self.flush_wake());
         let mut limit = self.env.shared.options.kset_flush_ns();
         if self.env.shared.waiting_lanes.load(Ordering::SeqCst) > 0 {
             limit = limit.min(PRESSED_NS);

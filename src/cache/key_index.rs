@@ -226,6 +226,36 @@ impl KeyIndex {
         tree.leaves[last].insert(rest);
     }
 
+    /// Forgets what covers blocks `start..end`. Of placeholders too: their misses keep nothing of it.
+    pub(crate) fn clear(&mut self, subtree: usize, start: u16, end: u16) {
+        if self.bad_blocks > 0 {
+            self.bad_blocks -= self.bad_within(subtree, start, end);
+        }
+        let Some(Some(tree)) = self.subtrees.get_mut(subtree) else {
+            return;
+        };
+        for leaf in leaf_of(start)..=leaf_of(end.max(start + 1) - 1) {
+            let from = start.max(leaf_end(leaf) - LEAF_BLOCKS);
+            tree.leaves[leaf].clear(from, end.min(leaf_end(leaf)));
+            tree.leaves[leaf].shrink();
+        }
+    }
+
+    /// Whether a key of blocks `start..end` is one that `wanted` says.
+    pub(crate) fn any(
+        &self,
+        subtree: usize,
+        start: u16,
+        end: u16,
+        mut wanted: impl FnMut(&Key) -> bool,
+    ) -> bool {
+        let mut found = false;
+        self.walk(subtree, start, end, |piece| {
+            found |= piece.key.as_ref().is_some_and(&mut wanted);
+        });
+        found
+    }
+
     /// How many blocks are BAD.
     pub(crate) fn bad_blocks(&self) -> u64 {
         self.bad_blocks

@@ -1,13 +1,16 @@
 //! A lane: owns, alone and without locks, its subtrees' keys, its open kset, its data head and its
 //! misses in flight. It lives on one reactor, in a [`super::group::Group`].
 
+use super::admission::Admission;
 use super::bad::Post;
+use super::bypass::Bypasses;
 use super::close::{Closing, OpenKset, PlacedKset};
 use super::fault::Held;
 use super::geometry::SegIx;
 use super::group::Env;
 use super::key_index::{BLOCK, KeyIndex, SUBTREE_BYTES};
 use super::latency::{Stamp, Timed, Waited};
+use super::marks::Marks;
 use super::read::{Miss, ReadOp};
 use super::settle::AwaitedBoundary;
 use super::shared::{SEALED, Shared};
@@ -35,6 +38,8 @@ pub(crate) enum LaneOp {
     Extents,
     /// A FLUSH visits all lanes of a reactor: ends when all keys they hold have a sequence.
     Visit,
+    /// The backing shall be flushed: of the first group only.
+    FlushBacking,
     /// The client gives up what waits for space.
     Cancel,
 }
@@ -46,6 +51,8 @@ pub(crate) struct LaneRequest {
     /// When the client gave it away.
     pub(crate) submitted: Nanos,
     pub(crate) op: LaneOp,
+    /// Its stream is long: it passes the cache by.
+    pub(crate) cut: bool,
     pub(crate) range: ByteRange,
     pub(crate) data: Data,
 }
@@ -72,6 +79,8 @@ pub(crate) struct Job {
     pub(crate) begins: Nanos,
     /// Progress with which it asked for space last.
     pub(crate) asked_at: Option<u64>,
+    /// A part of it is in the index, and all of it goes to the backing before it completes.
+    pub(crate) is_through: bool,
     pub(crate) held: Held,
 }
 
@@ -172,6 +181,9 @@ pub(crate) struct Lane {
     pub(crate) shown_bad: u64,
     /// GC wants to know the sequence of one of its ksets.
     pub(crate) boundary: Option<AwaitedBoundary>,
+    pub(crate) bypass: Bypasses,
+    pub(crate) marks: Marks,
+    pub(crate) admission: Admission,
 }
 
 /// What a lane starts from: fresh, or as replay left it.
@@ -184,7 +196,8 @@ pub(crate) struct LaneSeed {
 }
 
 impl Lane {
-    pub(crate) fn new(seed: LaneSeed) -> Self {
+    /// A lane of a cache whose log reaches to `last_sequence`.
+    pub(crate) fn new(seed: LaneSeed, last_sequence: u64) -> Self {
         let shown_bad = seed.index.bad_blocks() * BLOCK;
         Self {
             number: seed.number,
@@ -210,6 +223,9 @@ impl Lane {
             spoiled: Vec::new(),
             shown_bad,
             boundary: None,
+            bypass: Bypasses::default(),
+            marks: Marks::new(last_sequence),
+            admission: Admission::default(),
         }
     }
 
@@ -238,6 +254,7 @@ impl Lane {
             waits_since: None,
             begins: env.now,
             asked_at: None,
+            is_through: false,
             held: Held::default(),
         };
         match job.request.op {
@@ -245,21 +262,30 @@ impl Lane {
             LaneOp::Prefetch => self.read(env, cx, job),
             LaneOp::Extents => self.extents(env, job),
             LaneOp::Write { .. } | LaneOp::Zero { .. } => {
-                let begins = env.pace.admit(env.now, job.request.data.len());
-                if self.waiting.is_empty() && begins.is_none() {
-                    if let Some((job, wait)) = self.modify(env, cx, job) {
-                        self.enqueue(env, job);
-                        self.wait_for(env, cx, wait);
-                    }
-                } else {
-                    let begins = begins.unwrap_or(env.now);
-                    self.enqueue(env, Job { begins, ..job });
+                match env.pace.admit(env.now, job.request.data.len()) {
+                    None => self.take_up(env, cx, job),
+                    Some(begins) => self.enqueue(env, Job { begins, ..job }),
                 }
             }
-            LaneOp::Visit | LaneOp::Cancel => {
+            LaneOp::Visit | LaneOp::FlushBacking | LaneOp::Cancel => {
                 env.reply(client, job.done(IoStatus::Invalid));
             }
         }
+    }
+
+    /// Begins a modification, or puts it behind those that wait.
+    pub(crate) fn take_up(&mut self, env: &mut Env, cx: &Cx, job: Job) {
+        if !self.waiting.is_empty() {
+            self.enqueue(env, job);
+        } else if let Some((job, wait)) = self.modify(env, cx, job) {
+            self.start_waiting(env, cx, job, wait);
+        }
+    }
+
+    /// Nobody of this lane has waited so far.
+    pub(crate) fn start_waiting(&mut self, env: &mut Env, cx: &Cx, job: Job, wait: Wait) {
+        self.enqueue(env, job);
+        self.wait_for(env, cx, wait);
     }
 
     fn enqueue(&mut self, env: &Env, mut job: Job) {
@@ -347,11 +373,13 @@ impl Lane {
 
     /// Gives up what `client` has waiting for space; what of it is in the index stays.
     pub(crate) fn cancel(&mut self, env: &mut Env, client: Option<usize>) {
+        let is_given_up = |job: &Job| client.is_none_or(|client| client == job.client);
+        self.give_up_bypasses(env, is_given_up);
         if self.waiting.is_empty() {
             return;
         }
         for job in std::mem::take(&mut self.waiting) {
-            if client.is_none_or(|c| c == job.client) {
+            if is_given_up(&job) {
                 self.end_waiting_job(env, job, IoStatus::Aborted);
             } else {
                 self.waiting.push_back(job);
@@ -387,6 +415,7 @@ impl Lane {
         self.waiting.iter().any(|job| job.client == client)
             || self.acks.iter().any(|(_, of, _)| *of == client)
             || self.reads.iter().any(|(_, read)| read.client == client)
+            || self.bypass.serves(client)
     }
 
     /// The newest kset that has keys and no sequence.
@@ -405,6 +434,7 @@ impl Lane {
             && self.placed.is_empty()
             && self.waiting.is_empty()
             && self.misses.is_empty()
+            && self.bypass.is_idle()
     }
 
     /// The keys of the open kset, oldest first.
@@ -449,7 +479,11 @@ impl Lane {
             let mut extent = Extent::allocated(u64::from(piece.end - piece.start) * BLOCK);
             if let Some(key) = piece.key.filter(|k| !k.kind.is_placeholder()) {
                 let flags = key.kind.flags();
-                let current = !flags.has_data() || shared.is_current(key.segment, key.generation);
+                let current = if flags.has_data() {
+                    shared.is_current(key.segment, key.generation)
+                } else {
+                    !flags.has(crate::media::KeyFlags::INVALID)
+                };
                 extent.cached = current;
                 extent.dirty = current && anything_dirty && flags.is_dirty();
                 extent.zero = flags.has(crate::media::KeyFlags::ZERO);

@@ -1,6 +1,7 @@
 //! Options as the running parts read them: changed by the control thread at any time.
 
 use super::options::{CacheOptions, Durability, WritebackOrder};
+use super::policy::Policy;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The options that can change while I/O runs.
@@ -18,6 +19,8 @@ pub(crate) struct LiveOptions {
     dirty_high_percent: AtomicU32,
     no_space_timeout_ns: AtomicU64,
     verify_reads: AtomicBool,
+    policy: AtomicU32,
+    seq_cutoff_bytes: AtomicU64,
 }
 
 const RELAXED: Ordering = Ordering::Relaxed;
@@ -59,6 +62,9 @@ impl LiveOptions {
             u64::from(options.no_space_timeout_s) * 1_000_000_000,
             RELAXED,
         );
+        self.seq_cutoff_bytes
+            .store(u64::from(options.seq_cutoff_kib) << 10, RELAXED);
+        self.policy.store(Policy::of(options).word(), RELAXED);
     }
 
     pub(crate) fn durable_writes(&self) -> bool {
@@ -112,5 +118,15 @@ impl LiveOptions {
     /// 0 for never.
     pub(crate) fn no_space_timeout_ns(&self) -> u64 {
         self.no_space_timeout_ns.load(RELAXED)
+    }
+
+    /// How requests pass.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy::from_word(self.policy.load(RELAXED))
+    }
+
+    /// A stream of so many bytes is cut off.
+    pub(crate) fn seq_cutoff_bytes(&self) -> u64 {
+        self.seq_cutoff_bytes.load(RELAXED)
     }
 }

@@ -6,6 +6,7 @@
 use super::CacheError;
 use super::bad::PostBatch;
 use super::begin_run::begin_run;
+use super::bypassed::Bypassed;
 use super::cache::{Cache, CacheParts, CacheStart};
 use super::control::Control;
 use super::gc::GcSeed;
@@ -17,12 +18,14 @@ use super::lane::LaneSeed;
 use super::live_options::LiveOptions;
 use super::log::{LogHead, Place, ReadySegment};
 use super::log_damage::unreferenced;
-use super::log_reader::{Incarnations, LogReader, LogView};
+use super::log_reader::{LogReader, LogView};
 use super::log_start::{next_salt, salt_seed, store_start};
 use super::look_only::LookOnly;
 use super::options::CacheOptions;
+use super::owners::forget_leaving;
 use super::pool::{Pool, PoolFailure};
 use super::replay::{ReplayWish, Replayed, open_view, replay};
+use super::resize::Resize;
 use super::segment_alloc::SegmentAlloc;
 use super::seq_tracker::SeqTracker;
 use super::shared::{DRAIN_RESTED, Maintenance, Runtime, SEALED, Shared, next_instance};
@@ -33,7 +36,7 @@ use super::stats::{GcStats, LaneStats, WritebackStats};
 use super::stop::CleanEnd;
 use super::try_lock::TryLock;
 use super::unreadable::{find_unwritable, leave_unreadable};
-use super::writeback::WritebackSeed;
+use super::writeback::{FlushNote, WritebackSeed};
 use crate::bdev::{Bdev, Persistence};
 use crate::media::{CacheEntry, LogStart};
 use crossbeam_utils::CachePadded;
@@ -82,8 +85,9 @@ fn prepare_reserve(
     Ok((free, ready))
 }
 
+/// For each place, vacant ones included.
 fn bad_segments(view: &LogView) -> impl Iterator<Item = bool> {
-    (0..view.segments.len()).map(|place| view.segments.is_bad(SegIx::of(place)))
+    (0..view.segments.places()).map(|place| view.segments.is_bad(SegIx::of(place)))
 }
 
 fn count_bad(view: &LogView) -> u32 {
@@ -104,6 +108,8 @@ struct Loaded {
     salt: u64,
     /// Only looked at.
     read_only: bool,
+    /// The last run may have left completed writes that the backing was not asked to flush.
+    owes_flush: bool,
 }
 
 impl Loaded {
@@ -157,12 +163,19 @@ impl Loaded {
         }
     }
 
+    /// What counts the references of each segment; nothing is added to those that have some.
+    fn references(&self) -> Box<[AtomicU64]> {
+        let seal = |&count: &u64| AtomicU64::new(if count == 0 { 0 } else { SEALED | count });
+        self.replayed.references.iter().map(seal).collect()
+    }
+
     fn share(
         &mut self,
         entry: &CacheEntry,
         options: &CacheOptions,
         runtime: &Runtime,
         failure: Arc<PoolFailure>,
+        backing_volatile: bool,
     ) -> Shared {
         let lanes = entry.lanes.get();
         let durable = self.log.last_sequence();
@@ -170,14 +183,7 @@ impl Loaded {
         let log = self.take_log();
         let head_segment = self.view.segments.id(log.segment).0;
         let head = u64::from(head_segment) << 32 | u64::from(log.offset);
-        let added = self
-            .replayed
-            .references
-            .iter()
-            .map(|&references| match references {
-                0 => AtomicU64::new(0),
-                count => AtomicU64::new(SEALED | count),
-            });
+        let added = self.references();
         let maintenance = self.maintenance();
         Shared {
             instance: next_instance(),
@@ -185,7 +191,8 @@ impl Loaded {
             uuid: entry.uuid,
             pmem: Arc::clone(&self.view.pmem),
             geometry: self.view.geometry,
-            segments: self.view.segments.ids().into(),
+            segments: Arc::clone(&self.view.segments),
+            segment_count: AtomicU32::new(entry.segments.get()),
             lanes,
             log_reserve: self.reserve,
             block_bytes: entry.block_bytes.get(),
@@ -199,7 +206,7 @@ impl Loaded {
                 .iter()
                 .map(|&g| AtomicU64::new(g))
                 .collect(),
-            added: added.collect(),
+            added,
             free_segments: AtomicU32::new(u32::try_from(self.free.len()).unwrap_or(u32::MAX)),
             suspect_count: AtomicU32::new(count_bad(&self.view)),
             suspects: bad_segments(&self.view).map(AtomicBool::new).collect(),
@@ -223,6 +230,7 @@ impl Loaded {
                 .iter()
                 .map(|_| CachePadded::default())
                 .collect(),
+            resize: Resize::default(),
             stats: self.lane_stats(),
             latency: runtime
                 .data
@@ -231,7 +239,18 @@ impl Loaded {
                 .collect(),
             slow_ios: SlowIos::new(runtime.data.len()),
             maintenance,
+            bypassed: self.bypassed(backing_volatile, durable, entry),
         }
+    }
+
+    fn bypassed(&self, backing_volatile: bool, durable: u64, entry: &CacheEntry) -> Bypassed {
+        Bypassed::new(
+            backing_volatile,
+            self.owes_flush,
+            self.control.backing_flush.0.failed.get() == 1,
+            durable,
+            entry.bypassed.get() != 0,
+        )
     }
 }
 
@@ -283,6 +302,7 @@ fn salvaged(
         free,
         salt: 0,
         read_only: true,
+        owes_flush: false,
     };
     (loaded, staged.lanes)
 }
@@ -300,7 +320,7 @@ fn load_media(
     }
     let mut control = Control::load(&view)?;
     let mut generations = load_generations(&view)?;
-    leave_unreadable(&mut view)?;
+    leave_unreadable(&view)?;
     let lanes = entry.lanes.get();
     let found = open_staging(pool, place, entry, &control, runtime, wish, true)?;
     let keys: Vec<_> = found.keys(0).copied().collect();
@@ -342,7 +362,7 @@ fn load_media(
         generations,
         staged,
     };
-    take_over(found, entry, runtime)
+    take_over(pool, found, entry, runtime)
 }
 
 /// What a load found, before anything is changed.
@@ -356,6 +376,7 @@ struct Found {
 
 /// Makes what was found the beginning of a run: first durable, then its own.
 fn take_over(
+    pool: &Pool,
     found: Found,
     entry: &CacheEntry,
     runtime: &Runtime,
@@ -368,6 +389,7 @@ fn take_over(
         mut staged,
     } = found;
     let lanes = entry.lanes.get();
+    let owes_flush = entry.bypassed.get() != 0 && !control.stopped_clean();
     let incarnation = begin_run(
         &view,
         &mut control,
@@ -376,6 +398,7 @@ fn take_over(
         &mut staged,
         runtime,
     )?;
+    forget_leaving(pool, &view, entry)?;
     let generations = generations.now;
     let reserve = log_reserve(lanes, view.geometry.segment_bytes);
     let generation = generations.first().copied().unwrap_or(0);
@@ -415,6 +438,7 @@ fn take_over(
         reserve,
         salt,
         read_only: false,
+        owes_flush,
     };
     Ok((loaded, staged.lanes))
 }
@@ -500,12 +524,14 @@ impl Pool {
         mut loaded: Loaded,
         staging: Vec<LaneStaging>,
     ) -> Result<Arc<Cache>, CacheError> {
-        let shared = Arc::new(loaded.share(entry, &options, runtime, Arc::clone(&self.failure)));
+        let backing_volatile = backing.info().volatile_cache;
+        let failure = Arc::clone(&self.failure);
+        let shared = loaded.share(entry, &options, runtime, failure, backing_volatile);
+        let shared = Arc::new(shared);
         let Loaded {
             view,
             control,
             replayed,
-            incarnation,
             salt,
             read_only,
             ..
@@ -514,10 +540,7 @@ impl Pool {
         shared.publish_key_tail(&control.key_tail.0);
         let by_reactor = lanes_by_reactor(replayed.indexes, replayed.serials, staging, runtime);
         let (groups, [gc_posts, writeback_posts]) = group_seeds(&shared, &backing, by_reactor);
-        let incarnations = Incarnations {
-            current: incarnation,
-            first_sequence: control.incarnation.0.first_sequence.get(),
-        };
+        let incarnations = control.incarnations();
         let (writeback_stats, gc_stats) =
             (Arc::<WritebackStats>::default(), Arc::<GcStats>::default());
         let maintenance = if read_only {
@@ -535,7 +558,8 @@ impl Pool {
                 mark_pair: control.durable_mark.1,
                 posts: writeback_posts,
                 stats: Arc::clone(&writeback_stats),
-                backing_volatile: backing.info().volatile_cache,
+                flush_note: FlushNote::new(control.backing_flush),
+                backing_volatile,
             };
             let gc = GcSeed {
                 shared: Arc::clone(&shared),

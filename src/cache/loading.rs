@@ -43,8 +43,8 @@ fn check_backing(entry: &CacheEntry, backing: &dyn Bdev, force: bool) -> Result<
         return changed("identity", info.uuid.to_string(), recorded.to_string());
     }
     let bytes = entry.backing_bytes.get();
-    // A larger one is taken by an explicit resize only, a smaller one never.
-    if info.bytes() != bytes {
+    // A smaller one is never taken. The volume has the size that is recorded until it is told of another.
+    if info.bytes() < bytes {
         return changed("size", info.bytes().to_string(), bytes.to_string());
     }
     let block = entry.block_bytes.get();
@@ -130,6 +130,10 @@ impl Pool {
         wish: LoadWish,
     ) -> Result<Loading, CacheError> {
         self.refuse_failed()?;
+        let wish = LoadWish {
+            salvage: wish.salvage || self.is_read_only(),
+            ..wish
+        };
         let (place, entry) = self.find(name)?;
         check_shape(&entry, self.geometry.segment_bytes)?;
         check_backing(&entry, &*backing, wish.force)?;

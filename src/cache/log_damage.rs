@@ -172,8 +172,8 @@ pub(super) fn unreferenced(
     replayed: &Replayed,
     staged_references: &[u64],
 ) -> Vec<SegIx> {
-    (0..view.segments.len())
-        .map(SegIx::of)
+    let owned = view.segments.iter().map(|(segment, _)| segment);
+    owned
         .filter(|segment| {
             replayed.references[segment.index()] == 0
                 && !view.segments.is_bad(*segment)

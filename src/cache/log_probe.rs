@@ -75,7 +75,7 @@ impl LogReader {
         if proof.is_some() {
             return Ok(proof);
         }
-        for segment in (0..view.segments.len()).map(SegIx::of) {
+        for (segment, _) in view.segments.iter() {
             if let Some(start) = self.later_start(view, segment)?
                 && is_beyond(&start, self.pos.sequence)
             {
@@ -98,7 +98,7 @@ impl LogReader {
         if !self.visit_here(view, visit)? {
             return Ok(());
         }
-        for segment in (0..view.segments.len()).map(SegIx::of) {
+        for (segment, _) in view.segments.iter() {
             if segment != self.pos.segment && !self.visit_segment(view, segment, visit)? {
                 return Ok(());
             }

@@ -18,6 +18,7 @@ use crate::media::{
 };
 use crate::units::ByteRange;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::little_endian::{U32, U64};
 
 /// What is needed to find and judge ksets.
@@ -27,10 +28,16 @@ pub(crate) struct LogView {
     pub(crate) geometry: PoolGeometry,
     pub(crate) segments: Arc<SegmentMap>,
     pub(crate) cache: [u8; 16],
-    pub(crate) backing_bytes: u64,
+    /// Grows with the backing; all views of a cache see it.
+    pub(crate) volume_bytes: Arc<AtomicU64>,
 }
 
 impl LogView {
+    /// Bytes of the volume.
+    pub(crate) fn backing_bytes(&self) -> u64 {
+        self.volume_bytes.load(Ordering::Acquire)
+    }
+
     /// Where byte `offset` of a segment's data is on the medium.
     pub(crate) fn data_at(&self, segment: SegIx, offset: u32) -> u64 {
         self.geometry.data_at(self.segments.id(segment)) + u64::from(offset)
@@ -87,7 +94,7 @@ impl LogView {
         if !flags.is_known() {
             return Err(("flags", u64::from(flags.0)));
         }
-        let range = ByteRange::new(offset, len).filter(|r| r.end() <= self.backing_bytes);
+        let range = ByteRange::new(offset, len).filter(|r| r.end() <= self.backing_bytes());
         let Some(range) = range.filter(|r| r.is_aligned(BLOCK)) else {
             return Err(("offset", offset));
         };

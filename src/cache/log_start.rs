@@ -52,7 +52,7 @@ pub(crate) fn store_start(
 }
 
 fn store_start_of(shared: &Shared, segment: SegIx, salt: u64) -> Result<(), PmemError> {
-    let id = shared.segments[segment.index()];
+    let id = shared.segments.id(segment);
     let start = LogStart {
         cache: shared.uuid,
         segment: U32::new(id.0),
@@ -83,7 +83,7 @@ impl Gc {
             let salt = next_salt(&mut self.seed.salt_state);
             store_start_of(&shared, segment, salt)?;
             self.seed.stats.starts.add(1);
-            let pool_segment = shared.segments[segment.index()].0;
+            let pool_segment = shared.segments.id(segment).0;
             self.starting.push(ReadySegment {
                 segment,
                 pool_segment,

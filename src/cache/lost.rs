@@ -271,7 +271,7 @@ impl Gc {
             dirty_from: shared.maintenance.dirty_sequence.load(Ordering::SeqCst),
             boundaries,
             sealed: Vec::new(),
-            found: vec![0; shared.segments.len()],
+            found: vec![0; shared.segments.places()],
             dirty: 0,
             reader: self.seed.reader.clone(),
             chain: Vec::new(),
@@ -558,11 +558,11 @@ pub(super) fn suspect_where(shared: &Shared, view: &LogView, error: &CacheError)
     let Some(at) = unreadable_at(error) else {
         return;
     };
-    let holds = |id: &SegmentId| {
-        let start = view.geometry.segment_start(*id);
+    let holds = |id: SegmentId| {
+        let start = view.geometry.segment_start(id);
         (start..start + view.geometry.segment_bytes).contains(&at)
     };
-    if let Some(place) = view.segments.ids().iter().position(holds) {
-        shared.suspect(SegIx::of(place));
+    if let Some((segment, _)) = view.segments.iter().find(|&(_, id)| holds(id)) {
+        shared.suspect(segment);
     }
 }

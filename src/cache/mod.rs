@@ -6,12 +6,16 @@
 //! `docs/format.md` the media.
 
 mod activity;
+mod admission;
 mod audit;
+mod backing_flush;
 mod backing_read;
 mod backing_sample;
 mod bad;
 mod begin_run;
 mod bulk_insert;
+mod bypass;
+mod bypassed;
 #[expect(
     clippy::module_inception,
     reason = "the cache itself is one noun among the engine's"
@@ -35,6 +39,7 @@ mod geometry;
 mod group;
 #[cfg(test)]
 mod hot_path_tests;
+mod in_log;
 mod key;
 mod key_index;
 mod lag;
@@ -51,15 +56,22 @@ mod log_reader;
 mod log_start;
 mod look_only;
 mod lost;
+mod marks;
+mod modes;
 mod options;
+mod owners;
 mod pace;
 mod plausible;
+mod policy;
 mod pool;
 mod prefetch;
 mod read;
 mod release;
 mod relog;
 mod replay;
+mod resize;
+mod rest;
+mod scrub;
 mod segment_alloc;
 mod segment_map;
 mod seq_tracker;
@@ -70,6 +82,7 @@ mod staged;
 mod staging;
 mod stats;
 mod stop;
+mod streams;
 mod survey;
 mod try_lock;
 mod unreadable;
@@ -95,9 +108,11 @@ pub use geometry::{
 pub use latency::{LatencyFigures, LatencySnapshot};
 pub use load_report::{BadPlace, LostClean, Missing, Unwritable};
 pub use loading::{LoadWish, Loading};
-pub use options::{CacheOptions, Durability, Mode, WritebackOrder};
+pub use options::{CacheOptions, Durability, Mode, SeqCutoff, WritebackOrder};
 pub use pool::{Pool, PoolFormat};
 pub use replay::ReplayReport;
+pub use resize::ResizeStatus;
+pub use scrub::{ScrubLevel, ScrubStatus};
 pub use shared::Runtime;
 pub use slow_io::SlowIo;
 pub use stats::{GcFigures, LaneFigures, WritebackFigures};

@@ -42,10 +42,37 @@ pub enum Mode {
     Pt,
 }
 
+impl Mode {
+    /// Whether writes go to the backing before they complete, as far as they can: what was flushed is
+    /// there, too, once nothing is dirty that was written in another mode.
+    #[must_use]
+    pub fn bypasses(self) -> bool {
+        matches!(self, Self::Wt | Self::Wa | Self::Pt)
+    }
+
+    /// Whether what a read had to fetch is kept.
+    #[must_use]
+    pub fn fills(self) -> bool {
+        !matches!(self, Self::Wo | Self::Pt)
+    }
+}
+
+/// When a long sequential stream of reads or writes bypasses the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SeqCutoff {
+    /// Never.
+    #[default]
+    Never,
+    /// While GC has to make room.
+    Full,
+    /// Always.
+    Always,
+}
+
 /// Options of a cache; kept on media.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheOptions {
-    /// How requests pass. Only [`Mode::Wb`] can be chosen so far.
+    /// How requests pass.
     pub mode: Mode,
     /// When a completed write is durable.
     pub durability: Durability,
@@ -73,7 +100,18 @@ pub struct CacheOptions {
     pub dirty_high_percent: u32,
     /// A request that waits longer for space fails; s, 0 for never.
     pub no_space_timeout_s: u32,
+    /// Which streams bypass the cache …
+    pub seq_cutoff_policy: SeqCutoff,
+    /// … once they are so long; KiB, 1 to 4 194 304.
+    pub seq_cutoff_kib: u32,
+    /// On which miss a block is kept; 1 to 100.
+    pub admission: u32,
 }
+
+/// Longest stream that can be let in.
+const SEQ_CUTOFF_KIB_MAX: u32 = 4 << 20;
+/// Highest number of the miss that admits a block.
+const ADMISSION_MAX: u32 = 100;
 
 impl Default for CacheOptions {
     fn default() -> Self {
@@ -92,6 +130,9 @@ impl Default for CacheOptions {
             dirty_low_percent: 10,
             dirty_high_percent: 60,
             no_space_timeout_s: 0,
+            seq_cutoff_policy: SeqCutoff::Never,
+            seq_cutoff_kib: 1024,
+            admission: 1,
         }
     }
 }
@@ -100,15 +141,9 @@ impl CacheOptions {
     /// Checks that every value is within its bounds.
     ///
     /// # Errors
-    /// [`CacheError::Invalid`] or [`CacheError::NotSupported`], naming the option.
+    /// [`CacheError::Invalid`], naming the option.
     pub fn check(&self) -> Result<(), CacheError> {
         let invalid = |text: String| Err(CacheError::Invalid(text));
-        if self.mode != Mode::Wb {
-            return Err(CacheError::NotSupported(format!(
-                "mode {:?} is not supported",
-                self.mode
-            )));
-        }
         if self.verify_reads && !self.data_crc {
             return invalid(
                 "verify_reads wants data_crc: without it there is nothing to check".into(),
@@ -138,7 +173,24 @@ impl CacheOptions {
                 self.dirty_low_percent, self.dirty_high_percent
             ));
         }
+        if !(1..=SEQ_CUTOFF_KIB_MAX).contains(&self.seq_cutoff_kib) {
+            return invalid(format!(
+                "seq_cutoff_kib {} is not within 1..={SEQ_CUTOFF_KIB_MAX}",
+                self.seq_cutoff_kib
+            ));
+        }
+        if !(1..=ADMISSION_MAX).contains(&self.admission) {
+            return invalid(format!(
+                "admission {} is not within 1..={ADMISSION_MAX}",
+                self.admission
+            ));
+        }
         Ok(())
+    }
+
+    /// Whether writes may reach the backing past the log.
+    pub(crate) fn may_bypass(&self) -> bool {
+        self.mode.bypasses() || self.seq_cutoff_policy != SeqCutoff::Never
     }
 
     /// Puts the options into a cache's place in the superblock.
@@ -166,6 +218,17 @@ impl CacheOptions {
         entry.dirty_low_percent = U32::new(self.dirty_low_percent);
         entry.dirty_high_percent = U32::new(self.dirty_high_percent);
         entry.no_space_timeout_s = U32::new(self.no_space_timeout_s);
+        entry.seq_cutoff_policy = U32::new(match self.seq_cutoff_policy {
+            SeqCutoff::Never => 0,
+            SeqCutoff::Full => 1,
+            SeqCutoff::Always => 2,
+        });
+        entry.seq_cutoff_kib = U32::new(self.seq_cutoff_kib);
+        entry.admission = U32::new(self.admission);
+        if self.may_bypass() {
+            // It stays: nobody knows when the last of these writes was flushed by the backing.
+            entry.bypassed = U32::new(1);
+        }
     }
 
     /// Reads the options of a cache from its place in the superblock.
@@ -195,6 +258,12 @@ impl CacheOptions {
             1 => Durability::Write,
             other => return Err(unknown("durability", other)),
         };
+        let seq_cutoff_policy = match entry.seq_cutoff_policy.get() {
+            0 => SeqCutoff::Never,
+            1 => SeqCutoff::Full,
+            2 => SeqCutoff::Always,
+            other => return Err(unknown("seq_cutoff_policy", other)),
+        };
         let options = Self {
             mode,
             durability,
@@ -210,6 +279,9 @@ impl CacheOptions {
             dirty_low_percent: entry.dirty_low_percent.get(),
             dirty_high_percent: entry.dirty_high_percent.get(),
             no_space_timeout_s: entry.no_space_timeout_s.get(),
+            seq_cutoff_policy,
+            seq_cutoff_kib: entry.seq_cutoff_kib.get(),
+            admission: entry.admission.get(),
         };
         options.check()?;
         Ok(options)

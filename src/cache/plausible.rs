@@ -48,6 +48,10 @@ pub(crate) fn check_shape(entry: &CacheEntry, segment_bytes: u64) -> Result<(), 
     if ![512, 4096].contains(&block) {
         return invalid(format!("block size {block} is not 512 or 4096"));
     }
+    let resizes = entry.resizes.get();
+    if resizes >= COUNT_END {
+        return invalid(format!("{resizes} resizes are not below {COUNT_END}"));
+    }
     let (segments, least) = (entry.segments.get(), segments_min(lanes, segment_bytes));
     if !(least..=SEGMENTS_MAX).contains(&segments) {
         return invalid(format!(

@@ -3,10 +3,12 @@
 //! Everything here is done by control threads and may wait for barriers.
 
 use super::CacheError;
-use super::control_io::{PairState, load_pair, load_superblock, store_superblock, wipe_pair};
+use super::control_io::{PairState, load_superblock, store_superblock, wipe_pair};
 use super::geometry::{
     PoolGeometry, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_SECOND, SegmentItem, data_start,
 };
+use super::look_only::LookOnly;
+use super::owners::disown;
 use crate::bdev::{Pmem, PmemError};
 use crate::media::{CACHES_MAX, CacheEntry, Generation, MAGIC, SegmentInfo, SlotKind, Superblock};
 use crate::units::SegmentId;
@@ -70,56 +72,10 @@ pub struct Pool {
     uuid: [u8; 16],
     name: String,
     table: RwLock<Table>,
-}
-
-fn write_segment_info(
-    pmem: &dyn Pmem,
-    geometry: &PoolGeometry,
-    id: SegmentId,
-    cache: [u8; 16],
-    place: u32,
-) -> Result<(), PmemError> {
-    write_info(pmem, geometry, id, cache, place, 0)
-}
-
-/// Writes a segment's info, with what its flags were and `more`.
-fn write_info(
-    pmem: &dyn Pmem,
-    geometry: &PoolGeometry,
-    id: SegmentId,
-    cache: [u8; 16],
-    place: u32,
-    more: u32,
-) -> Result<(), PmemError> {
-    let at = geometry.segment_start(id) + SegmentItem::Info as u64;
-    let found = load_pair::<SegmentInfo>(pmem, at, SlotKind::SegmentInfo, "segment info");
-    // A bad segment stays bad, whoever owns it.
-    let (flags, mut pair) = found.map_or_else(
-        |_| (more, PairState::fresh(at)),
-        |(info, pair)| (info.flags.get() | more, pair),
-    );
-    let body = SegmentInfo {
-        cache,
-        segment: U32::new(id.0),
-        place: U32::new(place),
-        flags: U32::new(flags),
-        spare: [0; 20],
-    };
-    pair.store(pmem, SlotKind::SegmentInfo, &body)
-}
-
-/// Marks a segment of a cache as bad. Not durable before a barrier.
-///
-/// # Errors
-/// The medium's; it is not marked.
-pub(crate) fn mark_bad(
-    pmem: &dyn Pmem,
-    geometry: &PoolGeometry,
-    id: SegmentId,
-    cache: [u8; 16],
-    place: u32,
-) -> Result<(), PmemError> {
-    write_info(pmem, geometry, id, cache, place, SegmentInfo::BAD)
+    /// Held while segments change hands.
+    pub(super) changes: RwLock<()>,
+    /// Nothing of it is ever changed.
+    look_only: bool,
 }
 
 fn is_blank(pmem: &dyn Pmem) -> Result<bool, CacheError> {
@@ -206,7 +162,7 @@ impl Pool {
             ] {
                 wipe_pair(pmem, control + item as u64)?;
             }
-            write_segment_info(pmem, &geometry, id, [0; 16], 0)?;
+            disown(pmem, &geometry, id)?;
             let body = Generation {
                 segment: U32::new(id.0),
                 spare_before: U32::ZERO,
@@ -239,6 +195,19 @@ impl Pool {
     /// # Errors
     /// No good superblock, or one that does not fit the medium; a medium whose barrier fails.
     pub fn open(pmem: Arc<dyn Pmem>) -> Result<Arc<Self>, CacheError> {
+        Self::open_as(pmem, false)
+    }
+
+    /// Opens a formatted pool to be looked at: nothing on its medium and in its staging file is changed.
+    /// Its caches are loaded as for salvage.
+    ///
+    /// # Errors
+    /// As [`Pool::open`].
+    pub fn open_read_only(pmem: Arc<dyn Pmem>) -> Result<Arc<Self>, CacheError> {
+        Self::open_as(Arc::new(LookOnly::new(pmem)), true)
+    }
+
+    fn open_as(pmem: Arc<dyn Pmem>, look_only: bool) -> Result<Arc<Self>, CacheError> {
         // On an ordinary file what is in the page cache may not be what is on disk, if a barrier of
         // an earlier process failed: settle before anything is taken as truth.
         pmem.settle()?;
@@ -267,6 +236,8 @@ impl Pool {
             uuid,
             name,
             table,
+            changes: RwLock::default(),
+            look_only,
         }))
     }
 
@@ -336,12 +307,20 @@ impl Pool {
             .ok_or_else(|| CacheError::NoSuchCache(name.to_owned()))
     }
 
+    /// The cache with this UUID, and its place in the table.
+    ///
+    /// # Errors
+    /// [`CacheError::NoSuchCache`].
+    pub(super) fn find_uuid(&self, uuid: [u8; 16]) -> Result<(usize, CacheEntry), CacheError> {
+        self.find(&uuid::Uuid::from_bytes(uuid).to_string())
+    }
+
     /// Writes the changed table: the older copy first becomes the newer one, durably.
     pub(crate) fn update(
         &self,
         change: impl FnOnce(&mut [CacheEntry]) -> Result<(), CacheError>,
     ) -> Result<(), CacheError> {
-        self.refuse_failed()?;
+        self.refuse_changes()?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let mut changed = table.superblock.clone();
         change(&mut changed.caches)?;
@@ -359,6 +338,22 @@ impl Pool {
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failure.has_failed()
+    }
+
+    /// Whether it is only looked at.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.look_only
+    }
+
+    /// # Errors
+    /// [`CacheError::PoolFailed`] after a barrier that failed, [`CacheError::PoolReadOnly`] if it is only
+    /// looked at.
+    pub(crate) fn refuse_changes(&self) -> Result<(), CacheError> {
+        if self.look_only {
+            return Err(CacheError::PoolReadOnly);
+        }
+        self.refuse_failed()
     }
 
     /// # Errors
@@ -434,39 +429,4 @@ impl Pool {
             .loaded
             .is_empty()
     }
-
-    /// The info of every segment.
-    ///
-    /// # Errors
-    /// Corrupt metadata, naming the segment's place.
-    pub(crate) fn segment_infos(&self) -> Result<Vec<SegmentInfo>, CacheError> {
-        (0..self.geometry.segments)
-            .map(|id| read_segment_info(self, SegmentId(id)))
-            .collect()
-    }
-
-    /// Gives segments to a cache. They count only once the table names the cache.
-    pub(crate) fn assign(&self, ids: &[SegmentId], cache: [u8; 16]) -> Result<(), PmemError> {
-        for (place, id) in ids.iter().enumerate() {
-            let place = u32::try_from(place).unwrap_or(u32::MAX);
-            write_segment_info(&*self.pmem, &self.geometry, *id, cache, place)?;
-        }
-        Ok(())
-    }
-}
-
-fn read_segment_info(pool: &Pool, id: SegmentId) -> Result<SegmentInfo, CacheError> {
-    let at = pool.geometry.segment_start(id) + SegmentItem::Info as u64;
-    let (info, _) =
-        load_pair::<SegmentInfo>(&*pool.pmem, at, SlotKind::SegmentInfo, "segment info")?;
-    if info.segment.get() != id.0 {
-        let (found, expected) = (info.segment.get().into(), id.0.into());
-        return Err(CacheError::Identity {
-            item: "segment info",
-            at,
-            found,
-            expected,
-        });
-    }
-    Ok(info)
 }

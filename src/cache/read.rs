@@ -9,8 +9,9 @@ use super::geometry::DATA_KEY_BYTES_MAX;
 use super::group::Env;
 use super::key::{Key, Kind};
 use super::key_index::{BLOCK, SUBTREE_BYTES};
-use super::lane::{Job, Lane, LaneDone, LaneOp, Wait};
+use super::lane::{Job, Lane, LaneDone, LaneOp, LaneRequest, Wait};
 use super::latency::Stamp;
+use super::policy::Policy;
 use super::shared::Shared;
 use super::window::DATA_KEY_BYTES;
 use super::write::{LogRoom, Refused};
@@ -48,14 +49,17 @@ pub(crate) struct Miss {
     begun: Nanos,
     /// Who wants which part.
     wanted: Vec<(usize, ByteRange)>,
-    /// The second attempt of one reader, on its own range: fills nothing.
-    is_retry: bool,
+    /// What it brings is kept, and others may join. Else it is one reader's own, for a second attempt or
+    /// past the cache.
+    keeps: bool,
 }
 
 /// What a walk over the index found that is not a hit.
 #[derive(Debug, Default)]
 struct Absent {
     gaps: Vec<ByteRange>,
+    /// Gaps that are fetched without being kept.
+    passes: Vec<ByteRange>,
     joins: Vec<(usize, ByteRange)>,
 }
 
@@ -67,6 +71,16 @@ impl Absent {
             }
             _ => self.gaps.push(gap),
         }
+    }
+}
+
+impl Absent {
+    fn len(&self) -> usize {
+        self.gaps.len() + self.passes.len() + self.joins.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -154,10 +168,10 @@ fn post_of(tree_start: u64, key: &Key) -> Post {
 
 impl Lane {
     /// Serves a read or prefetch as far as the cache has it, and fetches the rest.
-    pub(crate) fn read(&mut self, env: &mut Env, cx: &Cx, job: Job) {
+    pub(crate) fn read(&mut self, env: &mut Env, cx: &Cx, mut job: Job) {
         let range = job.request.range;
         let stamp = job.stamp();
-        let mut buf = job.request.data.into_buf();
+        let mut buf = std::mem::take(&mut job.request.data).into_buf();
         let shared = &*env.shared;
         let mut status = IoStatus::Ok;
         let mut absent = Absent::default();
@@ -199,10 +213,8 @@ impl Lane {
         if !faults.is_empty() {
             self.meet_faults(env, cx, tree_start, &faults);
         }
-        if job.request.op == LaneOp::Read {
-            self.count_read(&env.shared, range, &absent);
-        }
-        if absent.gaps.is_empty() && absent.joins.is_empty() {
+        self.sort_out(&env.shared, &job.request, &mut absent);
+        if absent.is_empty() {
             let data = buf.map_or(Data::None, Data::Buf);
             env.reply(
                 job.client,
@@ -221,10 +233,21 @@ impl Lane {
             stamp,
             offset: range.start(),
             buf,
-            pending: absent.gaps.len() + absent.joins.len(),
+            pending: absent.len(),
             status,
         });
         self.fetch_absent(env, cx, read, absent);
+    }
+
+    /// Finds out what of the gaps is kept, and counts a read.
+    fn sort_out(&mut self, shared: &Shared, request: &LaneRequest, absent: &mut Absent) {
+        let policy = shared.options.policy();
+        if !policy.is_plain() || !self.bypass.is_idle() {
+            self.choose_passes(shared, request, policy, absent);
+        }
+        if request.op == LaneOp::Read {
+            self.count_read(shared, request.range, absent);
+        }
     }
 
     fn count_read(&self, shared: &Shared, range: ByteRange, absent: &Absent) {
@@ -232,7 +255,8 @@ impl Lane {
         stats.reads.add(1);
         stats.read_bytes.add(range.len());
         let joins = absent.joins.iter().map(|(_, r)| r);
-        match absent.gaps.iter().chain(joins).map(|r| r.len()).sum() {
+        let gaps = absent.gaps.iter().chain(&absent.passes);
+        match gaps.chain(joins).map(|r| r.len()).sum() {
             0 => stats.hits.add(1),
             missing if missing == range.len() => stats.misses.add(1),
             _ => stats.partial_hits.add(1),
@@ -260,7 +284,7 @@ impl Lane {
             }
             tracing::warn!(
                 cache = %shared.name, range = %post.range, ?fault, is_lost,
-                segment = shared.segments[key.segment.index()].0,
+                segment = shared.segments.id(key.segment).0,
                 segment_offset = key.segment_offset,
                 "a read found damaged data"
             );
@@ -278,23 +302,56 @@ impl Lane {
             match self.misses.get_mut(miss) {
                 Some(miss) => miss.wanted.push((read, part)),
                 // A placeholder without its miss would be our own bug; fetch it all the same.
-                None => self.start_miss(env, cx, part, read, true),
+                None => self.start_miss(env, cx, part, read, false),
             }
         }
         for gap in absent.gaps {
+            self.start_miss(env, cx, gap, read, true);
+        }
+        for gap in absent.passes {
             self.start_miss(env, cx, gap, read, false);
         }
     }
 
-    /// Reads `range` from the backing for `read`.
-    fn start_miss(
+    /// What of a read's gaps is fetched without being kept: by mode or cut-off, where a write is on its way
+    /// past the cache, and before the n-th miss. A prefetch of what would not be kept is none.
+    fn choose_passes(
         &mut self,
-        env: &mut Env,
-        cx: &Cx,
-        range: ByteRange,
-        read: usize,
-        is_retry: bool,
+        shared: &Shared,
+        request: &LaneRequest,
+        policy: Policy,
+        absent: &mut Absent,
     ) {
+        let is_prefetch = request.op == LaneOp::Prefetch;
+        if request.cut {
+            self.stats(shared).cut_offs.add(1);
+        }
+        if !policy.mode().fills() || request.cut {
+            absent.passes.append(&mut absent.gaps);
+        } else {
+            absent.passes = self.bypass.take_out(&mut absent.gaps);
+            let admission = policy.admission();
+            if !is_prefetch && admission > 1 {
+                let gaps = std::mem::take(&mut absent.gaps);
+                let (kept, passed) = gaps
+                    .into_iter()
+                    .partition(|gap| self.admission.count(*gap, admission));
+                absent.gaps = kept;
+                let passed: Vec<ByteRange> = passed;
+                let stats = self.stats(shared);
+                stats.fills_not_admitted.add(passed.len() as u64);
+                absent.passes.extend(passed);
+            }
+        }
+        if is_prefetch {
+            absent.passes.clear();
+        } else if !absent.passes.is_empty() {
+            self.stats(shared).reads_around.add(1);
+        }
+    }
+
+    /// Reads `range` from the backing for `read`.
+    fn start_miss(&mut self, env: &mut Env, cx: &Cx, range: ByteRange, read: usize, keeps: bool) {
         let id = self.next_miss;
         self.next_miss += 1;
         let wanted = vec![(read, range)];
@@ -303,9 +360,9 @@ impl Lane {
             range,
             begun: env.now,
             wanted,
-            is_retry,
+            keeps,
         });
-        if !is_retry {
+        if keeps {
             let (subtree, start, end) = Self::locate(&env.shared, range);
             let placeholder = Key {
                 start,
@@ -367,7 +424,7 @@ impl Lane {
                 }
             }
         }
-        if !miss.is_retry {
+        if miss.keeps {
             self.fill(env, cx, &miss, &buf);
         }
         env.pool.give(buf);
@@ -380,7 +437,7 @@ impl Lane {
     /// one bad sector fails nobody else.
     fn miss_failed(&mut self, env: &mut Env, cx: &Cx, miss: &Miss, status: IoStatus) {
         self.stats(&env.shared).backing_errors.add(1);
-        if !miss.is_retry {
+        if miss.keeps {
             let (subtree, start, end) = Self::locate(&env.shared, miss.range);
             self.index.remove_placeholders(subtree, start, end, miss.id);
         }
@@ -391,10 +448,10 @@ impl Lane {
             status
         };
         for &(read, part) in &miss.wanted {
-            if miss.is_retry || alone || final_status == IoStatus::Aborted {
+            if !miss.keeps || alone || final_status == IoStatus::Aborted {
                 self.piece_done(env, read, miss.begun, final_status);
             } else {
-                self.start_miss(env, cx, part, read, true);
+                self.start_miss(env, cx, part, read, false);
             }
         }
     }
@@ -436,12 +493,21 @@ impl Lane {
             key.kind.is_placeholder() && (key.generation == miss.id || any)
         };
         self.index.walk(subtree, start, end, |piece| {
-            if piece.key.as_ref().is_some_and(is_ours) || fault::injected(Fault::FillOverWrite) {
+            let is_bypassed = |key: &Key| key.kind.flags().has(KeyFlags::INVALID);
+            let despite = fault::injected(Fault::FillDespiteBypass)
+                && piece.key.as_ref().is_none_or(is_bypassed);
+            let key = piece.key.as_ref();
+            if key.is_some_and(is_ours) || despite || fault::injected(Fault::FillOverWrite) {
                 pieces.push((piece.start, piece.end));
             }
         });
         self.index.remove_placeholders(subtree, start, end, miss.id);
         if env.stopping || shared.read_only {
+            return;
+        }
+        if !self.admits(&shared, miss.range) {
+            self.stats(&shared).fills_unflushed.add(1);
+            shared.want_backing_flush();
             return;
         }
         let tree_start = miss.range.start() - miss.range.start() % SUBTREE_BYTES;

@@ -41,7 +41,7 @@ impl Gc {
 
     fn raise_generation(&self, segment: SegIx) -> Result<(), CacheError> {
         let shared = &self.seed.shared;
-        let id = shared.segments[segment.index()];
+        let id = shared.segments.id(segment);
         let at = shared.geometry.segment_start(id) + SegmentItem::Generation as u64;
         let (body, mut pair) =
             load_pair::<Generation>(&*shared.pmem, at, SlotKind::Generation, "generation")?;

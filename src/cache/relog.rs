@@ -4,8 +4,7 @@
 use super::CacheError;
 use super::bad::{Answers, Post};
 use super::gc::{Gc, State};
-use super::geometry::SegIx;
-use super::pool::mark_bad;
+use super::owners::mark_bad;
 use reactors::Cx;
 use std::sync::atomic::Ordering;
 
@@ -124,7 +123,7 @@ impl Gc {
         }
         self.seen_suspects = count;
         let view = &self.seed.view;
-        for segment in (0..shared.segments.len()).map(SegIx::of) {
+        for (segment, id) in shared.segments.iter() {
             let marked = &mut self.marked[segment.index()];
             if *marked || !shared.is_suspect(segment) {
                 continue;
@@ -134,8 +133,7 @@ impl Gc {
             if !self.candidates.contains(&segment) {
                 self.candidates.push(segment);
             }
-            let (id, place) = (view.segments.id(segment), segment.0);
-            let stored = mark_bad(&*view.pmem, &view.geometry, id, view.cache, place);
+            let stored = mark_bad(&*view.pmem, &view.geometry, id, view.cache, segment.0);
             if let Err(error) = stored {
                 // This run leaves it all the same; the next one meets the fault again.
                 tracing::error!(

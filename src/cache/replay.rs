@@ -22,6 +22,7 @@ use crate::bdev::Pmem;
 use crate::media::{self, CacheEntry, SealedKset, SegmentInfo};
 use crate::units::SegmentId;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// What a load found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(crate) fn view_of(
 ) -> Result<LogView, CacheError> {
     let mut owned: Vec<(u32, SegmentId, bool)> = infos
         .iter()
-        .filter(|info| info.cache == entry.uuid)
+        .filter(|info| info.is_of(entry))
         .map(|info| {
             let id = SegmentId(info.segment.get());
             (info.place.get(), id, info.is_bad())
@@ -91,9 +92,9 @@ pub(crate) fn view_of(
     Ok(LogView {
         pmem: Arc::clone(pmem),
         geometry,
-        segments: Arc::new(SegmentMap::new(ids, &geometry)),
+        segments: Arc::new(SegmentMap::new(&ids, &geometry)),
         cache: entry.uuid,
-        backing_bytes: entry.backing_bytes.get(),
+        volume_bytes: Arc::new(AtomicU64::new(entry.backing_bytes.get())),
     })
 }
 
@@ -146,7 +147,7 @@ impl Replayed {
             indexes: (0..lanes).map(|_| KeyIndex::default()).collect(),
             late: BulkInsert::default(),
             serials: vec![0; lanes],
-            references: vec![0; view.segments.len()],
+            references: vec![0; view.segments.places()],
             dirty: vec![0; lanes],
             log_segments: vec![at.pos.segment],
             end: at.pos,
@@ -341,7 +342,7 @@ fn walk(
                 view.pmem.write_back(at, media::LAST_BYTES as u64);
                 walked.hops.push(walked.reader.pos);
                 replayed.log_segments.push(walked.reader.pos.segment);
-                if replayed.log_segments.len() > view.segments.len() {
+                if replayed.log_segments.len() > view.segments.count() {
                     let damage = LogDamage::Last {
                         next: view.segments.id(walked.reader.pos.segment).0,
                     };

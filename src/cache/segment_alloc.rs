@@ -58,6 +58,17 @@ impl SegmentAlloc {
         self.free.pop_front()
     }
 
+    /// A segment for which `fits` holds, to be kept from use.
+    pub(crate) fn take_where(&mut self, fits: impl Fn(SegIx) -> bool) -> Option<SegIx> {
+        let at = self.free.iter().rposition(|&segment| fits(segment))?;
+        self.free.remove(at)
+    }
+
+    /// How many lanes wait.
+    pub(crate) fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// A segment is free again.
     pub(crate) fn release(&mut self, segment: SegIx) {
         debug_assert!(

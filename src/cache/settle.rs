@@ -184,7 +184,7 @@ impl Lane {
             offset: U64::new(range.start()),
             len: U32::new(u32::try_from(range.len()).unwrap_or(u32::MAX)),
             flags: U32::new(flags.0),
-            segment: U32::new(env.shared.segments[key.segment.index()].0),
+            segment: U32::new(env.shared.segments.id(key.segment).0),
             segment_offset: U32::new(part.segment_offset),
             generation: U64::new(key.generation),
             crc: U32::new(crc),

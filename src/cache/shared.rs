@@ -2,6 +2,7 @@
 //! critical section, and nothing that is written on a hit.
 
 use super::activity::Activity;
+use super::bypassed::Bypassed;
 use super::geometry::{PoolGeometry, SegIx};
 use super::key_index::SUBTREE_BYTES;
 use super::latency::{LatencyStats, Stamp};
@@ -10,13 +11,14 @@ use super::log::{LogHead, Place};
 use super::log_reader::LogView;
 use super::lost::LostBoard;
 use super::pool::PoolFailure;
+use super::resize::Resize;
 use super::segment_alloc::SegmentAlloc;
+use super::segment_map::SegmentMap;
 use super::seq_tracker::SeqTracker;
 use super::slow_io::SlowIos;
 use super::stats::LaneStats;
 use super::try_lock::TryLock;
 use crate::bdev::{Pmem, PmemError};
-use crate::units::SegmentId;
 use crossbeam_utils::CachePadded;
 use reactors::{Clock, Nanos, Quiescence, ReactorHandle};
 use std::sync::Arc;
@@ -140,8 +142,10 @@ pub(crate) struct Shared {
     pub(crate) uuid: [u8; 16],
     pub(crate) pmem: Arc<dyn Pmem>,
     pub(crate) geometry: PoolGeometry,
-    /// The cache's segments; their numbers in the pool.
-    pub(crate) segments: Box<[SegmentId]>,
+    /// The cache's segments; their numbers in the pool. What follows by place has room for as many.
+    pub(crate) segments: Arc<SegmentMap>,
+    /// How many there are.
+    pub(crate) segment_count: AtomicU32,
     pub(crate) lanes: u32,
     pub(crate) log_reserve: u32,
     pub(crate) block_bytes: u32,
@@ -196,6 +200,9 @@ pub(crate) struct Shared {
     /// Requests that took long.
     pub(crate) slow_ios: SlowIos,
     pub(crate) maintenance: Maintenance,
+    /// Segments that join or leave.
+    pub(crate) resize: Resize,
+    pub(crate) bypassed: Bypassed,
 }
 
 impl Shared {
@@ -211,7 +218,7 @@ impl Shared {
 
     /// Where byte `offset` of a segment's data is on the medium.
     pub(crate) fn data_at(&self, segment: SegIx, offset: u32) -> u64 {
-        self.geometry.data_at(self.segments[segment.index()]) + u64::from(offset)
+        self.geometry.data_at(self.segments.id(segment)) + u64::from(offset)
     }
 
     /// Whether what a key of `generation` says of `segment` is still true.
@@ -281,7 +288,7 @@ impl Shared {
             self.ring_lanes();
         }
         // Only now can writeback pass it, and nobody else would wake it before its period ends.
-        if self.is_space_wanted() {
+        if self.is_space_wanted() || self.is_tail_wanted() {
             self.kick_writeback();
         }
     }
@@ -318,10 +325,11 @@ impl Shared {
         added.saturating_sub(passed)
     }
 
-    /// Segments that can be used.
+    /// Segments that can be used, without those that shall leave.
     pub(crate) fn usable_segments(&self) -> u32 {
         let bad = self.maintenance.bad_drained.load(Ordering::Relaxed);
-        self.segment_count().saturating_sub(bad)
+        let leaving = self.resize.wanted.load(Ordering::Relaxed);
+        self.segment_count().saturating_sub(bad + leaving)
     }
 
     /// Most log segments before requests that only log have to wait.
@@ -330,7 +338,7 @@ impl Shared {
     }
 
     pub(crate) fn segment_count(&self) -> u32 {
-        u32::try_from(self.segments.len()).unwrap_or(u32::MAX)
+        self.segment_count.load(Ordering::Relaxed)
     }
 }
 
@@ -393,7 +401,7 @@ impl Shared {
 
     /// See [`Shared::position`].
     pub(crate) fn position_of(&self, segment: SegIx, offset: u32) -> u64 {
-        u64::from(self.segments[segment.index()].0) << 32 | u64::from(offset)
+        u64::from(self.segments.id(segment).0) << 32 | u64::from(offset)
     }
 
     /// Wakes the lanes if some wait for space.

@@ -340,14 +340,15 @@ mod tests {
                     number += 1;
                 }
             });
-            let mut seen = 0;
-            while seen < 10_000 {
+            let (mut seen, mut torn) = (0, None);
+            while seen < 10_000 && torn.is_none() {
                 if let Some(words) = slot.read() {
-                    assert_eq!(words, [words[0]; WORDS]);
+                    torn = (words != [words[0]; WORDS]).then_some(words);
                     seen += 1;
                 }
             }
             stop.store(true, Ordering::Relaxed);
+            assert_eq!(torn, None);
         });
     }
 }

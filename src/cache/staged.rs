@@ -146,7 +146,7 @@ impl Staged {
 
     /// References that their keys hold, so that the segments are not taken for free.
     pub(crate) fn references(&self, view: &LogView, first: u64) -> Vec<u64> {
-        let mut references = vec![0; view.segments.len()];
+        let mut references = vec![0; view.segments.places()];
         for key in self.unlogged(first).flat_map(|kset| &kset.keys) {
             if view.check_key(key).is_ok() && key.flags().has_data() {
                 references[view.ident(key).segment.index()] += 1;
@@ -307,6 +307,9 @@ impl Pool {
     /// # Errors
     /// Corrupt metadata, or a file that can't be removed.
     pub fn forget_staging(&self, run_dir: &Path) -> Result<(), CacheError> {
+        if self.is_read_only() {
+            return Ok(());
+        }
         for entry in self.caches() {
             let control = Control::load(&open_view(self, &entry)?)?;
             if !control.stopped_clean() {

@@ -69,6 +69,26 @@ counters! {
         fills,
         /// Fills left out for lack of space.
         fills_skipped,
+        /// Reads whose misses are not kept: by mode, cut-off, or a write under way past the cache.
+        reads_around,
+        /// Misses that were not kept since they were not the n-th.
+        fills_not_admitted,
+        /// Fills left out since the backing had not flushed what bypassed the cache there.
+        fills_unflushed,
+        /// Writes, discards and zeroes that went to the backing past the cache.
+        writes_around,
+        /// Those that went into the cache and to the backing.
+        writes_through,
+        /// Bytes of both.
+        bypass_bytes,
+        /// Those that were cached all the same, since what is older was not written back.
+        bypass_cached,
+        /// Those that waited for it, or for one that they overlap.
+        bypass_waits,
+        /// Those that the backing failed.
+        bypass_errors,
+        /// Reads and writes of streams that were cut off.
+        cut_offs,
         /// Requests that waited for space, or for their turn while little was left.
         space_waits,
         /// Nanoseconds that they waited.

@@ -8,6 +8,7 @@ use super::control_io::PairState;
 use super::gc::GcCell;
 use super::group::{Group, GroupCell};
 use super::log_reader::{Incarnations, LogView};
+use super::scrub::Scrub;
 use super::shared::{DRAIN_FREE, DRAIN_RESTED};
 use crate::bdev::Pmem;
 use crate::media::{BackingSample, CleanStop, SlotKind};
@@ -151,8 +152,8 @@ impl Cache {
     /// Each group counts once, however often it was asked before it came to answer.
     fn ask_at_rest(&self) -> Result<(), CacheError> {
         let started = Arc::clone(&self.started);
-        self.for_each_group(move |group, _| {
-            if group.comes_to_rest() {
+        self.for_each_group(move |group, cx| {
+            if group.comes_to_rest(cx) {
                 started.at_rest.fetch_add(1, Ordering::SeqCst);
             }
         })
@@ -174,10 +175,12 @@ impl Cache {
         for (number, handle) in handles.skip(shutdown.leave_sent) {
             let is_group = number < groups.len();
             let started = Arc::clone(&self.started);
+            let pool = Arc::clone(&self.pool);
             send(handle, move |cx| {
                 if is_group {
-                    Group::uninstall(key, cx);
+                    Group::leave(key, pool, cx);
                 } else if let Some(poller) = cx.local::<GcPoller>(key) {
+                    Scrub::leave(key, cx);
                     // Writeback goes by itself, when its last write has ended.
                     cx.remove_poller(poller.0);
                     cx.remove_local::<GcPoller>(key);
@@ -194,7 +197,9 @@ impl Cache {
     /// completed late would put old data over new.
     fn free_once_drained(&self) {
         let drain = &self.shared.maintenance.drain;
-        if drain.swap(DRAIN_FREE, Ordering::SeqCst) == DRAIN_RESTED {
+        if drain.swap(DRAIN_FREE, Ordering::SeqCst) == DRAIN_RESTED
+            && self.shared.bypassed.leave_gate()
+        {
             self.pool.note_unloaded(self.shared.uuid);
         }
         self.shared.ring_maintenance();
@@ -213,6 +218,7 @@ impl Cache {
             && !self.shared.has_failed()
             && at_rest
             && placed
+            && !self.shared.bypassed.owes_flush()
             && self.shared.durable.mark() == final_sequence
     }
 

@@ -48,9 +48,9 @@ pub(crate) struct Survey {
 fn slots(view: &LogView) -> Vec<[u64; 2]> {
     let items = SEGMENT_ITEMS_BYTES as u64..CONTROL_ITEMS_END;
     let mut found = Vec::new();
-    for (place, id) in view.segments.ids().iter().enumerate() {
-        let start = view.geometry.segment_start(*id);
-        let own = (0..SEGMENT_ITEMS_BYTES as u64).chain(items.clone().filter(|_| place == 0));
+    for (place, id) in view.segments.iter() {
+        let start = view.geometry.segment_start(id);
+        let own = (0..SEGMENT_ITEMS_BYTES as u64).chain(items.clone().filter(|_| place.0 == 0));
         for at in own.step_by(SLOT_BYTES) {
             found.push([start + at, start + at + PAIR_DISTANCE]);
         }

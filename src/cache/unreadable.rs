@@ -11,7 +11,6 @@ use super::log_reader::LogView;
 use super::replay::Replayed;
 use crate::bdev::PmemError;
 use crate::media::{Generation, KSET_ALIGN, KSET_BYTES_MAX, SlotKind};
-use std::sync::Arc;
 use zerocopy::little_endian::U64;
 
 /// Stores generations of which the newer slot was lost, where the medium takes them; elsewhere the
@@ -40,19 +39,17 @@ fn segment_item_at(view: &LogView, segment: SegIx, item: SegmentItem) -> u64 {
 
 /// Takes segments of whose own metadata something can't be read for bad ones: they are read, and not
 /// used again.
-pub(super) fn leave_unreadable(view: &mut LogView) -> Result<(), CacheError> {
-    let mut segments = (*view.segments).clone();
-    for segment in (0..view.segments.len()).map(SegIx::of) {
+pub(super) fn leave_unreadable(view: &LogView) -> Result<(), CacheError> {
+    for (segment, _) in view.segments.iter() {
         let at = segment_item_at(view, segment, SegmentItem::Info);
         let mut bytes = [0; SEGMENT_ITEMS_BYTES];
         for at in [at, at + PAIR_DISTANCE] {
             match view.pmem.load(at, &mut bytes) {
-                Err(PmemError::Poison { .. }) => segments.mark_bad(segment),
+                Err(PmemError::Poison { .. }) => view.segments.mark_bad(segment),
                 other => other?,
             }
         }
     }
-    view.segments = Arc::new(segments);
     Ok(())
 }
 

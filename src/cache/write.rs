@@ -4,6 +4,7 @@
 //! the open kset, log room to close it) and its insertion into the index: a request never waits while
 //! it holds an extent that is not in the index yet.
 
+use super::bypass::Way;
 use super::close::Cause;
 use super::fault::{self, Fault};
 use super::geometry::{DATA_KEY_BYTES_MAX, SegIx};
@@ -72,11 +73,15 @@ impl Lane {
             env.reply(job.client, job.done(IoStatus::ReadOnly));
             return None;
         }
-        let result = match job.request.op {
-            LaneOp::Zero { unmap, .. } => self.write_zeroes(env, cx, &mut job, unmap),
-            _ => self.write_extents(env, cx, &mut job),
-        };
-        match result {
+        let policy = env.shared.options.policy();
+        if !policy.is_plain() || self.bypass.is_alert() {
+            job = match self.find_way(env, cx, job, policy) {
+                Way::Cached(job) => job,
+                Way::Taken => return None,
+                Way::Waits(job, wait) => return Some((job, wait)),
+            };
+        }
+        match self.store_modification(env, cx, &mut job) {
             Ok(()) => {}
             Err(Refused::Wait(wait)) => return Some((job, wait)),
             Err(Refused::Medium(_)) => {
@@ -108,6 +113,19 @@ impl Lane {
         None
     }
 
+    /// Puts all that is left of a modification into the cache.
+    pub(crate) fn store_modification(
+        &mut self,
+        env: &mut Env,
+        cx: &Cx,
+        job: &mut Job,
+    ) -> Result<(), Refused> {
+        match job.request.op {
+            LaneOp::Zero { unmap, .. } => self.write_zeroes(env, cx, job, unmap),
+            _ => self.write_extents(env, cx, job),
+        }
+    }
+
     /// Completes a write once the kset with its last key is durable, and closes that kset.
     fn acknowledge_when_durable(
         &mut self,
@@ -122,19 +140,10 @@ impl Lane {
         }
         // The newest kset holds it: the open one, or the one that it has just filled.
         self.acks.push_back((self.next_order - 1, client, done));
-        if let Some(open) = &mut self.open {
-            open.raise |= fua;
-        } else if fua && let Some(closing) = self.closing.back_mut() {
-            closing.raise = true;
-        } else if fua {
-            env.raise_wanted = true;
+        if fua {
+            self.end_epoch_behind_newest(env);
         }
-        if self.closing.is_empty() {
-            self.close(env, cx, Cause::Fua);
-        } else {
-            self.close_wanted = true;
-        }
-        self.pump(env, cx);
+        self.close_soon(env, cx);
         if !self.acks.is_empty() && !self.acks_counted {
             self.acks_counted = true;
             env.shared.durable_waiters.fetch_add(1, Ordering::SeqCst);
@@ -142,6 +151,27 @@ impl Lane {
             fence(Ordering::SeqCst);
             self.pump(env, cx);
         }
+    }
+
+    /// The epoch ends behind the kset that got the newest key.
+    pub(crate) fn end_epoch_behind_newest(&mut self, env: &mut Env) {
+        if let Some(open) = &mut self.open {
+            open.raise = true;
+        } else if let Some(closing) = self.closing.back_mut() {
+            closing.raise = true;
+        } else {
+            env.raise_wanted = true;
+        }
+    }
+
+    /// Closes the open kset, or once no other is closing: several requests share one then.
+    pub(crate) fn close_soon(&mut self, env: &mut Env, cx: &Cx) {
+        if self.closing.is_empty() {
+            self.close(env, cx, Cause::Fua);
+        } else {
+            self.close_wanted = true;
+        }
+        self.pump(env, cx);
     }
 
     fn write_extents(&mut self, env: &mut Env, cx: &Cx, job: &mut Job) -> Result<(), Refused> {
@@ -209,7 +239,7 @@ impl Lane {
             offset: U64::new(extent.start()),
             len: U32::new(space.len),
             flags: U32::new(flags.0),
-            segment: U32::new(env.shared.segments[space.segment.index()].0),
+            segment: U32::new(env.shared.segments.id(space.segment).0),
             segment_offset: U32::new(space.offset),
             generation: U64::new(space.generation),
             crc: U32::new(crc),
@@ -292,10 +322,7 @@ impl Lane {
         job: &mut Job,
         unmap: bool,
     ) -> Result<(), Refused> {
-        let log_segments = env.shared.maintenance.log_segments.load(Ordering::Relaxed);
-        if log_segments > env.shared.log_segments_max() {
-            return Err(Wait::Space.into());
-        }
+        self.check_log(&env.shared)?;
         self.reserve_key(env, cx, LogRoom::Common)?;
         let range = job.request.range;
         let flags = if unmap {
@@ -305,6 +332,15 @@ impl Lane {
         };
         self.put_without_data(env, cx, range, flags);
         job.progress = range.len();
+        Ok(())
+    }
+
+    /// Whether a request that only logs may go on: it must not fill the pool with keys.
+    pub(crate) fn check_log(&self, shared: &Shared) -> Result<(), Wait> {
+        let log_segments = shared.maintenance.log_segments.load(Ordering::Relaxed);
+        if log_segments > shared.log_segments_max() {
+            return Err(Wait::Space);
+        }
         Ok(())
     }
 

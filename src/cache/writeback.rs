@@ -8,8 +8,11 @@
 
 mod ahead;
 mod drain;
+mod flush_note;
 mod notes;
 mod pressure;
+
+pub(crate) use flush_note::FlushNote;
 
 use super::CacheError;
 use super::bad::{Answers, Outbox, PostBatch};
@@ -87,6 +90,7 @@ pub(crate) struct WritebackSeed {
     /// End of the last window that spanned epochs.
     pub(crate) window_end: u64,
     pub(crate) mark_pair: PairState,
+    pub(crate) flush_note: FlushNote,
     /// To the lanes of each data reactor.
     pub(crate) posts: Vec<Producer<PostBatch>>,
     pub(crate) stats: Arc<WritebackStats>,
@@ -232,7 +236,7 @@ impl Writeback {
     /// Starts as many writes as depth and rate allow.
     fn feed(&mut self, cx: &Cx) -> u32 {
         let options = &self.seed.shared.options;
-        let pressed = self.is_pressed();
+        let pressed = self.is_pressed() || self.shared().is_tail_wanted();
         // Paced while nobody waits, so that the foreground's tail latency stays as it is.
         let depth = if pressed {
             options.writeback_depth()
@@ -296,6 +300,7 @@ impl Writeback {
 
     fn completed(&mut self, cx: &Cx, tag: u64, status: IoStatus) {
         if tag == FLUSH_TAG {
+            self.backing_flushed(status);
             if status.is_ok() {
                 self.seed.stats.flushes.add(1);
                 self.store_tail(cx);
@@ -346,6 +351,7 @@ impl Writeback {
             self.seed.backing_volatile && !fault::injected(Fault::DirtyTailBeforeFlush);
         if must_flush && !self.window.writes.is_empty() {
             self.state = State::Flush;
+            self.seed.flush_note.begin(&self.seed.shared);
             self.in_flight += 1;
             let request = Request {
                 tag: FLUSH_TAG,
@@ -390,6 +396,9 @@ impl Writeback {
             .between_boundaries
             .store(between, Ordering::SeqCst);
         shared.publish_dirty_tail(&window.end);
+        if shared.is_tail_wanted() {
+            shared.ring_lanes();
+        }
         let lost_ahead = shared.maintenance.lost.is_ahead();
         if lost_ahead || shared.is_space_wanted() || super::gc::above_threshold(shared) {
             shared.kick_gc();
@@ -484,6 +493,7 @@ impl Writeback {
                 .writeback_rate_bps
                 .store(rate, Ordering::Relaxed);
         }
+        self.note_flush_state(cx);
         if self.rest_if_asked(cx) {
             return reaped;
         }
@@ -520,7 +530,8 @@ impl Poller for Writeback {
         } else {
             Wake::OnEvent
         };
-        match self.state {
+        let noting = self.flush_note_wake();
+        noting.sooner(match self.state {
             State::Rested => backing,
             _ if stop && self.in_flight == 0 => Wake::Now,
             _ if self.is_going_ahead() && !stop => Wake::Now,
@@ -549,6 +560,6 @@ impl Poller for Writeback {
             State::Lost if !self.shared().maintenance.lost.is_wanted() => Wake::Now,
             State::Bad(_) | State::Lost => Wake::OnEvent,
             State::Flush | State::Halted => backing,
-        }
+        })
     }
 }

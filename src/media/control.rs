@@ -1,6 +1,7 @@
 //! Bodies of the 64-byte slots: what each segment and each cache keeps beside its data.
 
 use super::slot::SlotBody;
+use super::superblock::CacheEntry;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -20,7 +21,8 @@ body!(
     CleanStop,
     BackingSample,
     DurableMark,
-    Boot
+    Boot,
+    BackingFlush
 );
 
 /// To whom a segment belongs. Written when a cache gets or gives back segments.
@@ -35,13 +37,32 @@ pub struct SegmentInfo {
     pub place: U32,
     /// Bit 0: bad, never allocated again.
     pub flags: U32,
+    /// The resize of its cache with which it joined; 0 if it is of the cache's creation.
+    pub joined: U64,
+    /// The resize with which it leaves; 0 if none is known. See [`SegmentInfo::is_of`].
+    pub left: U64,
     /// Zero.
-    pub spare: [u8; 20],
+    pub spare: [u8; 4],
 }
 
 impl SegmentInfo {
     /// Set in `flags` once a media error was met.
     pub const BAD: u32 = 1;
+
+    /// Whether the segment is one of the cache of `entry`. The table counts a cache's resizes, and so
+    /// decides at once for all segments that one of them gives or takes.
+    #[must_use]
+    pub fn is_of(&self, entry: &CacheEntry) -> bool {
+        let resizes = entry.resizes.get();
+        let has_left = self.left.get() != 0 && self.left.get() <= resizes;
+        self.names(entry) && self.joined.get() <= resizes && !has_left
+    }
+
+    /// Whether it names the cache of `entry`: as its owner now, once, or of a resize that was cut off.
+    #[must_use]
+    pub fn names(&self, entry: &CacheEntry) -> bool {
+        !entry.is_empty() && self.cache == entry.uuid
+    }
 
     /// Whether it must not be allocated again.
     #[must_use]
@@ -174,4 +195,14 @@ pub struct Boot {
     pub boot_id: [u8; 16],
     /// Zero.
     pub spare: [u8; 32],
+}
+
+/// Whether the backing has lost what it had acknowledged. Written to both slots at each change.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct BackingFlush {
+    /// 1: a flush failed behind writes that had bypassed the cache, and no operator has taken note.
+    pub failed: U32,
+    /// Zero.
+    pub spare: [u8; 44],
 }

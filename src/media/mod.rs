@@ -10,8 +10,8 @@ mod slot;
 mod superblock;
 
 pub use control::{
-    BackingSample, Boot, CleanStop, DurableMark, Generation, Incarnation, LogStart, SegmentInfo,
-    Tail, WindowEnd,
+    BackingFlush, BackingSample, Boot, CleanStop, DurableMark, Generation, Incarnation, LogStart,
+    SegmentInfo, Tail, WindowEnd,
 };
 pub use key::{KEY_BYTES, Key, KeyFlags};
 pub use kset::{

@@ -40,6 +40,8 @@ pub enum SlotKind {
     SampleLast = 0x0001_000c,
     /// [`super::BackingSample`]: pieces in between.
     SampleBlocks = 0x0001_000d,
+    /// [`super::BackingFlush`].
+    BackingFlush = 0x0001_000e,
 }
 
 /// A 48-byte body.

@@ -66,8 +66,19 @@ pub struct CacheEntry {
     pub name: [u8; 256],
     /// Name of the backing bdev as last seen, UTF-8.
     pub backing_name: [u8; 256],
+    /// How often its set of segments has been changed.
+    pub resizes: U64,
+    /// 0 never, 1 full, 2 always.
+    pub seq_cutoff_policy: U32,
+    /// A sequential stream of so many KiB bypasses the cache.
+    pub seq_cutoff_kib: U32,
+    /// On which miss a block is kept, 1 to 100.
+    pub admission: U32,
+    /// 1 from when a write may have bypassed the cache: what an unclean end leaves may want a flush of
+    /// the backing.
+    pub bypassed: U32,
     /// Zero.
-    pub spare: [u8; 396],
+    pub spare: [u8; 372],
 }
 
 const _: () = assert!(size_of::<CacheEntry>() == 1024);

@@ -80,12 +80,29 @@ impl World {
     pub(super) fn submit_random(&mut self, mix: &Mix) -> Checked<()> {
         let client = self.rng.index(self.clients.len());
         let op = mix.draw(&mut self.rng);
-        let range = if op == Op::Flush {
+        let mut range = if op == Op::Flush {
             ByteRange::default()
         } else {
             self.random_range()
         };
+        if self.plan.modes && op != Op::Flush {
+            range = self.stream_on(self.clients[client].volume, range);
+        }
         self.submit(client, op, range)
+    }
+
+    /// Moves a request to where the last one ended, more often than not.
+    fn stream_on(&mut self, volume: usize, range: ByteRange) -> ByteRange {
+        let at = self.volumes[volume].stream;
+        let used = self.plan.used();
+        let fits = at >= used.start() && at + range.len() <= used.end();
+        let range = if fits && self.rng.permille(400) {
+            ByteRange::between(at, at + range.len())
+        } else {
+            range
+        };
+        self.volumes[volume].stream = range.end();
+        range
     }
 
     /// Tells the model of a request; gives its memory, version and tick.
@@ -199,7 +216,12 @@ impl World {
         let is_lost = flight.op == Op::Read && model.may_fail(flight.range, flight.since);
         // Something may have been wrong at any time while it was under way.
         let was_well = self.mended < flight.turn;
-        let is_excused = !was_well || is_lost || status == IoStatus::Aborted;
+        let cache = self.volumes[volume].cache.as_ref();
+        let flush_failed = cache.is_some_and(|cache| cache.status().flush_failed);
+        let is_excused = !was_well
+            || is_lost
+            || status == IoStatus::Aborted
+            || (flight.op == Op::Flush && flush_failed);
         if !status.is_ok() && !is_excused && self.is_well() {
             let (op, range) = (flight.op, flight.range);
             return Err(Violation::new(format!(

@@ -88,6 +88,30 @@ impl DiskState {
         }
     }
 
+    /// A write that no power cut may lose once it has ended.
+    fn write_durably(&mut self, at: u64, bytes: &[u8]) {
+        let range = ByteRange::between(at, at + bytes.len() as u64);
+        // What was written there before must not come behind it.
+        for (at, older) in std::mem::take(&mut self.cached) {
+            let of = ByteRange::between(at, at + older.len() as u64);
+            if !of.overlaps(range) {
+                self.cached.push((at, older));
+                continue;
+            }
+            let head = index(range.start().saturating_sub(of.start()));
+            let tail = index(of.end().saturating_sub(range.end()));
+            if head > 0 {
+                self.cached.push((at, older[..head].to_vec()));
+            }
+            if tail > 0 {
+                self.cached
+                    .push((range.end(), older[older.len() - tail..].to_vec()));
+            }
+        }
+        self.visible.write(at, bytes);
+        self.durable.write(at, bytes);
+    }
+
     /// Some sectors of a write that did not end well.
     fn write_in_part(&mut self, at: u64, bytes: &[u8], rng: &mut Rng) {
         let chance = rng.pick(&[0, 500, 1000]);
@@ -266,7 +290,14 @@ impl State {
                 disk.write_in_part(at, &bytes, &mut rng);
                 return request.complete(IoStatus::IoError);
             }
-            disk.write(at, bytes);
+            if matches!(
+                request.op,
+                Op::Write { fua: true } | Op::WriteZeroes { fua: true, .. }
+            ) {
+                disk.write_durably(at, &bytes);
+            } else {
+                disk.write(at, bytes);
+            }
             return request.complete(IoStatus::Ok);
         }
         match (request.op, &mut request.data) {

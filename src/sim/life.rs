@@ -53,9 +53,10 @@ impl World {
             let share = match self.plan.profile {
                 Profile::Short => 1 + self.rng.below(8),
                 Profile::Hops => operations,
+                Profile::Modes => 1 + self.rng.below(120),
                 _ => 1 + self.rng.below(operations / 3),
             };
-            if self.plan.profile == Profile::Order {
+            if self.plan.looks_at_backing {
                 self.run_in_order(share)?;
             } else {
                 self.run(share)?;
@@ -81,9 +82,12 @@ impl World {
     fn check_order(&mut self) -> Checked<()> {
         for number in 0..self.volumes.len() {
             let status = self.volumes[number].cache.as_ref().map(|c| c.status());
+            let says_so = status.is_some_and(|s| !s.between_boundaries);
             let promised = match self.volumes[number].options.writeback_order {
-                WritebackOrder::Strict => true,
-                WritebackOrder::Adaptive => status.is_some_and(|s| !s.between_boundaries),
+                // Whatever the order: writes reach it as they complete.
+                _ if self.volumes[number].complete => true,
+                WritebackOrder::Strict => says_so || !self.plan.modes,
+                WritebackOrder::Adaptive => says_so,
                 WritebackOrder::Relaxed => false,
             };
             // A cache that never flushes makes no epochs that a host knows of.
@@ -109,8 +113,12 @@ impl World {
                 };
             }
             Profile::Hops if self.rng.permille(800) => return self.crash(),
-            Profile::Faults => self.make_trouble()?,
+            Profile::Resize if self.rng.permille(700) => return self.resize(),
+            Profile::Modes if self.rng.permille(400) => return self.change_options(),
             _ => {}
+        }
+        if self.plan.trouble && self.rng.permille(if self.plan.modes { 500 } else { 1000 }) {
+            self.make_trouble()?;
         }
         match self.rng.below(12) {
             0..=4 => self.crash(),
@@ -128,7 +136,7 @@ impl World {
                     self.replace_client(client)
                 }
             }
-            9 if !self.damaged => self.create_anew(),
+            9 if !self.damaged && !self.has_flush_failed() => self.create_anew(),
             // Timers fire: ksets grow old, writeback looks, the quiet log is noted.
             10 => self.rest(1_500_000_000),
             _ => {
@@ -280,7 +288,7 @@ impl World {
         Ok(())
     }
 
-    fn random_end(&mut self) -> End {
+    pub(super) fn random_end(&mut self) -> End {
         if self.rng.permille(600) {
             End::Power
         } else {
@@ -315,7 +323,7 @@ impl World {
     }
 
     /// A turn of which a snapshot leaves out what the model would learn behind it.
-    fn turn_until_kept(&mut self, kept: &mut Vec<Snapshot>) -> Checked<()> {
+    pub(super) fn turn_until_kept(&mut self, kept: &mut Vec<Snapshot>) -> Checked<()> {
         self.turns += 1;
         let ns = self.rng.below(20_000);
         self.clock.advance(ns);
@@ -331,7 +339,7 @@ impl World {
     }
 
     /// Loads after a life that ended in `end`; the load may be cut off, again and again.
-    fn load_with_ends(&mut self, mut end: End) -> Checked<()> {
+    pub(super) fn load_with_ends(&mut self, mut end: End) -> Checked<()> {
         let mut tries = 0;
         while tries < 3 && self.rng.permille(450) {
             tries += 1;
@@ -381,7 +389,9 @@ impl World {
         if !in_hurry {
             self.drain_or_give_up()?;
         }
-        let changes = !in_hurry && self.rng.permille(300);
+        // Then the backing may lose what was acknowledged, also behind a stop, which is no clean one.
+        let is_lossy = self.has_flush_failed();
+        let changes = !in_hurry && !is_lossy && self.rng.permille(300);
         if changes {
             self.flush_and_compare()?;
         }
@@ -403,7 +413,7 @@ impl World {
         if self.rng.permille(400) {
             // After a clean stop nothing is lost, whatever happens.
             let end = self.random_end();
-            let clean = !in_hurry;
+            let clean = !in_hurry && !is_lossy;
             self.end_life(end, None)?;
             self.check_pool()?;
             self.load()?;
@@ -416,6 +426,12 @@ impl World {
         self.open_pool()?;
         self.load()?;
         self.settle(End::Death)
+    }
+
+    /// Whether a flush of a backing failed behind writes that had bypassed a cache.
+    fn has_flush_failed(&self) -> bool {
+        let caches = self.volumes.iter().filter_map(|v| v.cache.as_ref());
+        caches.map(|c| c.status()).any(|s| s.flush_failed)
     }
 
     fn change_options(&mut self) -> Checked<()> {
@@ -431,6 +447,7 @@ impl World {
         match cache.set_options(options.clone()) {
             Ok(()) => {
                 self.volumes[number].options = options;
+                self.volumes[number].complete = false;
                 Ok(())
             }
             Err(_) if !self.is_well() => Ok(()),
@@ -516,7 +533,13 @@ impl World {
         let count = operations.min(160);
         self.forks = true;
         self.universe.keep_after(1, 1);
-        self.run(count)?;
+        self.run(count / 2)?;
+        if self.plan.modes {
+            self.change_options()?;
+        }
+        self.run(count - count / 2)?;
+        self.drain()?;
+        self.grow_and_shrink(count / 16)?;
         self.drain()?;
         self.rest(1_200_000_000)?;
         self.drain()?;

@@ -75,6 +75,7 @@ impl World {
             .note(|| format!("load {name}: {:?}", cache.replay_report()));
         self.await_parts(&cache)?;
         self.volumes[number].options = cache.options();
+        self.volumes[number].complete = false;
         self.volumes[number].cache = Some(cache);
         self.after_engine()
     }
@@ -170,11 +171,17 @@ impl World {
             let (bytes, unreadable) = self.read_all(number, &*cache)?;
             let start = self.plan.used().start();
             let model = &mut self.volumes[number].model;
-            let settled = model.settle(start, &bytes, end == End::Power, &unreadable);
+            let power = end == End::Power;
+            // What bypassed the cache is not durable because it was read.
+            let settled = model.settle(start, &bytes, power, self.plan.modes, &unreadable);
             settled.map_err(|mut wrong| {
                 wrong.what = format!("after {end:?}: {}", wrong.what);
                 Violation::at(number, wrong)
             })?;
+            if power {
+                // What a failed flush has lost is known now.
+                cache.clear_flush_failure();
+            }
         }
         Ok(())
     }
@@ -356,6 +363,8 @@ impl World {
                     cache.dirty_bytes()
                 )));
             }
+            let volume = &mut self.volumes[number];
+            volume.complete = volume.options.mode.bypasses();
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ mod mix;
 mod pages;
 mod plan;
 mod pmem;
+mod resizes;
 mod rng;
 mod sectors;
 mod trace;

@@ -4,7 +4,7 @@ use super::SimError;
 use super::mix::Mix;
 use super::pmem::MediumKind;
 use super::rng::Rng;
-use crate::cache::{CacheOptions, Durability, WritebackOrder, segments_min};
+use crate::cache::{CacheOptions, Durability, Mode, SeqCutoff, WritebackOrder, segments_min};
 use crate::units::ByteRange;
 use std::str::FromStr;
 
@@ -30,13 +30,17 @@ pub enum Profile {
     Faults,
     /// Media that decay: flipped bits and unreadable lines in data and log.
     Damage,
+    /// Caches that grow and shrink, beside each other, and are cut while they do.
+    Resize,
+    /// Writes that bypass the cache, in all modes, while these change.
+    Modes,
     /// Small runs that are cut at every persist point.
     Exhaustive,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Mixed,
         Self::Lives,
         Self::Short,
@@ -46,6 +50,8 @@ impl Profile {
         Self::Order,
         Self::Faults,
         Self::Damage,
+        Self::Resize,
+        Self::Modes,
         Self::Exhaustive,
     ];
 
@@ -62,6 +68,8 @@ impl Profile {
             Self::Order => "order",
             Self::Faults => "faults",
             Self::Damage => "damage",
+            Self::Resize => "resize",
+            Self::Modes => "modes",
             Self::Exhaustive => "exhaustive",
         }
     }
@@ -122,6 +130,32 @@ pub(super) struct Plan {
     pub(super) operations_percent: u64,
     /// The scheduler starves somebody now and then.
     pub(super) unfair: bool,
+    /// Writes may bypass the cache: mode, cut-off and admission are drawn, too.
+    pub(super) modes: bool,
+    /// Devices fail for a while.
+    pub(super) trouble: bool,
+    /// The backing alone is looked at all the time.
+    pub(super) looks_at_backing: bool,
+}
+
+/// How requests pass the cache.
+fn random_modes(rng: &mut Rng, options: CacheOptions) -> CacheOptions {
+    CacheOptions {
+        mode: rng.pick(&[
+            Mode::Wb,
+            Mode::Wt,
+            Mode::Wt,
+            Mode::Wa,
+            Mode::Wa,
+            Mode::Wo,
+            Mode::Pt,
+            Mode::Pt,
+        ]),
+        seq_cutoff_policy: rng.pick(&[SeqCutoff::Never, SeqCutoff::Full, SeqCutoff::Always]),
+        seq_cutoff_kib: rng.pick(&[1, 8, 64]),
+        admission: rng.pick(&[1, 1, 2]),
+        ..options
+    }
 }
 
 fn random_options(rng: &mut Rng) -> CacheOptions {
@@ -160,6 +194,9 @@ impl Plan {
                 Profile::Order,
                 Profile::Faults,
                 Profile::Damage,
+                Profile::Resize,
+                Profile::Modes,
+                Profile::Modes,
             ]),
             other => other,
         };
@@ -171,13 +208,18 @@ impl Plan {
             Profile::Evict => plan.evict(&mut rng),
             Profile::Hops => plan.hop(&mut rng),
             Profile::Order => plan.order(&mut rng),
-            Profile::Faults => plan.caches = 1,
+            Profile::Faults => {
+                plan.caches = 1;
+                plan.trouble = true;
+            }
+            Profile::Modes => plan.bypass(&mut rng),
             Profile::Damage => {
                 plan.caches = 1;
                 plan.options.data_crc = true;
                 plan.options.verify_reads = true;
                 plan.spare_segments = rng.pick(&[8, 20]);
             }
+            Profile::Resize => plan.resize(&mut rng),
             Profile::Exhaustive => plan.make_small(&mut rng),
         }
         (plan, rng)
@@ -224,7 +266,36 @@ impl Plan {
             hot_permille: rng.pick(&[0, 100]),
             operations_percent: 100,
             unfair: rng.permille(400),
+            modes: false,
+            trouble: false,
+            looks_at_backing: profile == Profile::Order,
         }
+    }
+
+    /// All modes, and what may go wrong in each: misses that race with writes, devices that fail, a
+    /// backing that is all that is left.
+    fn bypass(&mut self, rng: &mut Rng) {
+        match rng.below(5) {
+            0 => {}
+            1 | 2 => {
+                self.evict(rng);
+                self.mix = rng.pick(&[Mix::ALL, Mix::READS, Mix::READS, Mix::FLUSHES]);
+                self.options.gc_percent = rng.pick(&[0, 0, 70]);
+            }
+            3 => {
+                self.caches = 1;
+                self.trouble = true;
+                self.span = rng.pick(&[ByteRange::default(), ByteRange::between(0, 131_072)]);
+            }
+            _ => {
+                let order = self.options.writeback_order;
+                self.order(rng);
+                self.options.writeback_order = order;
+                self.looks_at_backing = true;
+            }
+        }
+        self.modes = true;
+        self.options = random_modes(rng, self.options.clone());
     }
 
     /// What a crash cut off lies just where the next run goes on; all of a small volume stays in
@@ -306,6 +377,16 @@ impl Plan {
         self.depth = rng.pick(&[1, 1, 4, 12]);
     }
 
+    fn resize(&mut self, rng: &mut Rng) {
+        self.caches = rng.pick(&[1, 2, 2, 3]);
+        self.lanes = rng.pick(&[1, 1, 2]);
+        self.spare_segments = rng.pick(&[0, 4, 20]);
+        self.volume_bytes = rng.pick(&[2 << 20, (4 << 20) + 65_536]);
+        self.mix = rng.pick(&[Mix::ALL, Mix::WRITES, Mix::WRITES, Mix::READS]);
+        self.medium_permille = 200;
+        self.clients = 4;
+    }
+
     fn make_small(&mut self, rng: &mut Rng) {
         self.caches = 1;
         self.lanes = rng.pick(&[1, 2]);
@@ -318,16 +399,25 @@ impl Plan {
         self.options.kset_flush_ms = rng.pick(&[1, 20]);
         self.options.gc_percent = rng.pick(&[0, 30]);
         self.mix = rng.pick(&[Mix::ALL, Mix::FLUSHES, Mix::FUAS, Mix::WRITES]);
+        if rng.permille(500) {
+            self.modes = true;
+            self.options = random_modes(rng, self.options.clone());
+        }
     }
 
     /// Options for a change at run time.
     pub(super) fn other_options(&self, rng: &mut Rng) -> CacheOptions {
-        CacheOptions {
+        let options = CacheOptions {
             data_crc: self.options.data_crc,
             writeback_order: self.options.writeback_order,
             durability: self.options.durability,
             verify_reads: self.options.verify_reads,
             ..random_options(rng)
+        };
+        if self.modes {
+            random_modes(rng, options)
+        } else {
+            options
         }
     }
 

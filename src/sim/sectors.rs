@@ -40,6 +40,10 @@ pub(super) struct Sectors {
     history: Vec<Vec<Version>>,
     /// For each sector all versions that were not lost: what a disk alone may show.
     all: Vec<Vec<Version>>,
+    /// For each sector the versions that a power cut may bring back, though a later one was read …
+    older: Vec<Vec<Version>>,
+    /// … and those of which nobody knows whether they ever came there: they were never acknowledged.
+    ghosts: Vec<Vec<Version>>,
     pub(super) modifications: Vec<Modification>,
     tick: u64,
     /// When reads began that have not ended, in order.
@@ -76,6 +80,8 @@ impl Sectors {
             volume,
             history: vec![vec![0]; index(count)],
             all: vec![vec![0]; index(count)],
+            older: vec![Vec::new(); index(count)],
+            ghosts: vec![Vec::new(); index(count)],
             lost: vec![0; index(count)],
             decayed: vec![0; index(count)],
             modifications: vec![Modification {
@@ -230,6 +236,30 @@ impl Sectors {
             .map(move |version| (history.as_slice(), version))
     }
 
+    /// The version that a sector shows after a death, if it may.
+    fn found(&self, number: u64, sector: &[u8], power: bool, now: u64) -> Option<Version> {
+        let mut candidates = self.candidates(number, sector);
+        let right = candidates.find(|(history, version)| {
+            !if power {
+                self.superseded_durably(history, *version)
+            } else {
+                self.superseded(history, *version, now)
+            }
+        });
+        let right = right.map(|(_, version)| version);
+        right.or_else(|| self.ghost(number, sector, power))
+    }
+
+    /// A version that looks like `sector` and may have come there without anybody knowing.
+    fn ghost(&self, number: u64, sector: &[u8], power: bool) -> Option<Version> {
+        let shown = self.shown(number, sector)?;
+        let history = &self.history[index(number)];
+        let ghosts = self.ghosts[index(number)].iter().copied();
+        ghosts
+            .filter(|&version| power && self.content(version) == shown)
+            .find(|&version| !self.superseded_durably(history, version))
+    }
+
     /// Checks what a read that began at `since` brought from `start` on, apart from the sectors that
     /// could not be read.
     pub(super) fn check(
@@ -358,30 +388,35 @@ impl Sectors {
     }
 
     /// Takes what was read from `start` on after a death for the truth from now on, after checking it against what
-    /// may be there: every acknowledged version, or after a power cut every durable one.
+    /// may be there: every acknowledged version, or after a power cut every durable one. With `volatile` a
+    /// later power cut may take it away again.
     pub(super) fn settle(
         &mut self,
         start: u64,
         bytes: &[u8],
         power: bool,
+        volatile: bool,
         unreadable: &BTreeSet<u64>,
     ) -> Result<(), Wrong> {
         let now = self.now();
+        if power {
+            for (history, older) in self.history.iter_mut().zip(&mut self.older) {
+                // As old as they are: the newest that fits is taken.
+                older.append(history);
+                older.sort_unstable();
+                older.dedup();
+                std::mem::swap(history, older);
+            }
+        }
+        let stays_volatile = volatile && !power;
         let mut found = Vec::with_capacity(self.history.len());
         for (sector, number) in bytes.chunks_exact(index(SECTOR)).zip(start / SECTOR..) {
             if unreadable.contains(&number) {
                 found.push(None);
                 continue;
             }
-            let right = self.candidates(number, sector).find(|(history, version)| {
-                !if power {
-                    self.superseded_durably(history, *version)
-                } else {
-                    self.superseded(history, *version, now)
-                }
-            });
-            match right {
-                Some((_, version)) => found.push(Some(version)),
+            match self.found(number, sector, power, now) {
+                Some(version) => found.push(Some(version)),
                 None => return Err(self.explain(number, sector, now)),
             }
         }
@@ -400,13 +435,36 @@ impl Sectors {
             // What came behind it is lost: as if it had never been written.
             let ended = self.of(version).ended;
             let modifications = &self.modifications;
-            self.all[number].retain(|&v| modifications[v as usize].submitted <= ended);
-            self.history[number] = vec![version];
+            // Another sector may have shown that they came there: that says nothing of this one.
+            let came = |v: &Version| modifications[*v as usize].acknowledged < now;
+            let stays = |v: &Version| stays_volatile && *v != version && came(v);
+            self.all[number].retain(|v| modifications[*v as usize].submitted <= ended || stays(v));
+            let before = std::mem::replace(&mut self.history[number], vec![version]);
+            if stays_volatile {
+                let others = before.into_iter().filter(|v| *v != version);
+                let (older, ghosts): (Vec<_>, Vec<_>) = others.partition(came);
+                self.older[number].extend(older);
+                self.ghosts[number].extend(ghosts);
+                let entry = &mut self.modifications[version as usize];
+                entry.acknowledged = entry.acknowledged.min(now);
+                if entry.durable == NEVER {
+                    self.volatile.push(version);
+                }
+                continue;
+            }
             let entry = &mut self.modifications[version as usize];
             entry.acknowledged = entry.acknowledged.min(now);
             entry.durable = entry.durable.min(now);
         }
-        self.volatile.clear();
+        if power {
+            self.ghosts.iter_mut().for_each(Vec::clear);
+        }
+        if stays_volatile {
+            self.volatile.sort_unstable();
+            self.volatile.dedup();
+        } else {
+            self.volatile.clear();
+        }
         Ok(())
     }
 
@@ -435,6 +493,7 @@ impl Sectors {
                 // Zeroes may be of any version that wrote some.
                 Some(0) => all
                     .iter()
+                    .chain(&self.ghosts[number])
                     .filter(|&&v| self.content(v) == 0)
                     .all(|&v| self.superseded(all, v, since)),
                 Some(version) => self.superseded(all, version, since),

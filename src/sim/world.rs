@@ -68,6 +68,10 @@ pub(super) struct Volume {
     pub(super) cache: Option<Arc<Cache>>,
     /// How it was made or changed last.
     pub(super) options: CacheOptions,
+    /// All that is acknowledged is on the backing, and so will be what comes.
+    pub(super) complete: bool,
+    /// Where the last request ended: streams go on there.
+    pub(super) stream: u64,
 }
 
 impl Volume {
@@ -196,6 +200,8 @@ impl World {
                 model: Sectors::new(tag, plan.volume_bytes / SECTOR),
                 cache: None,
                 options: plan.options.clone(),
+                complete: false,
+                stream: 0,
             }
         });
         let volumes = volumes.collect();
@@ -253,6 +259,8 @@ impl World {
                 model: volume.model.clone(),
                 cache: None,
                 options: volume.options.clone(),
+                complete: false,
+                stream: volume.stream,
             });
         Ok(Self {
             plan: self.plan.clone(),
@@ -313,10 +321,12 @@ impl World {
     pub(super) fn create(&mut self, number: usize) -> Checked<()> {
         let plan = &self.plan;
         let volume = &self.volumes[number];
+        // Another cache may have grown.
+        let segments = plan.segments().min(self.pool()?.free_segments());
         let create = CreateCache {
             name: volume.name.clone(),
             uuid: [5 + u8::try_from(number).unwrap_or(0); 16],
-            bytes: u64::from(plan.segments()) * plan.segment_bytes,
+            bytes: u64::from(segments) * plan.segment_bytes,
             lanes: plan.lanes,
             block_bytes: plan.block_bytes,
             options: volume.options.clone(),

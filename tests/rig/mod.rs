@@ -3,8 +3,10 @@
 
 pub(crate) mod bench;
 pub(crate) mod disks;
+pub(crate) mod gate;
 mod lives;
 mod mix;
+pub(crate) mod modes;
 pub(crate) mod rng;
 pub(crate) mod sectors;
 pub(crate) mod slow_pmem;

@@ -117,7 +117,7 @@ pub(crate) struct World {
     pub(super) boot: u8,
 }
 
-fn backing(config: &WorldConfig, number: usize) -> Arc<dyn Bdev> {
+pub(crate) fn backing(config: &WorldConfig, number: usize) -> Arc<dyn Bdev> {
     let config = MallocConfig {
         name: format!("disk{number}"),
         uuid: uuid::Uuid::from_bytes([9 + u8::try_from(number).unwrap(); 16]),

@@ -6,7 +6,7 @@
 
 use super::call::Call;
 use super::file::{Entry, Place};
-use super::object::{self, FORMATTING, Lister};
+use super::object::{self, FORMATTING, Lister, Object};
 use super::subsystems::may_skip;
 use rpc::Error;
 use serde::Serialize;
@@ -94,8 +94,15 @@ impl LoadError {
 /// How to take back a call.
 #[derive(Debug)]
 enum Undo {
-    By { object: String, call: Call },
-    Nothing { what: String },
+    By {
+        object: String,
+        call: Call,
+    },
+    /// What it was before is not known. `of`: the object that it was about.
+    Nothing {
+        what: String,
+        of: Option<String>,
+    },
 }
 
 /// Checks the calls of a file as far as that can be done without making them, and leaves off those of
@@ -151,9 +158,24 @@ pub(super) fn load(
     let loaded = load_or_stop(target, entries, &mut undos);
     loaded.map_err(|mut error| {
         target.forget_borne();
+        let mut settings = Vec::new();
         for undo in undos.into_iter().rev() {
-            take_back(target, undo, &mut error);
+            match undo {
+                Undo::By { object, call } => take_back(target, object, &call, &mut error),
+                Undo::Nothing { what, of } => settings.push((what, of)),
+            }
         }
+        // What was set of something that is gone is gone with it.
+        let is_gone = |name: &String| {
+            let kinds = [Object::Bdev(name.clone()), Object::Cache(name.clone())];
+            kinds
+                .iter()
+                .any(|kind| error.unmade.contains(&kind.to_string()))
+        };
+        settings.retain(|(_, of)| !of.as_ref().is_some_and(is_gone));
+        error
+            .kept
+            .extend(settings.into_iter().map(|(what, _)| what));
         error
     })
 }
@@ -200,6 +222,7 @@ fn load_or_stop(
             started.map_err(|error| LoadError::new(None, START, error))?;
             undos.push(Undo::Nothing {
                 what: START.to_owned(),
+                of: None,
             });
         } else if nothing {
             break;
@@ -217,7 +240,8 @@ fn run(target: &mut impl Target, call: &Call, undos: &mut Vec<Undo>) -> Result<(
         Err(error) if target.bears(call, &error) => return Ok(()),
         Err(error) => return Err(error),
     };
-    if !was_there {
+    // To have waited for something changes nothing.
+    if !was_there && !call.method.contains("_wait_") {
         let result: Value = serde_json::from_str(result.get()).unwrap_or_default();
         undos.push(undo_of(call, &result));
     }
@@ -239,19 +263,15 @@ fn undo_of(call: &Call, result: &Value) -> Undo {
         Some((object, call)) => Undo::By { object, call },
         None => Undo::Nothing {
             what: call.method.clone(),
+            of: call.text("name"),
         },
     }
 }
 
-fn take_back(target: &mut impl Target, undo: Undo, error: &mut LoadError) {
-    match undo {
-        Undo::By { object, call } => match target.call(&call.method, call.params.as_deref()) {
-            Ok(_) => error.unmade.push(object),
-            Err(why) => error.kept.push(format!("{object} ({why})")),
-        },
-        // What it was is not known; waiting for something is over.
-        Undo::Nothing { what } if what.contains("_wait_") => {}
-        Undo::Nothing { what } => error.kept.push(what),
+fn take_back(target: &mut impl Target, object: String, call: &Call, error: &mut LoadError) {
+    match target.call(&call.method, call.params.as_deref()) {
+        Ok(_) => error.unmade.push(object),
+        Err(why) => error.kept.push(format!("{object} ({why})")),
     }
 }
 

@@ -7,6 +7,7 @@
 use super::call::Call;
 use super::object::Object;
 use crate::app::bdevs::{Entry, Kind};
+use crate::app::methods;
 use crate::app::service::Service;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -109,7 +110,8 @@ pub(super) fn bdev(service: &Service) -> Vec<Call> {
         call: Call::new("pool_load", &json!({"bdev_name": pool.bdev_name})),
         base: Some(pool.bdev_name),
     }));
-    let mut settings = Vec::new();
+    let set = entries.iter().flat_map(methods::settings);
+    let mut settings: Vec<Call> = set.map(|recipe| recipe.call()).collect();
     for (object, call) in service.unresolved.calls(service) {
         match object {
             None => settings.push(call),

@@ -50,6 +50,13 @@ const SUBSYSTEMS: &[Subsystem] = &[
         save: save::bdev,
         is_ours: true,
     },
+    // Listed so that SPDK's clients look into it; it holds nothing yet.
+    Subsystem {
+        name: "nvmf",
+        depends_on: &["bdev", "keyring", "sock", "iobuf"],
+        save: nothing,
+        is_ours: false,
+    },
     Subsystem {
         name: "vhost_blk",
         depends_on: &["bdev"],

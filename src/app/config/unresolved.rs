@@ -106,13 +106,23 @@ impl Unresolved {
         self.0.with(Vec::clear);
     }
 
-    /// Drops what makes `object`, which nobody wants any more. Returns whether there was one.
-    pub(in crate::app) fn forget(&self, object: &Object) -> bool {
+    fn drop_maker(&self, object: &Object) -> bool {
         self.0.with(|items| {
             let before = items.len();
             items.retain(|item| item.object.as_ref() != Some(object));
             items.len() < before
         })
+    }
+
+    /// Drops what makes `object`, which nobody wants any more, and what sets something of it. Returns
+    /// whether anybody did.
+    pub(in crate::app) fn forget(&self, object: &Object) -> bool {
+        let dropped = self.drop_maker(object);
+        if let (true, Some(name)) = (dropped, object.bdev_name()) {
+            let sets = |item: &Item| item.object.is_none() && item.call.mentions(name);
+            self.0.with(|items| items.retain(|item| !sets(item)));
+        }
+        dropped
     }
 
     /// Whether there is something that comes up by itself.
@@ -126,7 +136,7 @@ impl Unresolved {
         let made = self.0.with(|items| items.clone()).into_iter();
         let made = made.filter_map(|item| item.object.filter(|object| object.exists(service)));
         for object in made {
-            self.forget(&object);
+            self.drop_maker(&object);
         }
     }
 

@@ -269,10 +269,12 @@ fn null_create(service: &Service, params: NullCreate) -> Result<String, Error> {
     };
     let bdev = NullBdev::new(config).map_err(|error| bdev_error(&error))?;
     let recipe = geometry_recipe("bdev_null_create", &bdev.info());
-    Ok(place.fill(Kind::Null, Arc::new(bdev), json!({}), None, recipe))
+    let bdev = Arc::new(bdev);
+    let kind = Kind::Null(Arc::clone(&bdev));
+    Ok(place.fill(kind, bdev, json!({}), None, recipe))
 }
 
 fn null_delete(service: &Service, params: Name) -> Result<bool, Error> {
-    let is_null = |kind: &Kind| matches!(kind, Kind::Null);
+    let is_null = |kind: &Kind| matches!(kind, Kind::Null(_));
     remove_bdev(service, &params.name, is_null)
 }

@@ -1,6 +1,8 @@
 //! Methods about caches.
 
 use super::cache_load::show_salvage;
+use super::cache_mode::{CutoffName, ModeName};
+use super::cache_resize::show_resize;
 use super::{Name, or_forget, uuid_or_new};
 use crate::app::bdevs::no_such_device;
 use crate::app::caches::{self, cache_error, cache_object};
@@ -23,16 +25,20 @@ const GET_RESULT: &str = "A list of
 - `name`, `uuid`, `pool`, `backing_bdev`, `block_size`, `size` (bytes); `lanes`: a list of {`lane`, `reactor` (data
   reactors count from 0), `reads`, `writes`, `keys`};
 - `state`: `running`, `waiting` (a lane waits for space; with `reason`: see below), `flushing` (`flush_start` is at work), `degraded`
-  (writeback or GC meets errors), `read_only` (the medium failed, or loaded for salvage), `stopped`;
+  (writeback or GC meets errors, or `flush_failed`), `read_only` (the medium failed, or loaded for salvage), `stopped`;
 - `salvage`: null, or for one that is loaded for salvage {`missing`, `lost_clean`} as in `bdev_pmcache_load`;
-- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `data`, `bad` (gave media errors or took no
+- `resize`: null, or one that is under way: {`old_size`, `new_size` (bytes), `draining_segments`};
+- `segments` {`total`, `free`, `log`, `log_reserve`, `retiring`, `leaving` (kept back for a resize), `data`, `bad` (gave media errors or took no
   data: marked, never allocated again), `bad_draining` (of these, those that still hold data or log)};
 - `dirty_bytes`: of keys that are not written back; a block written twice counts twice;
 - `bad_bytes`: bytes that are lost: reads of them fail until they are overwritten; neither clean nor dirty;
 - `key_head` {`segment`, `offset`: where the next kset goes, `sequence`: highest given out}; `durable_sequence`:
   highest durable;
 - `dirty_tail`, `key_tail`: {`segment`, `offset`, `sequence`} of the next kset to write back, to replay;
-- `backing_between_boundaries`: the backing alone is between flush boundaries;
+- `backing_between_boundaries`: the backing alone is between flush boundaries, or writes passed the cache by while older
+  ones were not written back, and these are not yet;
+- `flush_failed`: a flush of the backing failed behind completed writes that had passed the cache by: they may be lost,
+  and FLUSH fails until `bdev_pmcache_set_options` has cleared it;
 - `epochs_pending`, `writeback_lag_ms`: how far writeback is behind; `waiting_lanes`;
 - all options, as in `bdev_pmcache_set_options`, and `mode`, `data_crc`.
 
@@ -86,40 +92,6 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry
         .method("bdev_pmcache_flush_stop", flush_stop)
         .about("Gives a flush up; what is written stays written.", "True.");
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum ModeName {
-    Wb,
-    Wt,
-    Wa,
-    Wo,
-    Pt,
-}
-
-impl From<ModeName> for Mode {
-    fn from(name: ModeName) -> Self {
-        match name {
-            ModeName::Wb => Self::Wb,
-            ModeName::Wt => Self::Wt,
-            ModeName::Wa => Self::Wa,
-            ModeName::Wo => Self::Wo,
-            ModeName::Pt => Self::Pt,
-        }
-    }
-}
-
-impl From<Mode> for ModeName {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Wb => Self::Wb,
-            Mode::Wt => Self::Wt,
-            Mode::Wa => Self::Wa,
-            Mode::Wo => Self::Wo,
-            Mode::Pt => Self::Pt,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
@@ -186,6 +158,18 @@ struct SetOptions {
     no_space_timeout_s: Option<u32>,
     /// Check the CRC of all that a hit reads; wants `data_crc`, else −22. False at creation.
     verify_reads: Option<bool>,
+    /// Which sequential streams of reads or writes pass the cache by: none, all, or all while GC has
+    /// to make room. `never` at creation.
+    seq_cutoff_policy: Option<CutoffName>,
+    /// 1 to 4194304: … once they are so long. A stream is what one client reads or writes without a
+    /// gap, in order. 1024 at creation.
+    seq_cutoff_kib: Option<u32>,
+    /// 1 to 100: a block is kept on this miss of it; writes always are. 1 at creation.
+    admission: Option<u32>,
+    /// Take note of `flush_failed`: writes that had passed the cache by and completed may be lost, and
+    /// have been read or written anew. FLUSH does not fail any more.
+    #[serde(default)]
+    clear_flush_error: bool,
     /// Requests that take at least so many microseconds are kept for `bdev_pmcache_get_slow_ios`;
     /// 0: none. Not kept on media: 10 000 after each load.
     slow_io_us: Option<u64>,
@@ -216,6 +200,12 @@ impl SetOptions {
         put(&mut options.dirty_high_percent, self.dirty_high_percent);
         put(&mut options.no_space_timeout_s, self.no_space_timeout_s);
         put(&mut options.verify_reads, self.verify_reads);
+        put(
+            &mut options.seq_cutoff_policy,
+            self.seq_cutoff_policy.map(Into::into),
+        );
+        put(&mut options.seq_cutoff_kib, self.seq_cutoff_kib);
+        put(&mut options.admission, self.admission);
         options
     }
 }
@@ -237,7 +227,7 @@ struct Create {
     lanes: Option<u32>,
     /// 512 or 4096, not below the backing's, fixed. If not given, the backing's.
     block_size: Option<u32>,
-    /// `wb` if not given; others are refused with −95.
+    /// How requests pass: see `bdev_pmcache_set_mode`. `wb` if not given.
     mode: Option<ModeName>,
     /// When a completed write survives power loss. `flush` at creation.
     durability: Option<DurabilityName>,
@@ -307,7 +297,7 @@ fn create(service: &Service, params: Create) -> Result<String, Error> {
 struct Unload {
     /// The cache.
     name: String,
-    /// Refuse, with −16, while anything is dirty.
+    /// Refuse, with −16, while a flush is at work, or anything is dirty or lost: the backing alone is complete behind it.
     #[serde(default)]
     flush: bool,
 }
@@ -367,6 +357,9 @@ fn show_options(options: &CacheOptions) -> Value {
         "dirty_low_percent": options.dirty_low_percent,
         "dirty_high_percent": options.dirty_high_percent,
         "no_space_timeout_s": options.no_space_timeout_s,
+        "seq_cutoff_policy": CutoffName::from(options.seq_cutoff_policy),
+        "seq_cutoff_kib": options.seq_cutoff_kib,
+        "admission": options.admission,
     })
 }
 
@@ -412,6 +405,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
             "log": status.segments_log,
             "log_reserve": status.segments_reserve,
             "retiring": status.segments_retiring,
+            "leaving": status.segments_leaving,
             "bad": status.segments_bad,
             "bad_draining": status.segments_bad_draining,
             "data": status.segments_total.saturating_sub(
@@ -419,6 +413,7 @@ fn show(service: &Service, cache: &Cache) -> Value {
                     + status.segments_log
                     + status.segments_reserve
                     + status.segments_retiring
+                    + status.segments_leaving
                     + (status.segments_bad - status.segments_bad_draining)
             ),
         },
@@ -429,11 +424,13 @@ fn show(service: &Service, cache: &Cache) -> Value {
         "dirty_tail": position(status.dirty_tail),
         "key_tail": position(status.key_tail),
         "backing_between_boundaries": status.between_boundaries,
+        "flush_failed": status.flush_failed,
         "epochs_pending": status.epochs_pending,
         "writeback_lag_ms": lag_ms,
         "waiting_lanes": status.waiting_lanes,
         "slow_io_us": cache.slow_io_us(),
         "salvage": show_salvage(cache),
+        "resize": show_resize(cache),
     });
     if let (Some(shown), Value::Object(options)) =
         (shown.as_object_mut(), show_options(&cache.options()))
@@ -483,6 +480,9 @@ fn set_options(service: &Service, params: SetOptions) -> Result<bool, Error> {
     cache
         .set_options(options)
         .map_err(|error| cache_error(&object, &error))?;
+    if params.clear_flush_error {
+        cache.clear_flush_failure();
+    }
     if let Some(slow_io_us) = params.slow_io_us {
         cache.set_slow_io_us(slow_io_us);
     }

@@ -123,7 +123,7 @@ fn complaints(report: &ReplayReport) -> Vec<String> {
     found
 }
 
-fn show_place(at: &BadPlace) -> Value {
+pub(super) fn show_place(at: &BadPlace) -> Value {
     json!({
         "segment": at.segment.0,
         "offset": at.offset,

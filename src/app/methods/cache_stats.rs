@@ -13,7 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// What `bdev_pmcache_get_stats` answers.
 const GET_STATS_RESULT: &str = "- `usage` {`occupancy`, `free`, `clean`, `dirty`} and `requests` {`rd_hits`, `rd_partial_misses`,
   `rd_full_misses`, `rd_total`, `wr_total`, `total`}: each {`count`, `percentage`, `units`};
-  `requests` also has `zeroes`, `joins`, `fills`, `fills_skipped`, `space_waits`, `space_wait_us`;
+  `requests` also has `zeroes`, `joins`, `fills`, `fills_skipped`, `space_waits`, `space_wait_us`, and of what passes the cache by:
+  `rd_pt`, `wr_pt` (requests that go to the backing alone), `wr_wt` (to both), `pt_cached` (cached all the same, since what
+  is older was not written back), `pt_waits` (for that, or for one that they overlap), `cut_offs` (of long streams),
+  `fills_not_admitted` (before the n-th miss), `fills_unflushed` (the backing had not flushed what passed by there);
 - `blocks`: `backing_rd_bytes`, `backing_wr_bytes`, `volume_rd_bytes`, `volume_wr_bytes`,
   `volume_zero_bytes`; `errors`: `backing_rd`, `backing_wr`, `data_crc` (keys that reads or
   writeback found with other bytes than were written), `data_unreadable` (that the medium could not read), `bad_keys`
@@ -93,6 +96,14 @@ fn requests(figures: &LaneFigures) -> Value {
         "joins": figures.joins,
         "fills": figures.fills,
         "fills_skipped": figures.fills_skipped,
+        "rd_pt": leaf(figures.reads_around),
+        "wr_pt": leaf(figures.writes_around),
+        "wr_wt": leaf(figures.writes_through),
+        "pt_cached": figures.bypass_cached,
+        "pt_waits": figures.bypass_waits,
+        "cut_offs": figures.cut_offs,
+        "fills_not_admitted": figures.fills_not_admitted,
+        "fills_unflushed": figures.fills_unflushed,
         "space_waits": figures.space_waits,
         "space_wait_us": figures.space_wait_ns / 1000,
         "total": leaf(total),
@@ -194,14 +205,14 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
         "requests": requests(&figures),
         "blocks": {
             "backing_rd_bytes": figures.backing_read_bytes,
-            "backing_wr_bytes": writeback.bytes,
+            "backing_wr_bytes": writeback.bytes + figures.bypass_bytes,
             "volume_rd_bytes": figures.read_bytes,
             "volume_wr_bytes": figures.write_bytes,
             "volume_zero_bytes": figures.zero_bytes,
         },
         "errors": {
             "backing_rd": figures.backing_errors,
-            "backing_wr": writeback.errors,
+            "backing_wr": writeback.errors + figures.bypass_errors,
             "data_crc": figures.crc_errors + writeback.crc_errors,
             "data_unreadable": figures.unreadable + writeback.unreadable,
             "bad_keys": figures.bad_keys,

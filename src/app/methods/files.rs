@@ -81,7 +81,7 @@ pub(in crate::app) fn uring_recipe(config: &UringConfig) -> Recipe {
 }
 
 fn uring_delete(service: &Service, params: Name) -> Result<bool, Error> {
-    let is_uring = |kind: &Kind| matches!(kind, Kind::Uring);
+    let is_uring = |kind: &Kind| matches!(kind, Kind::Uring(_));
     remove_bdev(service, &params.name, is_uring)
 }
 
@@ -136,18 +136,19 @@ fn aio_create(service: &Service, params: AioCreate) -> Result<String, Error> {
 }
 
 fn aio_delete(service: &Service, params: Name) -> Result<bool, Error> {
-    let is_aio = |kind: &Kind| matches!(kind, Kind::Aio);
+    let is_aio = |kind: &Kind| matches!(kind, Kind::Aio(_));
     remove_bdev(service, &params.name, is_aio)
 }
 
 fn open(
     service: &Service,
     config: UringConfig,
-    kind: Kind,
+    kind: fn(Arc<UringBdev>) -> Kind,
     specific: Value,
     recipe: Recipe,
 ) -> Result<String, Error> {
     let place = service.bdevs.reserve(&config.name)?;
     let bdev = UringBdev::open(config).map_err(|error| bdev_error(&error))?;
-    Ok(place.fill(kind, Arc::new(bdev), specific, None, recipe))
+    let bdev = Arc::new(bdev);
+    Ok(place.fill(kind(bdev.clone()), bdev, specific, None, recipe))
 }

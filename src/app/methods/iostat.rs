@@ -3,6 +3,7 @@
 use super::Name;
 use super::reactor::TICK_RATE;
 use crate::app::bdevs::Entry;
+use crate::app::config::Recipe;
 use crate::app::service::Service;
 use crate::bdev::{
     BdevError, HistogramCounts, HistogramIo, HistogramOptions, IoFigures, IoStatus, KindFigures,
@@ -312,6 +313,20 @@ struct EnableHistogram {
 fn io_type(opc: &str) -> Result<HistogramIo, Error> {
     let invalid = || Error::new(Error::INTERNAL_ERROR, "Invalid Io type");
     HistogramIo::named(opc).ok_or_else(invalid)
+}
+
+/// The call that begins the histogram of a bdev again, empty; nothing without one.
+pub(super) fn setting(entry: &Entry) -> Option<Recipe> {
+    let options = entry.meter.histogram_options()?;
+    let params = json!({
+        "name": entry.bdev.info().name,
+        "enable": true,
+        "opc": options.io.map(HistogramIo::name),
+        "granularity": options.granularity,
+        "min_nsec": options.min_ns,
+        "max_nsec": options.max_ns,
+    });
+    Some(Recipe::new("bdev_enable_histogram", params))
 }
 
 fn enable_histogram(service: &Service, params: EnableHistogram) -> Result<bool, Error> {

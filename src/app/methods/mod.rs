@@ -3,7 +3,10 @@
 
 mod bdev;
 mod cache;
+mod cache_check;
 mod cache_load;
+mod cache_mode;
+mod cache_resize;
 mod cache_stats;
 mod config;
 mod examine;
@@ -20,14 +23,15 @@ mod qos;
 mod reactor;
 mod scheduler;
 mod service;
+mod sizes;
 mod sock;
 mod targets;
 mod threads;
 mod trace;
 mod vhost;
 
-use super::bdevs::{Kind, no_such_device};
-use super::config::Object;
+use super::bdevs::{Entry, Kind, no_such_device};
+use super::config::{Object, Recipe};
 use super::service::Service;
 
 pub(super) use files::uring_recipe;
@@ -53,12 +57,16 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     qos::register(registry);
     files::register(registry);
     filters::register(registry);
+    sizes::register(registry);
     registry.section("Persistent memory and pools", "");
     pmem::register(registry);
     pool::register(registry);
     registry.section("Caches", "");
     cache::register(registry);
     cache_load::register(registry);
+    cache_resize::register(registry);
+    cache_check::register(registry);
+    cache_mode::register(registry);
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
@@ -77,6 +85,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
 struct Name {
     /// Which one.
     name: String,
+}
+
+/// The calls that set again what was set of a bdev, since it was made.
+pub(super) fn settings(entry: &Entry) -> Vec<Recipe> {
+    let all = [qos::setting(entry), iostat::setting(entry)];
+    all.into_iter().flatten().collect()
 }
 
 /// Deletes a bdev if `is_kind` of it. One that the service waits for is not waited for any more.

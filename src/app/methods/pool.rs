@@ -3,9 +3,8 @@
 use super::{Name, uuid_or_new};
 use crate::app::caches::{self, PoolEntry};
 use crate::app::service::Service;
-use crate::cache::PoolFormat;
+use crate::cache::{Pool, PoolFormat};
 use rpc::{Error, Registry};
-use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -20,9 +19,9 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     );
     registry.method("pool_load", load).about(
         "Loads the pool on a pmem bdev; its caches are loaded by `bdev_pmcache_load`. A \
-             pool that is loaded is answered as loaded.",
+             pool that is loaded in this mode is answered as loaded.",
         "`name`, `uuid`, `caches` (names). −2 without a pool, −117, −17 if a pool of that \
-             name is loaded, −16 if the operating system keeps pages of an `msync` medium in \
+             name is loaded, −16 if it is loaded in another mode, or if the operating system keeps pages of an `msync` medium in \
              memory: somebody else has it open.",
     );
     registry
@@ -32,8 +31,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         "All pools, or one.",
         "A list of `name`, `uuid`, `bdev_name`, `segment_size`, `segments` {`total`, \
              `free` (of no cache; bad ones among them are not given out)}, `caches` (names), \
-             `state`: `loaded`, or `failed`: a barrier of its medium has failed, and all its \
-             caches are read-only.",
+             `state`: `loaded`, `read_only` (loaded so), or `failed`: a barrier of its medium has \
+             failed, and all its caches are read-only.",
     );
 }
 
@@ -83,13 +82,14 @@ fn create(service: &Service, params: Create) -> Result<Value, Error> {
     }))
 }
 
-/// `pool_load`: the pool on the pmem bdev `bdev_name`. `mode`: only `auto` so far.
+/// `pool_load`: the pool on the pmem bdev `bdev_name`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Load {
     /// A pmem bdev.
     bdev_name: String,
-    /// `read_only` and `salvage` are refused with −95.
+    /// `read_only` and `salvage`: nothing on the medium and in the staging file is changed, and its caches
+    /// are loaded with `salvage`.
     #[serde(default)]
     mode: LoadMode,
 }
@@ -104,10 +104,8 @@ enum LoadMode {
 }
 
 fn load(service: &Service, params: Load) -> Result<Value, Error> {
-    if params.mode != LoadMode::Auto {
-        return Err(Error::errno(Errno::OPNOTSUPP.raw_os_error()));
-    }
-    let entry = caches::load_pool(service, &params.bdev_name)?;
+    let read_only = params.mode != LoadMode::Auto;
+    let entry = caches::load_pool(service, &params.bdev_name, read_only)?;
     Ok(json!({
         "name": entry.pool.name(),
         "uuid": Uuid::from_bytes(entry.pool.uuid()),
@@ -118,6 +116,16 @@ fn load(service: &Service, params: Load) -> Result<Value, Error> {
 fn unload(service: &Service, params: Name) -> Result<bool, Error> {
     caches::unload_pool(service, &params.name)?;
     Ok(true)
+}
+
+fn state(pool: &Pool) -> &'static str {
+    if pool.has_failed() {
+        "failed"
+    } else if pool.is_read_only() {
+        "read_only"
+    } else {
+        "loaded"
+    }
 }
 
 /// `pool_get`: all, or the one of that name.
@@ -142,7 +150,7 @@ fn get(service: &Service, params: Get) -> Result<Value, Error> {
             "segment_size": geometry.segment_bytes,
             "segments": {"total": geometry.segments, "free": entry.pool.free_segments()},
             "caches": names(entry),
-            "state": if entry.pool.has_failed() { "failed" } else { "loaded" },
+            "state": state(&entry.pool),
         })
     });
     Ok(Value::Array(shown.collect()))

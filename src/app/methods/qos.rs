@@ -1,5 +1,7 @@
 //! Rate limits of bdevs.
 
+use crate::app::bdevs::Entry;
+use crate::app::config::Recipe;
 use crate::app::service::Service;
 use crate::bdev::RateLimits;
 use rpc::{Error, Registry};
@@ -62,6 +64,22 @@ fn set_qos_limit(service: &Service, params: SetQosLimit) -> Result<bool, Error> 
         handle.ring();
     }
     Ok(true)
+}
+
+/// The call that sets the limits of a bdev again; nothing without limits.
+pub(super) fn setting(entry: &Entry) -> Option<Recipe> {
+    let limits = entry.meter.limits();
+    if limits == RateLimits::default() {
+        return None;
+    }
+    let params = json!({
+        "name": entry.bdev.info().name,
+        "rw_ios_per_sec": limits.rw_ios_per_sec,
+        "rw_mbytes_per_sec": limits.rw_mbytes_per_sec,
+        "r_mbytes_per_sec": limits.r_mbytes_per_sec,
+        "w_mbytes_per_sec": limits.w_mbytes_per_sec,
+    });
+    Some(Recipe::new("bdev_set_qos_limit", params))
 }
 
 /// The limits as `bdev_get_bdevs` shows them.

@@ -2,7 +2,7 @@
 
 use super::reactor::TICK_RATE;
 use crate::app::service::Service;
-use reactors::{CallError, CoreSet, PollerStats, ReactorInfo, ReactorKind};
+use reactors::{CallError, CoreSet, PollerStats, ReactorId, ReactorInfo, ReactorKind};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -29,6 +29,10 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         "`{tick_rate, threads: [{name, id, active_pollers, timed_pollers, paused_pollers}]}`, a poller \
          being `{name, id, state, run_count, busy_count}`, a timed one with `period_ticks`. No poller is \
          ever paused. −110 if a reactor does not answer.",
+    );
+    registry.plain("thread_get_io_channels", get_io_channels).about(
+        "The channels to bdevs that each thread has open: a client's, a cache's, another bdev's.",
+        "`{tick_rate, threads: [{name, io_channels: [{name, ref}]}]}`: the bdev, and how many.",
     );
     registry
         .method("thread_set_cpumask", set_cpumask)
@@ -128,6 +132,25 @@ fn get_pollers(service: &Service) -> Result<Value, Error> {
         }));
     }
     Ok(json!({"tick_rate": TICK_RATE, "threads": threads}))
+}
+
+fn get_io_channels(service: &Service) -> Result<Value, Error> {
+    let open: Vec<(ReactorId, Value)> = service
+        .bdevs
+        .list()
+        .iter()
+        .flat_map(|entry| {
+            let name = entry.bdev.info().name.clone();
+            let channels = entry.meter.channels_open().into_iter();
+            channels.map(move |(reactor, count)| (reactor, json!({"name": name, "ref": count})))
+        })
+        .collect();
+    let threads = service.reactors().infos().iter().map(|info| {
+        let own = open.iter().filter(|(id, _)| *id == info.handle.id());
+        let channels: Value = own.map(|(_, shown)| shown.clone()).collect();
+        json!({"name": info.name, "io_channels": channels})
+    });
+    Ok(json!({"tick_rate": TICK_RATE, "threads": threads.collect::<Value>()}))
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

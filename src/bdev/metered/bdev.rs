@@ -34,6 +34,12 @@ impl MeteredBdev {
         self.meter.figures(reset)
     }
 
+    /// How many channels every reactor has open, of those that have some.
+    #[must_use]
+    pub fn channels_open(&self) -> Vec<(ReactorId, u64)> {
+        self.meter.channels_open()
+    }
+
     /// The rate limits.
     #[must_use]
     pub fn limits(&self) -> RateLimits {

@@ -236,6 +236,10 @@ impl Channel for MeteredChannel {
 impl Drop for MeteredChannel {
     fn drop(&mut self) {
         self.meter.channels.fetch_sub(1, Ordering::Relaxed);
+        // A channel ends on its own reactor.
+        if let Some(counters) = self.counters() {
+            counters.closed.add(1);
+        }
     }
 }
 

@@ -102,8 +102,10 @@ pub(super) struct ReactorCounters {
     pub(super) submitted: Counter,
     /// … and got back.
     pub(super) ended: Counter,
-    /// Channels ever opened.
+    /// Channels ever opened …
     pub(super) opened: Counter,
+    /// … and closed again.
+    pub(super) closed: Counter,
 }
 
 impl ReactorCounters {

@@ -123,6 +123,17 @@ impl Meter {
         submitted.saturating_sub(ended)
     }
 
+    /// How many channels every reactor has open, of those that have some.
+    pub(super) fn channels_open(&self) -> Vec<(ReactorId, u64)> {
+        let places = (0..).map(ReactorId).zip(&self.reactors);
+        let open = places.map(|(id, place)| {
+            // What closed first: one that comes in between is not taken for one too few.
+            let closed = place.closed.get();
+            (id, place.opened.get().saturating_sub(closed))
+        });
+        open.filter(|(_, count)| *count > 0).collect()
+    }
+
     /// The figures of every reactor that has ever opened a channel, since the last reset.
     pub(super) fn figures(&self, reset: ResetFigures) -> Vec<(ReactorId, IoFigures)> {
         let era = self.watched.era.load(Ordering::Acquire);

@@ -4,6 +4,7 @@ use super::device::Device;
 use super::hub::{Hub, Replies};
 use super::job::{Job, Next};
 use crate::bdev::inline::{take_all, wake_for};
+use crate::bdev::live_info::Gate;
 use crate::bdev::{Channel, Completion, IoStatus, Request};
 use reactors::{Cx, Wake};
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct UringChannel {
     device: Arc<Device>,
+    gate: Gate,
     hub: Rc<Hub>,
     replies: Rc<Replies>,
     ready: Vec<Completion>,
@@ -22,6 +24,7 @@ pub(super) struct UringChannel {
 impl UringChannel {
     pub(super) fn new(device: Arc<Device>, hub: Rc<Hub>) -> Self {
         Self {
+            gate: Gate::new(&device.info),
             device,
             hub,
             replies: Rc::default(),
@@ -39,7 +42,7 @@ impl UringChannel {
 
 impl Channel for UringChannel {
     fn submit(&mut self, _cx: &Cx, request: Request) {
-        let next = match self.device.info.admit(&request) {
+        let next = match self.gate.admit(&request) {
             Ok(()) => Job::start(&self.device, request, &mut self.hub.pool()),
             Err(status) => Next::Done(request.complete(status)),
         };

@@ -3,6 +3,7 @@
 use super::channel::UringChannel;
 use super::file::BackingFile;
 use super::hub::Hub;
+use crate::bdev::live_info::LiveInfo;
 use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, IoStatus, Request, check_name};
 use reactors::Cx;
 use rustix::io::Errno;
@@ -77,7 +78,7 @@ impl UringBdev {
     pub fn open(config: UringConfig) -> Result<Self, BdevError> {
         check_name(&config.name)?;
         let file = BackingFile::open(&config)?;
-        let info = Arc::new(BdevInfo {
+        let info = LiveInfo::new(BdevInfo {
             name: config.name,
             product_name: match config.kind {
                 UringKind::Uring => "URING bdev",
@@ -94,7 +95,9 @@ impl UringBdev {
             punches_holes: AtomicBool::new(file.supports.discard),
             zeroes_ranges: AtomicBool::new(true),
             errors: AtomicU64::new(0),
-            info,
+            block_size: file.block_size,
+            name: info.get().name.clone(),
+            info: Arc::new(info),
             file,
         });
         Ok(Self {
@@ -121,6 +124,19 @@ impl UringBdev {
         self.device.file.is_block_device
     }
 
+    /// The size that the file or device has now, in whole blocks; for a control thread.
+    ///
+    /// # Errors
+    /// [`BdevError::Os`] for what the system refuses.
+    pub fn blocks_now(&self) -> Result<u64, BdevError> {
+        self.device.file.count_blocks(&self.path)
+    }
+
+    /// Takes it to have so many blocks, for requests to come.
+    pub fn set_blocks(&self, blocks: u64) {
+        self.device.info.set_blocks(blocks);
+    }
+
     /// How many I/Os have failed in the kernel.
     #[must_use]
     pub fn errors(&self) -> u64 {
@@ -130,12 +146,12 @@ impl UringBdev {
 
 impl Bdev for UringBdev {
     fn info(&self) -> Arc<BdevInfo> {
-        self.device.info.clone()
+        self.device.info.get()
     }
 
     fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         let hub = Hub::attach(cx).map_err(|source| BdevError::Os {
-            what: format!("setting up io_uring for {}", self.device.info.name),
+            what: format!("setting up io_uring for {}", self.device.name),
             source,
         })?;
         Ok(Box::new(UringChannel::new(self.device.clone(), hub)))
@@ -145,7 +161,9 @@ impl Bdev for UringBdev {
 /// What all channels of a bdev share.
 #[derive(Debug)]
 pub(super) struct Device {
-    pub(super) info: Arc<BdevInfo>,
+    pub(super) info: Arc<LiveInfo>,
+    pub(super) block_size: u32,
+    name: String,
     pub(super) file: BackingFile,
     /// Cleared when the kernel says that it can't.
     pub(super) punches_holes: AtomicBool,
@@ -160,7 +178,7 @@ impl Device {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             tracing::warn!(
-                bdev = %self.info.name,
+                bdev = %self.name,
                 op = ?request.op,
                 range = %request.range,
                 errno = errno.raw_os_error(),

@@ -102,6 +102,18 @@ impl BackingFile {
     }
 }
 
+impl BackingFile {
+    /// The blocks that it has now.
+    ///
+    /// # Errors
+    /// [`BdevError::Os`]
+    pub(super) fn count_blocks(&self, path: &Path) -> Result<u64, BdevError> {
+        let bytes = rustix::fs::seek(&self.fd, SeekFrom::End(0));
+        let bytes = bytes.map_err(|e| os("sizing", path, e))?;
+        Ok(bytes / u64::from(self.block_size))
+    }
+}
+
 fn find_sysfs(stat: &Stat) -> Option<BlockSysfs> {
     let (major, minor) = (
         rustix::fs::major(stat.st_rdev),

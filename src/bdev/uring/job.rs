@@ -146,7 +146,7 @@ impl Job {
             Step::Read | Step::Write { .. } | Step::Fill => {
                 let before = self.done;
                 // Direct I/O can go on at a block's start only.
-                let block = u64::from(self.device.info.block_size);
+                let block = u64::from(self.device.block_size);
                 self.done = (before + u64::from(count)) / block * block;
                 if self.done <= before {
                     // The file has become shorter, or the device ends early.

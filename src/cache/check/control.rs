@@ -10,8 +10,8 @@ use crate::cache::log_reader::{Incarnations, LogView};
 use crate::cache::plausible::check_incarnation;
 use crate::cache::shared::LogPos;
 use crate::media::{
-    BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart, SlotBody,
-    SlotKind, Tail, WindowEnd,
+    BackingFlush, BackingSample, Boot, CacheEntry, CleanStop, DurableMark, Incarnation, LogStart,
+    SlotBody, SlotKind, Tail, WindowEnd,
 };
 use uuid::Uuid;
 
@@ -43,6 +43,7 @@ pub(super) fn cache_of(entry: &CacheEntry) -> CacheCheck {
         stopped_clean: None,
         durable_sequence: None,
         between_boundaries: None,
+        backing_flush_failed: None,
         key_tail: None,
         dirty_tail: None,
         log: None,
@@ -76,6 +77,9 @@ fn options_of(entry: &CacheEntry) -> OptionsCheck {
         dirty_low_percent: entry.dirty_low_percent.get(),
         dirty_high_percent: entry.dirty_high_percent.get(),
         no_space_timeout_s: entry.no_space_timeout_s.get(),
+        seq_cutoff_policy: word(entry.seq_cutoff_policy.get(), &["never", "full", "always"]),
+        seq_cutoff_kib: entry.seq_cutoff_kib.get(),
+        admission: entry.admission.get(),
     }
 }
 
@@ -216,6 +220,9 @@ pub(super) fn read_control(
     let lost = "whether staged keys are of this boot: the cache can't be loaded";
     let (place, slot) = (CacheItem::Boot, SlotKind::Boot);
     let _: Option<Boot> = item(view, findings, place, slot, "boot id", lost);
+    let lost = "whether the backing has lost what it had acknowledged: the cache can't be loaded";
+    let (place, slot) = (CacheItem::BackingFlush, SlotKind::BackingFlush);
+    let flush: Option<BackingFlush> = item(view, findings, place, slot, "backing flush", lost);
 
     if let Some(clean) = clean.filter(|clean| clean.clean.get() == 1 && clean.sampled.get() == 1) {
         check_samples(view, &clean, findings);
@@ -227,6 +234,7 @@ pub(super) fn read_control(
     cache.first_sequence = incarnation.map(|i| i.first_sequence.get());
     cache.stopped_clean = clean.map(|clean| clean.clean.get() == 1);
     cache.durable_sequence = mark.map(|mark| mark.sequence.get());
+    cache.backing_flush_failed = flush.map(|flush| flush.failed.get() == 1);
     cache.between_boundaries = window
         .zip(dirty_tail)
         .map(|(window, (dirty, _))| window.sequence.get() > dirty.sequence);
@@ -257,7 +265,7 @@ pub(super) fn read_control(
 /// The STARTs of all segments of the cache. A bad one counts only where the log goes through its
 /// segment, which the walk sees.
 pub(super) fn check_starts(view: &LogView, findings: &mut Findings) {
-    for &id in view.segments.ids() {
+    for (_, id) in view.segments.iter() {
         let at = view.geometry.segment_start(id) + SegmentItem::LogStart as u64;
         let pair = SlotPair::<LogStart>::read(&*view.pmem, at, SlotKind::LogStart);
         let odd = match pair {

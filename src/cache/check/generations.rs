@@ -26,7 +26,7 @@ fn learn_from(view: &LogView, control: &ControlCheck, from: LogPos, found: &mut 
         return;
     };
     let mut hops = 0;
-    while hops <= view.segments.len() {
+    while hops <= view.segments.places() {
         match reader.next(view, &control.incarnations) {
             // What this does not explain, the walk that follows names.
             Ok(Entry::Kset(kset)) => _ = found.learn(view, kset.keys),
@@ -43,10 +43,10 @@ pub(super) fn learn(
     generations: &mut [Option<u64>],
     findings: &mut Findings,
 ) {
-    let segments = 0..generations.len();
-    let doubtful: Vec<bool> = segments
-        .map(|segment| is_doubtful(view, SegIx::of(segment)))
-        .collect();
+    let mut doubtful = vec![false; generations.len()];
+    for (segment, _) in view.segments.iter() {
+        doubtful[segment.index()] = is_doubtful(view, segment);
+    }
     if !doubtful.contains(&true) {
         return;
     }

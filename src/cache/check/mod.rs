@@ -87,7 +87,7 @@ fn check_contents(
     }
     findings.geometry = Some(geometry);
     let infos = check_infos(&**pmem, &geometry, findings);
-    let owned = |info: &&SegmentInfo| entries.iter().any(|entry| entry.uuid == info.cache);
+    let owned = |info: &&SegmentInfo| entries.iter().any(|entry| info.is_of(entry));
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     pool.segments_free = count(infos.len() - infos.iter().filter(owned).count());
     pool.segments_bad = count(infos.iter().filter(|i| i.is_bad()).count());
@@ -177,12 +177,10 @@ fn check_cache(
             return;
         }
     };
-    let mut generations: Vec<Option<u64>> = view
-        .segments
-        .ids()
-        .iter()
-        .map(|&id| check_generation(&**pmem, geometry, id, findings))
-        .collect();
+    let mut generations = vec![None; view.segments.places()];
+    for (segment, id) in view.segments.iter() {
+        generations[segment.index()] = check_generation(&**pmem, geometry, id, findings);
+    }
     control::check_starts(&view, findings);
     let control = read_control(&view, cache, findings);
     if let Some(control) = control {

@@ -83,6 +83,8 @@ pub struct CacheCheck {
     pub durable_sequence: Option<u64>,
     /// Whether writeback was in a window that spans epochs.
     pub between_boundaries: Option<bool>,
+    /// A flush of it failed behind writes that had bypassed the cache.
+    pub backing_flush_failed: Option<bool>,
     /// Where replay begins.
     pub key_tail: Option<TailCheck>,
     /// Where writeback begins.
@@ -124,6 +126,12 @@ pub struct OptionsCheck {
     pub dirty_high_percent: u32,
     /// 0 for never.
     pub no_space_timeout_s: u32,
+    /// never, full or always.
+    pub seq_cutoff_policy: &'static str,
+    /// A stream longer than this is cut off.
+    pub seq_cutoff_kib: u32,
+    /// On which miss a block is kept.
+    pub admission: u32,
 }
 
 /// A place in the log.

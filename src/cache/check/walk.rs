@@ -67,7 +67,7 @@ impl<'a> Walk<'a> {
                 end_sequence: control.key_tail.sequence,
                 ..LogFigures::default()
             },
-            references: vec![References::default(); view.segments.len()],
+            references: vec![References::default(); view.segments.places()],
             bad: BadData::default(),
             dirty_tail_seen: false,
         };
@@ -120,7 +120,7 @@ impl<'a> Walk<'a> {
                     self.figures.lasts += 1;
                     let segment = self.pool_segment(&reader.pos);
                     self.figures.segments.push(segment);
-                    if self.figures.segments.len() > self.view.segments.len() {
+                    if self.figures.segments.len() > self.view.segments.places() {
                         reader.return_to(before);
                         let next = segment;
                         let damage = self.view.damaged(&before.0, LogDamage::Last { next });
@@ -371,11 +371,12 @@ impl<'a> Walk<'a> {
         let data = self.references.iter().zip(&is_log);
         let data = data.filter(|(r, log)| r.all > 0 && !**log).count();
         let log = is_log.iter().filter(|log| **log).count();
+        let total = self.view.segments.count();
         SegmentFigures {
-            total: count(is_log.len()),
+            total: count(total),
             log: count(log),
             data: count(data),
-            unreferenced: count(is_log.len() - log - data),
+            unreferenced: count(total.saturating_sub(log + data)),
             references: self.references.iter().map(|r| r.all).sum(),
         }
     }

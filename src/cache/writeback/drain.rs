@@ -13,7 +13,8 @@ impl Writeback {
             return false;
         }
         if !matches!(self.state, State::Rested) {
-            let barrier = matches!(self.state, State::Mark(_) | State::Tail(_) | State::Note(_));
+            let barrier = matches!(self.state, State::Mark(_) | State::Tail(_) | State::Note(_))
+                || (self.seed.flush_note.is_storing() && !matches!(self.state, State::Halted));
             if barrier || self.in_flight > 0 {
                 return false;
             }
@@ -26,7 +27,9 @@ impl Writeback {
                 == DRAIN_FREE
             {
                 shared.maintenance.drain.store(DRAIN_FREE, Ordering::SeqCst);
-                self.seed.pool.note_unloaded(shared.uuid);
+                if shared.bypassed.leave_gate() {
+                    self.seed.pool.note_unloaded(shared.uuid);
+                }
             }
         }
         if shared.maintenance.drain.load(Ordering::SeqCst) == DRAIN_FREE

@@ -10,7 +10,7 @@ use zerocopy::little_endian::U64;
 
 impl Writeback {
     /// What writeback notes on the medium can't be stored there, or not durably: final.
-    fn medium_failed(&mut self, error: PmemError) {
+    pub(super) fn medium_failed(&mut self, error: PmemError) {
         self.shared().fail(&error);
         self.halt(&error.into());
     }

@@ -39,7 +39,7 @@ impl Writeback {
     /// The highest sequence that may be written back now.
     pub(super) fn limit(&self, now: Nanos) -> u64 {
         let delay = self.shared().options.writeback_delay_ns();
-        if delay == 0 || self.is_pressed() {
+        if delay == 0 || self.is_pressed() || self.shared().is_tail_wanted() {
             return self.shared().durable.mark();
         }
         self.lag.older_than(now, delay)

@@ -134,6 +134,8 @@ fn a_failing_call_unmakes_what_was_made_in_reverse() {
         "bdev",
         &[
             &[null_bdev("a"), ("any", json!(null))],
+            // Gone with what it is about.
+            &[("any", json!({"name": "a"}))],
             &[("pool_load", json!({"bdev_name": "pmem"}))],
             &[("pool_load", json!({"bdev_name": "old_pmem"}))],
             &[("late", json!(null))],
@@ -142,10 +144,10 @@ fn a_failing_call_unmakes_what_was_made_in_reverse() {
     );
     let said = load(&mut fake, file).unwrap_err();
     let undone = ["late", "pool_unload p", "bdev_null_delete a"];
-    assert_eq!(fake.calls[4..], undone);
+    assert_eq!(fake.calls[5..], undone);
     assert_eq!(
         said.to_string(),
-        "subsystem bdev, entry 4, late: No such device (-19); unmade again: pool 'p', bdev 'a'; \
+        "subsystem bdev, entry 5, late: No such device (-19); unmade again: pool 'p', bdev 'a'; \
          stays as it is: any"
     );
     assert!(fake.forgotten);

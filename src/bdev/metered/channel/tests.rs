@@ -52,8 +52,13 @@ fn each_reactor_has_its_own_and_totals_outlive_channels() {
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::default());
     let mut rigs = [0, 1].map(|id| Rig::numbered(id, clock.clone()));
     assert!(bdev.figures(ResetFigures::Nothing).is_empty());
-    for (rig, count) in rigs.iter_mut().zip([1, 2]) {
+    for ((rig, count), place) in rigs.iter_mut().zip([1, 2]).zip(0..) {
         let mut channel = rig.open(&bdev);
+        let other = rig.open(&bdev);
+        let id = reactors::ReactorId(place);
+        assert_eq!(bdev.channels_open(), [(id, 2)]);
+        drop(other);
+        assert_eq!(bdev.channels_open(), [(id, 1)]);
         for _ in 0..count {
             rig.run(&mut *channel, read(0, 512));
         }
