@@ -125,6 +125,16 @@ fn a_killed_service_loses_no_request_and_does_none_twice() {
 }
 
 #[test]
+fn a_ring_is_called_when_it_starts() {
+    let service = Service::start();
+    let socket = slow_disk(&service);
+    let mut guest = Guest::new();
+    guest.connect(&socket);
+    // Nothing was asked: a dead predecessor may have answered, and not called.
+    guest.wait_call();
+}
+
+#[test]
 fn a_front_end_that_comes_back_finds_all_its_requests_answered() {
     let service = Service::start();
     let socket = slow_disk(&service);
