@@ -1,4 +1,4 @@
-//! Caches that are resized through RPC.
+//! Caches that are resized, checked, and counted anew through RPC.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,8 +7,10 @@
 )]
 
 mod common;
+mod nbd_old;
 
 use common::Service;
+use nbd_old::OldClient;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -106,4 +108,41 @@ fn a_cache_is_checked_while_it_serves() {
         let method = format!("bdev_pmcache_check_{method}");
         assert_eq!(service.refused(&method, json!({"name": "c9"})).0, -19);
     }
+}
+
+#[test]
+fn statistics_are_begun_anew() {
+    let service = Service::start();
+    set_up(&service);
+    let address = format!("unix:{}", service.data("nbd.sock").display());
+    service.call("nbd_server_start", json!({"address": address}));
+    service.call("nbd_export_add", json!({"bdev_name": "c0"}));
+    let mut client = OldClient::connect(&service.data("nbd.sock"), "c0");
+    let stats = |params: Value| service.call("bdev_pmcache_get_stats", params);
+    let writes = |stats: &Value| stats["requests"]["wr_total"]["count"].as_u64().unwrap();
+    let name = json!({"name": "c0"});
+    // One in 16 that end at once is timed.
+    for _ in 0..64 {
+        client.write(0, &[1; 4096]);
+    }
+    let before = stats(name.clone());
+    assert_eq!(writes(&before), 64);
+    assert!(before["latency"]["write"].is_object(), "{before}");
+    assert_eq!(service.call("bdev_pmcache_reset_stats", name.clone()), true);
+    let after = stats(json!({"name": "c0", "per_lane": true}));
+    assert_eq!(writes(&after), 0);
+    assert_eq!(after["latency"], json!({}));
+    assert_eq!(after["lanes"][0]["write_bytes"], 0);
+    let occupied = |stats: &Value| stats["usage"]["occupancy"].clone();
+    assert_eq!(occupied(&after), occupied(&before), "what there is stays");
+    client.write(4096, &[1; 4096]);
+    assert_eq!(
+        writes(&stats(json!({"name": "c0", "reset_mode": "all"}))),
+        1
+    );
+    assert_eq!(writes(&stats(name)), 0);
+    let missing = service.refused("bdev_pmcache_reset_stats", json!({"name": "c9"}));
+    assert_eq!(missing.0, -19);
+    let odd = json!({"name": "c0", "reset_mode": "some"});
+    assert_eq!(service.refused("bdev_pmcache_get_stats", odd).0, -32602);
 }

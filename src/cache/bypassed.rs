@@ -88,7 +88,9 @@ impl Bypassed {
         if is_ok && !self.has_failed() {
             self.flushed.fetch_max(covered, Ordering::SeqCst);
         }
-        let owed = covered > self.flushed.load(Ordering::SeqCst);
+        // Also what ended while it was under way, or is about to: it came too late to be covered, and
+        // early enough to be lost.
+        let owed = self.owes_flush() || self.under_way.load(Ordering::SeqCst) > 0;
         if !is_ok && owed && !fault::injected(Fault::FailedBypassFlushForgotten) {
             self.failed.store(true, Ordering::SeqCst);
         }

@@ -13,6 +13,7 @@ use super::scrub::ScrubBoard;
 use super::shared::{DRAIN_RESTED, Shared};
 use super::slow_io::SlowIo;
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
+use super::stats_base::Counted;
 use super::stop::{CleanEnd, Shutdown, Stop};
 use super::writeback::{Writeback, WritebackPoller, WritebackSeed};
 use crate::bdev::{Bdev, BdevError, BdevInfo, Channel, Supports};
@@ -105,6 +106,8 @@ pub struct Cache {
     /// Taken behind `shutdown`, as the next one.
     pub(super) resizing: RwLock<Resizing>,
     pub(super) scrub: RwLock<Option<Arc<ScrubBoard>>>,
+    /// What had been counted when an operator began the figures anew.
+    pub(super) stats_base: RwLock<Option<Counted>>,
     pub(super) started: Arc<Started>,
     /// Parts that run …
     pub(super) expected: u32,
@@ -270,6 +273,7 @@ impl Cache {
             shutdown: RwLock::new(Shutdown::new(start.end)),
             resizing: RwLock::default(),
             scrub: RwLock::default(),
+            stats_base: RwLock::default(),
             started,
             expected,
             groups,

@@ -23,6 +23,12 @@ macro_rules! counters {
             /// Adds another lane's figures.
             pub fn add(&mut self, other: &Self) { $(self.$field += other.$field;)* }
 
+            /// What was counted after `earlier`, figures of the same owner.
+            #[must_use]
+            pub fn since(&self, earlier: &Self) -> Self {
+                Self { $($field: self.$field.saturating_sub(earlier.$field)),* }
+            }
+
             /// Names and values, in order.
             #[must_use]
             pub fn fields(&self) -> Vec<(&'static str, u64)> {

@@ -1,8 +1,9 @@
 //! Statistics of caches, in the groups that SPDK's OCF users know, and more.
 
+use super::Name;
 use crate::app::caches;
 use crate::app::service::Service;
-use crate::cache::{Cache, LaneFigures};
+use crate::cache::{Cache, LaneFigures, LatencyFigures};
 use rpc::{Error, Registry};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -47,8 +48,13 @@ const GET_SLOW_IOS_RESULT: &str = "A list; −19 without such a cache. Of each r
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
     registry.method("bdev_pmcache_get_stats", get_stats).about(
-        "Counters since the load. A request that spans lanes counts in each.",
+        "Counters since the load, or since they were reset. A request that spans lanes counts in each.",
         GET_STATS_RESULT,
+    );
+    registry.method("bdev_pmcache_reset_stats", reset_stats).about(
+        "Lets `bdev_pmcache_get_stats` count from here on: requests, blocks, errors, log, writeback, GC and \
+             latencies. What there is (`usage`, `segments`, `bad_bytes`) and the load's figures stay.",
+        "True. −19.",
     );
     registry
         .method("bdev_pmcache_get_slow_ios", get_slow_ios)
@@ -70,6 +76,22 @@ struct GetStats {
     /// Also each lane's counters.
     #[serde(default)]
     per_lane: bool,
+    /// `all`: as `bdev_pmcache_reset_stats`, once they are told; `none` if not given.
+    #[serde(default)]
+    reset_mode: ResetMode,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ResetMode {
+    All,
+    #[default]
+    None,
+}
+
+fn reset_stats(service: &Service, params: Name) -> Result<bool, Error> {
+    caches::find(service, &params.name)?.reset_stats();
+    Ok(true)
 }
 
 /// `count` and its share of `whole`, as SPDK's OCF module writes it.
@@ -136,9 +158,9 @@ fn usage(cache: &Cache) -> Value {
 }
 
 /// Nanoseconds by operation and stage; what never happened is left out.
-fn latency(cache: &Cache) -> Value {
+fn latency(latencies: &[LatencyFigures]) -> Value {
     let mut ops: BTreeMap<&str, BTreeMap<&str, Value>> = BTreeMap::new();
-    for found in cache.latencies() {
+    for found in latencies {
         let shown = json!({
             "count": found.count,
             "p50_ns": found.p50_ns,
@@ -191,8 +213,8 @@ fn get_slow_ios(service: &Service, params: GetSlowIos) -> Result<Vec<Value>, Err
 
 fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
     let cache = caches::find(service, &params.name)?;
-    let figures = cache.figures();
-    let (writeback, gc) = (cache.writeback_figures(), cache.gc_figures());
+    let found = cache.stats(params.reset_mode == ResetMode::All);
+    let (figures, writeback, gc) = (found.sum, found.writeback, found.gc);
     let replay = cache.replay_report();
     let status = cache.status();
     let ksets = figures.closed_full
@@ -230,7 +252,7 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
         },
         "writeback": fields(writeback.fields()),
         "gc": fields(gc.fields()),
-        "latency": latency(&cache),
+        "latency": latency(&found.latencies),
         "replay": {
             "ksets": replay.ksets,
             "keys": replay.keys,
@@ -251,8 +273,8 @@ fn get_stats(service: &Service, params: GetStats) -> Result<Value, Error> {
     if params.per_lane
         && let Some(stats) = stats.as_object_mut()
     {
-        let lanes = cache
-            .lane_figures()
+        let lanes = found
+            .lanes
             .iter()
             .map(|lane| fields(lane.fields()))
             .collect();
