@@ -138,7 +138,11 @@ fn exports() -> Calls {
         json!({"bdev_name": "above", "name": "c2"}),
         json!({"bdev_name": "Malloc0", "read_only": true}),
     ];
-    let mut calls = vec![("nbd_server_start", server)];
+    let controller = json!({"ctrlr": "v0", "dev_name": "c1", "readonly": true, "cpumask": "0x1"});
+    let mut calls = vec![
+        ("nbd_server_start", server),
+        ("vhost_create_blk_controller", controller),
+    ];
     calls.extend(exports.map(|params| ("nbd_export_add", params)));
     calls
 }
@@ -187,7 +191,14 @@ fn outline(saved: &str, subsystem: &str) -> Vec<String> {
     let parts = saved["subsystems"].as_array().unwrap();
     let part = parts.iter().find(|part| part["subsystem"] == subsystem);
     let calls = part.unwrap()["config"].as_array().unwrap().iter();
-    let keys = ["name", "base_name", "bdev_name", "address", "policy"];
+    let keys = [
+        "name",
+        "base_name",
+        "bdev_name",
+        "ctrlr",
+        "address",
+        "policy",
+    ];
     calls
         .map(|call| {
             let name = keys.iter().find_map(|key| call["params"][key].as_str());
@@ -229,6 +240,8 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     let exports = ["Malloc0", "c0", "c2", "e1"].map(|name| format!("nbd_export_add {name}"));
     let server = "nbd_server_start unix:data/nbd.sock".to_owned();
     assert_eq!(outline(&before, "nbd"), [&exports[..], &[server]].concat());
+    let controller = "vhost_create_blk_controller v0";
+    assert_eq!(outline(&before, "vhost_blk"), [controller]);
     let idle = ["reactor_set_idle interrupt", "reactor_set_idle adaptive"];
     assert_eq!(outline(&before, "scheduler"), idle);
     assert_eq!(outline(&before, "keyring"), ["keyring_file_add_key k0"]);

@@ -420,12 +420,6 @@ fn what_is_there_in_name_only_says_so() {
             .0,
         -32603
     );
-    assert_eq!(
-        service
-            .refused("vhost_get_controllers", json!({"name": "x"}))
-            .0,
-        -19
-    );
 
     let found = service.call("sock_get_default_impl", Value::Null);
     assert_eq!(found, json!({"impl_name": "posix"}));

@@ -25,5 +25,6 @@ mod serve;
 mod service;
 mod shared;
 mod simulate;
+mod vhost;
 
 pub use cli::main;

@@ -56,6 +56,9 @@ pub(super) struct ServeArgs {
     /// Where open ksets survive the process: on tmpfs, kept over a restart of the service.
     #[arg(long, value_name = "DIR", default_value = RUN_DIR)]
     run_dir: PathBuf,
+    /// Where the sockets of vhost controllers go [default: the data directory].
+    #[arg(long, value_name = "DIR")]
+    vhost_dir: Option<PathBuf>,
     /// What data reactors do when idle.
     #[arg(long, value_enum, default_value_t = Idle::Adaptive)]
     idle: Idle,
@@ -90,6 +93,10 @@ impl ServeArgs {
             },
             data_dir: self.data_dir.clone(),
             run_dir: self.run_dir.clone(),
+            vhost_dir: self
+                .vhost_dir
+                .clone()
+                .unwrap_or_else(|| self.data_dir.clone()),
             wait_for_rpc: self.wait_for_rpc,
         }
     }

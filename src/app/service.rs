@@ -10,6 +10,7 @@ use super::nbd::Nbd;
 use super::notices::Notices;
 use super::observer::Observer;
 use super::shared::Shared;
+use super::vhost::Vhost;
 use reactors::{
     Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
     StartError,
@@ -35,6 +36,8 @@ pub(super) struct ServiceConfig {
     pub(super) data_dir: PathBuf,
     /// Where staging files go: on tmpfs.
     pub(super) run_dir: PathBuf,
+    /// Where the sockets of vhost controllers go.
+    pub(super) vhost_dir: PathBuf,
     /// Nothing runs before `framework_start_init`.
     pub(super) wait_for_rpc: bool,
 }
@@ -106,6 +109,8 @@ pub(super) struct Service {
     pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
+    /// The vhost controllers.
+    pub(super) vhost: Vhost,
     /// What has happened.
     pub(super) notices: Arc<Notices>,
     /// What was seen of bdevs and caches.
@@ -158,6 +163,7 @@ impl Service {
             bdevs: Arc::new(Bdevs::new(count, Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
+            vhost: Vhost::new(config.vhost_dir.clone()),
             notices,
             observer: Observer::default(),
             log,
@@ -293,6 +299,7 @@ impl Service {
     /// Stops serving and closes everything, what is above before what is below. Dropping the
     /// service then stops its reactors.
     pub(super) fn close(&self) {
+        self.vhost.stop_all(&self.bdevs);
         self.nbd.stop_all(&self.bdevs);
         caches::close_all(self);
         self.bdevs.clear();

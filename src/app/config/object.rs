@@ -15,6 +15,8 @@ pub(in crate::app) enum Object {
     PoolOn(String),
     /// A cache, by name, or by UUID if the call gave that alone.
     Cache(String),
+    /// A vhost controller.
+    VhostController(String),
     /// An NBD server, by address.
     NbdServer(String),
     /// An NBD export.
@@ -37,6 +39,7 @@ const BDEV_MAKERS: &[(&str, &str)] = &[
 
 const ERROR_CREATE: &str = "bdev_error_create";
 const ADD_KEY: &str = "keyring_file_add_key";
+const VHOST_CREATE: &str = "vhost_create_blk_controller";
 const POOL_LOAD: &str = "pool_load";
 const CACHE_LOAD: &str = "bdev_pmcache_load";
 
@@ -62,6 +65,7 @@ impl Object {
                 let name = call.text("name").or_else(|| call.text("uuid"));
                 Some(Self::Cache(name?))
             }
+            VHOST_CREATE => Some(Self::VhostController(call.text("ctrlr")?)),
             "nbd_server_start" => Some(Self::NbdServer(call.text("address")?)),
             "nbd_export_add" => {
                 let name = call.text("name").or_else(|| call.text("bdev_name"));
@@ -98,6 +102,7 @@ impl Object {
                 let mut caches = caches.iter();
                 caches.any(|cache| cache.name() == name || is_it(cache.uuid().to_string()))
             }
+            Self::VhostController(name) => !service.vhost.list(Some(name)).is_empty(),
             Self::NbdServer(address) => {
                 let servers = service.nbd.servers();
                 servers.iter().any(|s| s.address.to_string() == *address)
@@ -120,6 +125,7 @@ impl fmt::Display for Object {
             Self::Bdev(name) => write!(f, "bdev '{name}'"),
             Self::PoolOn(bdev) => write!(f, "pool on '{bdev}'"),
             Self::Cache(name) => write!(f, "pmcache '{name}'"),
+            Self::VhostController(name) => write!(f, "vhost controller '{name}'"),
             Self::NbdServer(address) => write!(f, "nbd server '{address}'"),
             Self::NbdExport(name) => write!(f, "nbd export '{name}'"),
             Self::Key(name) => write!(f, "key '{name}'"),
@@ -140,6 +146,11 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
         CACHE_LOAD => {
             let cache = Object::Cache(own_name.to_owned()).to_string();
             (cache, "bdev_pmcache_unload", named(own_name))
+        }
+        VHOST_CREATE => {
+            let controller = Object::of(call)?.to_string();
+            let params = json!({"ctrlr": call.text("ctrlr")?});
+            (controller, "vhost_delete_controller", params)
         }
         "nbd_server_start" => {
             let address = call.text("address")?;
@@ -243,6 +254,13 @@ mod tests {
                 json!({"name": "c"}),
                 "bdev_pmcache_unload",
                 json!({"name": "c"}),
+            ),
+            (
+                "vhost_create_blk_controller",
+                json!({"ctrlr": "v", "dev_name": "c"}),
+                json!(true),
+                "vhost_delete_controller",
+                json!({"ctrlr": "v"}),
             ),
             (
                 "nbd_server_start",

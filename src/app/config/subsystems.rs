@@ -50,7 +50,7 @@ const SUBSYSTEMS: &[Subsystem] = &[
         save: save::bdev,
         is_ours: true,
     },
-    // Listed so that SPDK's clients look into them; they hold nothing yet.
+    // Listed so that SPDK's clients look into it; it holds nothing yet.
     Subsystem {
         name: "nvmf",
         depends_on: &["bdev", "keyring", "sock", "iobuf"],
@@ -60,7 +60,7 @@ const SUBSYSTEMS: &[Subsystem] = &[
     Subsystem {
         name: "vhost_blk",
         depends_on: &["bdev"],
-        save: nothing,
+        save: vhost_blk,
         is_ours: false,
     },
     Subsystem {
@@ -103,6 +103,21 @@ fn keyring(service: &Service) -> Vec<Call> {
 /// Its setters take what is so anyway.
 fn nothing(_: &Service) -> Vec<Call> {
     Vec::new()
+}
+
+/// By name, so that it makes no difference which came up first.
+fn vhost_blk(service: &Service) -> Vec<Call> {
+    let saved = service.vhost.saved().into_iter();
+    let made =
+        saved.map(|(name, params)| (name, Call::new("vhost_create_blk_controller", &params)));
+    let mut controllers: Vec<_> = made.collect();
+    for (object, call) in service.unresolved.calls(service) {
+        if let Some(Object::VhostController(name)) = object {
+            controllers.push((name, call));
+        }
+    }
+    controllers.sort_by(|a, b| a.0.cmp(&b.0));
+    controllers.into_iter().map(|(_, call)| call).collect()
 }
 
 /// Exports come before servers: a client that finds a server again after a restart and asks for its

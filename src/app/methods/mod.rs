@@ -28,6 +28,7 @@ mod sock;
 mod targets;
 mod threads;
 mod trace;
+mod vhost;
 
 use super::bdevs::{Entry, Kind, no_such_device};
 use super::config::{Object, Recipe};
@@ -69,6 +70,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     cache_stats::register(registry);
     registry.section("NBD", "");
     nbd::register(registry);
+    vhost::register(registry);
     targets::register(registry);
     keyring::register(registry);
     sock::register(registry);

@@ -1,4 +1,4 @@
-//! What SPDK's clients ask of NVMe-oF and vhost when they start: there is nothing yet to tell of.
+//! What SPDK's clients ask of NVMe-oF when they start: there is nothing yet to tell of.
 
 use crate::app::bdevs::no_such_device;
 use crate::app::service::Service;
@@ -10,8 +10,8 @@ use serde_json::Value;
 /// Adds this file's methods.
 pub(super) fn register(registry: &mut Registry<Service>) {
     registry.section(
-        "NVMe-oF and vhost",
-        "Neither is offered by this version; clients that list what there is find nothing.",
+        "NVMe-oF",
+        "Not offered by this version; clients that list what there is find nothing.",
     );
     registry
         .method("nvmf_get_subsystems", get_subsystems)
@@ -30,12 +30,6 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .about(
             "The referrals of the discovery subsystem: none.",
             "`[]`. −32603 for another target than the default.",
-        );
-    registry
-        .method("vhost_get_controllers", get_controllers)
-        .about(
-            "The vhost controllers: none.",
-            "`[]`. −19 for one by its name.",
         );
 }
 
@@ -98,18 +92,4 @@ struct GetReferrals {
 fn get_referrals(_: &Service, params: GetReferrals) -> Result<[Value; 0], Error> {
     check_target(params.tgt_name.as_deref())?;
     Ok([])
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct GetControllers {
-    /// Only the one of this name.
-    name: Option<String>,
-}
-
-fn get_controllers(_: &Service, params: GetControllers) -> Result<[Value; 0], Error> {
-    match params.name {
-        None => Ok([]),
-        Some(_) => Err(no_such_device()),
-    }
 }

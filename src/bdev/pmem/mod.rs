@@ -21,3 +21,4 @@ pub use config::{PersistenceWish, PmemConfig, PmemDescription, PmemKind};
 pub use device::PmemBdev;
 pub use persist::{CopyKernel, FlushMethod};
 pub use read_only::ReadOnlyPmem;
+pub(crate) use sigbus::Guarded;

@@ -220,7 +220,7 @@ fn replace(start: usize, bytes: usize) -> bool {
 
 /// A mapping that is in the table.
 #[derive(Debug)]
-pub(super) struct Guarded {
+pub(crate) struct Guarded {
     marks: Arc<Marks>,
     slot: &'static Slot,
 }
@@ -237,7 +237,7 @@ impl Guarded {
     ///
     /// # Errors
     /// No memory for the bitmap, no room in the table (`ENFILE`), or what sigaction says.
-    pub(super) fn new(base: usize, bytes: usize, unit: usize) -> io::Result<Self> {
+    pub(crate) fn new(base: usize, bytes: usize, unit: usize) -> io::Result<Self> {
         install()?;
         let unit = if unit.is_power_of_two() {
             unit.max(system_page())
@@ -267,7 +267,7 @@ impl Guarded {
     ///
     /// # Errors
     /// [`PmemError::Poison`] with the first of them that are lost.
-    pub(super) fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
+    pub(crate) fn check(&self, at: u64, len: usize) -> Result<(), PmemError> {
         // The copy is over: for the compiler, and for the CPU as far as loads are concerned.
         compiler_fence(Ordering::SeqCst);
         fence(Ordering::Acquire);

@@ -3,8 +3,9 @@
 use super::NbdError;
 use super::acceptor::Acceptor;
 use super::export::{NbdExports, wake_all};
-use super::socket::{SocketFile, listen};
+use super::socket::listen;
 use super::status::ServerShared;
+use crate::target::unix_socket::SocketFile;
 use reactors::ReactorHandle;
 use std::fmt;
 use std::net::SocketAddr;

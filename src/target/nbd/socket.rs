@@ -1,34 +1,15 @@
 //! Listening sockets: making them, and taking connections from them.
 
 use super::{NbdAddress, NbdError};
+use crate::target::unix_socket::{SocketFile, listen_unix};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{FileType, Mode};
+use rustix::fs::FileType;
 use rustix::io::Errno;
+use rustix::net::SocketFlags;
 use rustix::net::sockopt::{set_tcp_nodelay, socket_peercred};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 128;
-
-/// The file of a Unix socket; removed when dropped, unless it has been replaced.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let now = rustix::fs::lstat(&self.path);
-        if now.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
-            let _ = rustix::fs::unlink(&self.path);
-        }
-    }
-}
 
 /// A non-blocking listening socket, and where it really is.
 #[derive(Debug)]
@@ -54,7 +35,12 @@ pub(super) fn listen(address: &NbdAddress) -> Result<Listening, NbdError> {
             {
                 return Err(NbdError::NotASocket(path.clone()));
             }
-            listen_unix(path).map_err(refused)
+            let (fd, file) = listen_unix(path).map_err(refused)?;
+            Ok(Listening {
+                fd,
+                address: address.clone(),
+                file: Some(file),
+            })
         }
     }
 }
@@ -68,44 +54,6 @@ fn listen_tcp(at: SocketAddr) -> io::Result<Listening> {
         address,
         file: None,
     })
-}
-
-fn unix_socket() -> Result<OwnedFd, Errno> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-}
-
-fn listen_unix(path: &Path) -> io::Result<Listening> {
-    let name = SocketAddrUnix::new(path)?;
-    let fd = unix_socket()?;
-    // Before the bind, so that there is no moment at which others may connect.
-    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)?;
-    match rustix::net::bind(&fd, &name) {
-        Err(Errno::ADDRINUSE) if is_stale(&name) => {
-            rustix::fs::unlink(path)?;
-            rustix::net::bind(&fd, &name)?;
-        }
-        other => other?,
-    }
-    let stat = rustix::fs::lstat(path)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: (stat.st_dev, stat.st_ino),
-    };
-    rustix::net::listen(&fd, BACKLOG)?;
-    Ok(Listening {
-        fd,
-        address: NbdAddress::Unix(path.to_owned()),
-        file: Some(file),
-    })
-}
-
-/// Whether nobody listens on the socket file any more.
-fn is_stale(name: &SocketAddrUnix) -> bool {
-    let Ok(probe) = unix_socket() else {
-        return false;
-    };
-    rustix::net::connect(probe, name) == Err(Errno::CONNREFUSED)
 }
 
 /// Takes a waiting connection, if there is one, and says who it is.

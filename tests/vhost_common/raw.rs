@@ -1,0 +1,288 @@
+//! A guest by hand: a ring of its own, whose every byte a test may set. It keeps the record of what
+//! is under way over the back end's death, as QEMU does.
+
+use crate::common::wait_until;
+use rustix::fs::MemfdFlags;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Requests at a time; each has four descriptors to itself.
+pub const SLOTS: usize = 64;
+pub const ENTRIES: u16 = 256;
+/// Bytes of a request's payload.
+pub const BLOCK: usize = 4096;
+const MEMORY: usize = 0x20_0000;
+const AVAIL: usize = 0x2000;
+const USED: usize = 0x4000;
+const HEADERS: usize = 0x8000;
+const STATUS: usize = 0xc000;
+const DATA: usize = 0x10_0000;
+/// Where the guest sees its memory.
+const GUEST: u64 = 0x4000_0000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1 << 9;
+
+pub struct Guest {
+    memory: MmapRegion,
+    memory_fd: File,
+    kick: EventFd,
+    call: EventFd,
+    pub err: EventFd,
+    inflight: Option<(VhostUserInflight, File)>,
+    front: Option<Frontend>,
+    avail: u16,
+    used: u16,
+    /// Slots whose requests are not answered.
+    pub pending: BTreeSet<usize>,
+}
+
+impl Guest {
+    pub fn new() -> Self {
+        let fd = rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, MEMORY as u64).unwrap();
+        let memory_fd = File::from(fd);
+        let offset = FileOffset::new(memory_fd.try_clone().unwrap(), 0);
+        let memory = MmapRegion::from_file(offset, MEMORY).unwrap();
+        Self {
+            memory,
+            memory_fd,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            err: EventFd::new(EFD_NONBLOCK).unwrap(),
+            inflight: None,
+            front: None,
+            avail: 0,
+            used: 0,
+            pending: BTreeSet::new(),
+        }
+    }
+
+    fn put(&self, at: usize, bytes: &[u8]) {
+        self.memory
+            .get_slice(at, bytes.len())
+            .unwrap()
+            .copy_from(bytes);
+    }
+
+    fn get<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.memory.get_slice(at, N).unwrap().copy_to(&mut bytes);
+        bytes
+    }
+
+    /// Tells the back end of all memory: at the start, and whenever it changes.
+    pub fn share_memory(&self) {
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: GUEST,
+            memory_size: MEMORY as u64,
+            userspace_addr: self.memory.as_ptr().addr() as u64,
+            mmap_offset: 0,
+            mmap_handle: self.memory_fd.as_raw_fd(),
+        };
+        let front = self.front.as_ref().unwrap();
+        front.set_mem_table(&[region]).unwrap();
+    }
+
+    /// Connects, and goes on with the ring as it is. The base is 0, since nobody can say how far a
+    /// dead back end has got.
+    pub fn connect(&mut self, socket: &Path) {
+        let mut front = Frontend::connect(socket, 1).unwrap();
+        front.set_owner().unwrap();
+        let offered = front.get_features().unwrap();
+        let protocol = front.get_protocol_features().unwrap();
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+        assert!(protocol.contains(wanted));
+        front.set_protocol_features(wanted).unwrap();
+        front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        front.set_features(offered & FEATURES).unwrap();
+        let (inflight, file) = self.inflight.get_or_insert_with(|| {
+            let asked = VhostUserInflight::new(0, 0, 1, ENTRIES);
+            front.get_inflight_fd(&asked).unwrap()
+        });
+        front.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        self.front = Some(front);
+        self.share_memory();
+        let base = self.memory.as_ptr().addr() as u64;
+        let addresses = VringConfigData {
+            queue_max_size: ENTRIES,
+            queue_size: ENTRIES,
+            flags: 0,
+            desc_table_addr: base,
+            used_ring_addr: base + USED as u64,
+            avail_ring_addr: base + AVAIL as u64,
+            log_addr: None,
+        };
+        let front = self.front.as_mut().unwrap();
+        front.set_vring_num(0, ENTRIES).unwrap();
+        front.set_vring_base(0, 0).unwrap();
+        front.set_vring_addr(0, &addresses).unwrap();
+        front.set_vring_call(0, &self.call).unwrap();
+        front.set_vring_err(0, &self.err).unwrap();
+        front.set_vring_kick(0, &self.kick).unwrap();
+        front.set_vring_enable(0, true).unwrap();
+    }
+
+    /// Lets the connection go.
+    pub fn disconnect(&mut self) {
+        self.front = None;
+    }
+
+    /// Stops the ring, and returns how far its requests have been taken.
+    pub fn stop_ring(&mut self) -> u32 {
+        self.front.as_mut().unwrap().get_vring_base(0).unwrap()
+    }
+
+    pub fn descriptor(&self, index: usize, addr: u64, len: u32, flags: u16, next: usize) {
+        let next = u16::try_from(next).unwrap();
+        let mut bytes = addr.to_le_bytes().to_vec();
+        bytes.extend(len.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(next.to_le_bytes());
+        self.put(16 * index, &bytes);
+    }
+
+    pub fn request(&self, slot: usize, kind: u32, sector: u64) {
+        let mut header = kind.to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        self.put(HEADERS + 16 * slot, &header);
+        self.put(STATUS + slot, &[0xff]);
+        let at = |offset: usize| GUEST + offset as u64;
+        let first = 4 * slot;
+        let data_flags = if kind == 0 { NEXT | WRITE } else { NEXT };
+        let bytes = u32::try_from(BLOCK).unwrap();
+        self.descriptor(first, at(HEADERS + 16 * slot), 16, NEXT, first + 1);
+        self.descriptor(
+            first + 1,
+            at(DATA + BLOCK * slot),
+            bytes,
+            data_flags,
+            first + 2,
+        );
+        self.descriptor(first + 2, at(STATUS + slot), 1, WRITE, 0);
+    }
+
+    /// Makes the chain at `head` available.
+    pub fn offer(&mut self, head: u16) {
+        let place = AVAIL + 4 + 2 * usize::from(self.avail % ENTRIES);
+        self.put(place, &head.to_le_bytes());
+        self.avail = self.avail.wrapping_add(1);
+        self.set_avail(self.avail);
+        self.kick.write(1).unwrap();
+    }
+
+    /// Makes the chain at `head` available twice, at once.
+    pub fn offer_twice(&mut self, head: u16) {
+        for _ in 0..2 {
+            let place = AVAIL + 4 + 2 * usize::from(self.avail % ENTRIES);
+            self.put(place, &head.to_le_bytes());
+            self.avail = self.avail.wrapping_add(1);
+        }
+        self.set_avail(self.avail);
+    }
+
+    pub fn forget_calls(&self) {
+        // The only failure is that there were none.
+        let _ = self.call.read();
+    }
+
+    /// Waits until the back end calls, and forgets that it did.
+    pub fn wait_call(&self) {
+        wait_until("the back end calls", || self.call.read().is_ok());
+    }
+
+    /// Stores the index of the available ring, right or wrong.
+    pub fn set_avail(&self, index: u16) {
+        let slice = self.memory.as_volatile_slice();
+        slice
+            .store(index.to_le(), AVAIL + 2, Ordering::SeqCst)
+            .unwrap();
+    }
+
+    pub fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    fn start(&mut self, slot: usize, kind: u32, block: usize) {
+        self.request(slot, kind, (block * BLOCK / 512) as u64);
+        assert!(self.pending.insert(slot));
+        self.offer(u16::try_from(4 * slot).unwrap());
+    }
+
+    /// Starts to write `bytes`, a block.
+    pub fn write(&mut self, slot: usize, block: usize, bytes: &[u8; BLOCK]) {
+        self.put(DATA + BLOCK * slot, bytes);
+        self.start(slot, 1, block);
+    }
+
+    /// Starts to read a block.
+    pub fn read(&mut self, slot: usize, block: usize) {
+        self.start(slot, 0, block);
+    }
+
+    pub fn data(&self, slot: usize) -> [u8; BLOCK] {
+        self.get(DATA + BLOCK * slot)
+    }
+
+    /// The next answer: its head, and how many bytes were written.
+    pub fn answer(&mut self) -> Option<(u16, u32)> {
+        let slice = self.memory.as_volatile_slice();
+        let index: u16 = slice.load(USED + 2, Ordering::SeqCst).unwrap();
+        if u16::from_le(index) == self.used {
+            return None;
+        }
+        let place = USED + 4 + 8 * usize::from(self.used % ENTRIES);
+        self.used = self.used.wrapping_add(1);
+        let [a, b, _, _, rest @ ..] = self.get::<8>(place);
+        Some((u16::from_le_bytes([a, b]), u32::from_le_bytes(rest)))
+    }
+
+    /// Waits for an answer to anything.
+    pub fn wait_answer(&mut self) -> (u16, u32) {
+        let mut found = None;
+        wait_until("an answer comes", || {
+            found = self.answer();
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// The slots that were answered since the last look: each was waiting, and did well.
+    pub fn answered(&mut self) -> Vec<usize> {
+        let mut slots = Vec::new();
+        while let Some((head, _)) = self.answer() {
+            let slot = usize::from(head) / 4;
+            assert!(self.pending.remove(&slot), "slot {slot} is answered twice");
+            let [status] = self.get(STATUS + slot);
+            assert_eq!(status, 0, "slot {slot}");
+            slots.push(slot);
+        }
+        slots
+    }
+
+    /// Waits until nothing is pending.
+    pub fn settle(&mut self) {
+        wait_until("all requests are answered", || {
+            self.answered();
+            self.pending.is_empty()
+        });
+    }
+
+    /// How many requests were made, and answered.
+    pub fn counts(&self) -> (u16, u16) {
+        (self.avail, self.used)
+    }
+}
