@@ -11,7 +11,6 @@ use super::replay::ReplayReport;
 use super::resize::Resizing;
 use super::scrub::ScrubBoard;
 use super::shared::{DRAIN_RESTED, Shared};
-use super::slow_io::SlowIo;
 use super::stats::{GcFigures, GcStats, LaneFigures, WritebackFigures, WritebackStats};
 use super::stats_base::Counted;
 use super::stop::{CleanEnd, Shutdown, Stop};
@@ -477,24 +476,6 @@ impl Cache {
     #[must_use]
     pub fn latency_snapshot(&self) -> LatencySnapshot {
         LatencySnapshot::of(self.shared.latency.iter().map(|stats| &**stats))
-    }
-
-    /// The last `most` requests that took long, latest first.
-    #[must_use]
-    pub fn slow_ios(&self, most: usize) -> Vec<SlowIo> {
-        self.shared.slow_ios.last(most)
-    }
-
-    /// From how many µs on a request has taken long; 0: never.
-    #[must_use]
-    pub fn slow_io_us(&self) -> u64 {
-        self.shared.slow_ios.threshold_ns() / 1000
-    }
-
-    /// Sets [`Cache::slow_io_us`], until the cache is unloaded.
-    pub fn set_slow_io_us(&self, us: u64) {
-        let ns = us.saturating_mul(1000);
-        self.shared.slow_ios.set_threshold_ns(ns);
     }
 
     /// Each lane's counters.

@@ -4,6 +4,7 @@
 //! requests whose time is known anyway (`latency.rs`): those that waited, and a sample of the others.
 
 use super::activity::{self, Activities};
+use super::cache::Cache;
 use super::latency::{Spent, Stamp, Timed, Waited};
 use super::shared::Maintenance;
 use crossbeam_utils::CachePadded;
@@ -221,6 +222,26 @@ fn decoded(words: [u64; WORDS]) -> SlowIo {
         cause: name(&CAUSES, cause),
         writeback: Activities(writeback).names(&activity::WRITEBACK),
         gc: Activities(gc).names(&activity::GC),
+    }
+}
+
+impl Cache {
+    /// The last `most` requests that took long, latest first.
+    #[must_use]
+    pub fn slow_ios(&self, most: usize) -> Vec<SlowIo> {
+        self.shared.slow_ios.last(most)
+    }
+
+    /// From how many µs on a request has taken long; 0: never.
+    #[must_use]
+    pub fn slow_io_us(&self) -> u64 {
+        self.shared.slow_ios.threshold_ns() / 1000
+    }
+
+    /// Sets [`Cache::slow_io_us`], until the cache is unloaded.
+    pub fn set_slow_io_us(&self, us: u64) {
+        let ns = us.saturating_mul(1000);
+        self.shared.slow_ios.set_threshold_ns(ns);
     }
 }
 
