@@ -7,33 +7,11 @@
 )]
 
 mod common;
+mod nbd_old;
 
 use common::{Service, wait_until};
+use nbd_old::OldClient;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-
-const OPTION_EXPORT_NAME: u32 = 1;
-
-/// A client in transmission on `export`, and the export's size in bytes.
-fn connect(socket: &Path, export: &str) -> (UnixStream, u64) {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
-    let mut hello = 3_u32.to_be_bytes().to_vec();
-    hello.extend(b"IHAVEOPT");
-    hello.extend(OPTION_EXPORT_NAME.to_be_bytes());
-    hello.extend(u32::try_from(export.len()).unwrap().to_be_bytes());
-    hello.extend(export.as_bytes());
-    stream.write_all(&hello).unwrap();
-    let mut answer = [0; 10];
-    stream.read_exact(&mut answer).unwrap();
-    let size = u64::from_be_bytes(answer[..8].try_into().unwrap());
-    (stream, size)
-}
 
 fn with_disk() -> (Service, String) {
     let service = Service::start();
@@ -52,8 +30,8 @@ fn an_exported_disk_is_reached_and_told() {
     );
     let params = json!({"bdev_name": "M0", "name": "e0", "description": "a disk"});
     assert_eq!(service.call("nbd_export_add", params), "e0");
-    let (client, size) = connect(&service.data("nbd.sock"), "e0");
-    assert_eq!(size, 2048 * 512);
+    let mut client = OldClient::connect(&service.data("nbd.sock"), "e0");
+    assert_eq!(client.size, 2048 * 512);
     let found = service.call("nbd_server_get", Value::Null);
     assert_eq!(found[0]["address"], *address);
     assert_eq!(found[0]["exports"], json!(["e0"]));
@@ -72,12 +50,7 @@ fn an_exported_disk_is_reached_and_told() {
     );
     let hard = json!({"name": "e0", "mode": "hard"});
     assert_eq!(service.call("nbd_export_remove", hard), true);
-    let mut client = client;
-    assert_eq!(
-        client.read(&mut [0]).unwrap(),
-        0,
-        "the server closes the connection"
-    );
+    assert!(client.has_ended(), "the server closes the connection");
     assert_eq!(
         service.call("bdev_malloc_delete", json!({"name": "M0"})),
         true
@@ -98,12 +71,12 @@ fn servers_start_once_and_stop() {
         -17
     );
     service.call("nbd_export_add", json!({"bdev_name": "M0"}));
-    let (mut client, _) = connect(&service.data("nbd.sock"), "M0");
+    let mut client = OldClient::connect(&service.data("nbd.sock"), "M0");
     assert_eq!(
         service.call("nbd_server_stop", json!({"address": address})),
         true
     );
-    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    assert!(client.has_ended());
     assert!(!service.data("nbd.sock").exists());
     assert_eq!(
         service
@@ -172,10 +145,8 @@ fn a_stop_closes_connections_and_removes_the_socket() {
     let (service, address) = with_disk();
     service.call("nbd_server_start", json!({"address": address}));
     service.call("nbd_export_add", json!({"bdev_name": "M0"}));
-    let (mut client, _) = connect(&service.data("nbd.sock"), "M0");
+    let mut client = OldClient::connect(&service.data("nbd.sock"), "M0");
     let dir = service.stop();
-    wait_until("the end of the connection", || {
-        matches!(client.read(&mut [0]), Ok(0))
-    });
+    wait_until("the end of the connection", || client.has_ended());
     assert!(!dir.path().join("data/nbd.sock").exists());
 }

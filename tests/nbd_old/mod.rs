@@ -29,6 +29,7 @@ impl OldClient {
             .unwrap();
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
         let mut hello = 3_u32.to_be_bytes().to_vec();
         hello.extend(b"IHAVEOPT");
         hello.extend(OPTION_EXPORT_NAME.to_be_bytes());
@@ -54,6 +55,11 @@ impl OldClient {
         self.stream.read_exact(&mut reply).unwrap();
         assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
         assert_eq!(reply[4..8], [0; 4], "the request failed");
+    }
+
+    /// Whether the server has closed the connection; waits for it or for an unasked byte.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        matches!(self.stream.read(&mut [0]), Ok(0))
     }
 
     pub(crate) fn write(&mut self, at: u64, data: &[u8]) {
