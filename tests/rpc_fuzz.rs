@@ -203,6 +203,7 @@ const PROBES: &[&str] = &[
     "bdev_get_bdevs",
     "pool_get",
     "nbd_server_get",
+    "vhost_get_controllers",
     "keyring_get_keys",
     "log_get_level",
     "log_get_flags",
@@ -353,6 +354,17 @@ impl Fuzz {
         }
         for server in servers.as_array().unwrap() {
             self.quietly("nbd_server_stop", &json!({"address": server["address"]}));
+        }
+        for controller in self
+            .service
+            .call("vhost_get_controllers", Value::Null)
+            .as_array()
+            .unwrap()
+        {
+            self.quietly(
+                "vhost_delete_controller",
+                &json!({"ctrlr": controller["ctrlr"]}),
+            );
         }
         for key in self
             .service
