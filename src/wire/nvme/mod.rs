@@ -5,6 +5,7 @@
 
 mod command;
 mod fabrics;
+mod header;
 mod identify;
 mod log;
 mod nqn;
@@ -14,6 +15,10 @@ mod status;
 pub use command::{Cqe, Fuse, IoRange, Sqe, data_direction, sgl};
 pub use command::{DataDirection, DsmRange, admin, fctype, feature, io};
 pub use fabrics::{ConnectCommand, ConnectData, PropertyCommand, cc, connect_flag, csts, property};
+pub use header::{
+    Alignment, Digests, Direction, Fault, FaultKind, HEADER_BYTES, HEADER_BYTES_MAX, Header, Kind,
+    Limits, digest, flag,
+};
 pub use identify::{
     ControllerPage, NamespacePage, cns, put_descriptors, put_namespace_list, put_nvm_controller,
 };
@@ -22,10 +27,7 @@ pub use log::{
     smart_log,
 };
 pub use nqn::{DISCOVERY_NQN, NQN_BYTES_MAX, NqnFault, check_nqn};
-pub use pdu::{
-    Alignment, CapsuleCmdPdu, CapsuleRespPdu, DataPdu, Digests, Direction, Fault, FaultKind,
-    HEADER_BYTES, HEADER_BYTES_MAX, Header, IcPdu, Kind, Limits, R2tPdu, digest, flag, put_term,
-};
+pub use pdu::{CapsuleCmdPdu, CapsuleRespPdu, DataPdu, IcPdu, R2tPdu, put_term};
 pub use status::{Status, StatusType};
 
 /// Bytes of an Identify page.

@@ -1,3 +1,4 @@
+use super::super::header::{FaultKind, Header, Limits};
 use super::*;
 
 fn limits(digests: Digests) -> Limits {
