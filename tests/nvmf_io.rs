@@ -80,11 +80,17 @@ fn many_commands_complete_in_any_order_and_none_is_lost() {
     wait_until("all are submitted", || {
         disk.switches.submitted.load(Ordering::SeqCst) == 128
     });
+    wait_until("they are counted", || {
+        fixture.target.figures()[0].pending_bdev_io == 128
+    });
     disk.switches.hold.store(false, Ordering::SeqCst);
     let mut got: Vec<u16> = (0..128).map(|_| qpair.receive().completion().cid).collect();
     assert_eq!(got.first(), cids.last(), "the newest completes first");
     got.sort_unstable();
     assert_eq!(got, cids);
+    wait_until("none is left", || {
+        fixture.target.figures()[0].pending_bdev_io == 0
+    });
     let one = pattern(512, 77);
     assert_eq!(disk.content()[77 * 512..78 * 512], one);
 }

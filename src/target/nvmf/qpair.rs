@@ -76,6 +76,8 @@ pub(super) struct Qpair {
     parked: VecDeque<u16>,
     retry: Option<Retry>,
     pool: Rc<RefCell<BufPool>>,
+    /// Requests that bdevs had when that was last counted.
+    pending: u32,
     /// The host does not know where it is: hang up once it has been told.
     pub(super) is_lost: bool,
 }
@@ -92,6 +94,7 @@ impl Qpair {
             parked: VecDeque::new(),
             retry: None,
             pool,
+            pending: 0,
             is_lost: false,
         }
     }
@@ -543,6 +546,7 @@ impl Qpair {
             if let Role::Io(io) = &mut self.role {
                 count = io.reap(cx, &self.pool, &mut self.slots, None);
             }
+            self.report_pending();
             return count;
         };
         if let Role::Io(io) = &mut self.role {
@@ -557,7 +561,24 @@ impl Qpair {
             self.complete(slot, Status::SUCCESS, event.to_dw0().into(), output);
             count += 1;
         }
-        count + self.connect_again(cx, output) + self.unpark(cx, output)
+        count += self.connect_again(cx, output) + self.unpark(cx, output);
+        self.report_pending();
+        count
+    }
+
+    /// Brings the reactor's count of requests that bdevs have up to date.
+    fn report_pending(&mut self) {
+        let now = match &self.role {
+            Role::Io(io) => io.namespaces.under_way(),
+            _ => 0,
+        };
+        let pending = &self.side.counters.pending;
+        if now > self.pending {
+            pending.fetch_add((now - self.pending).into(), Ordering::Relaxed);
+        } else if now < self.pending {
+            pending.fetch_sub((self.pending - now).into(), Ordering::Relaxed);
+        }
+        self.pending = now;
     }
 }
 
