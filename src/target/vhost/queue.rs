@@ -139,6 +139,13 @@ impl Queue {
             let taken = ring.published().wrapping_add(marked_count);
             ring = Ring::new(plan.places, plan.event_idx, taken)?;
             inflight = Some(record);
+            if marked_count > 0 {
+                tracing::info!(
+                    queue = plan.name,
+                    requests = marked_count,
+                    "vhost: requests that nobody answered are done again"
+                );
+            }
             again = marked;
         }
         let channel = plan.bdev.open(cx)?;
