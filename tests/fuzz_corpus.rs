@@ -62,3 +62,13 @@ fn pool_open() {
 fn nbd_session() {
     replay("nbd_session", checks::nbd_session::check);
 }
+
+#[test]
+fn vhost_chain() {
+    replay("vhost_chain", checks::vhost::chain::check);
+}
+
+#[test]
+fn vhost_session() {
+    replay("vhost_session", checks::vhost::session::check);
+}

@@ -10,6 +10,7 @@ pub(crate) mod nbd_session;
 pub(crate) mod nbd_wire;
 pub(crate) mod pool_open;
 pub(crate) mod rpc;
+pub(crate) mod vhost;
 
 #[path = "../../tests/rig/mod.rs"]
 mod rig;
