@@ -108,6 +108,7 @@ fn add_ns(service: &Service, params: AddNs) -> Result<u32, Error> {
                 nguid,
                 eui64,
                 uuid: wanted.uuid,
+                ana_group: None,
             }
         })
 }

@@ -89,6 +89,7 @@ fn create_subsystem(service: &Service, params: CreateSubsystem) -> Result<bool, 
         allow_any_host: params.allow_any_host,
         cntlid_min: params.min_cntlid.unwrap_or(default.cntlid_min),
         cntlid_max: params.max_cntlid.unwrap_or(default.cntlid_max),
+        ana_reporting: false,
         nqn: default.nqn,
     };
     service.nvmf.create_subsystem(config, params.admin_label)?;
