@@ -35,9 +35,11 @@ const BDEV_MAKERS: &[(&str, &str)] = &[
     ("bdev_delay_create", "bdev_delay_delete"),
     (ERROR_CREATE, "bdev_error_delete"),
     ("bdev_passthru_create", "bdev_passthru_delete"),
+    (VIRTIO_ATTACH, "bdev_virtio_detach_controller"),
 ];
 
 const ERROR_CREATE: &str = "bdev_error_create";
+const VIRTIO_ATTACH: &str = "bdev_virtio_attach_controller";
 const ADD_KEY: &str = "keyring_file_add_key";
 const VHOST_CREATE: &str = "vhost_create_blk_controller";
 const POOL_LOAD: &str = "pool_load";
@@ -169,7 +171,7 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
         }
         maker => {
             let bdev = match Object::of(call) {
-                Some(object) if maker == ERROR_CREATE => object,
+                Some(object) if [ERROR_CREATE, VIRTIO_ATTACH].contains(&maker) => object,
                 _ => Object::Bdev(text.to_owned()),
             };
             let params = named(bdev.bdev_name()?);
@@ -242,6 +244,13 @@ mod tests {
                 json!({"name": "EE_d"}),
             ),
             (
+                "bdev_virtio_attach_controller",
+                json!({"name": "v", "traddr": "/x"}),
+                json!(["v"]),
+                "bdev_virtio_detach_controller",
+                json!({"name": "v"}),
+            ),
+            (
                 "pool_load",
                 json!({"bdev_name": "pm"}),
                 json!({"name": "p"}),
@@ -287,7 +296,14 @@ mod tests {
     #[test]
     fn every_method_that_makes_something_has_one_that_unmakes_it() {
         let makes = |name: &str| {
-            let ends = ["_create", "_load", "_add", "_add_key", "_server_start"];
+            let ends = [
+                "_create",
+                "_load",
+                "_add",
+                "_add_key",
+                "_server_start",
+                "_attach_controller",
+            ];
             ends.iter().any(|end| name.ends_with(end)) && !FORMATTING.contains(&name)
         };
         let registry = Service::registry();
