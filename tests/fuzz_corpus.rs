@@ -62,3 +62,13 @@ fn pool_open() {
 fn nbd_session() {
     replay("nbd_session", checks::nbd_session::check);
 }
+
+#[test]
+fn nvmf_wire() {
+    replay("nvmf_wire", checks::nvmf_wire::check);
+}
+
+#[test]
+fn nvmf_session() {
+    replay("nvmf_session", checks::nvmf_session::check);
+}
