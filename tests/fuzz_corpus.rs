@@ -72,3 +72,13 @@ fn nvmf_wire() {
 fn nvmf_session() {
     replay("nvmf_session", checks::nvmf_session::check);
 }
+
+#[test]
+fn vhost_chain() {
+    replay("vhost_chain", checks::vhost::chain::check);
+}
+
+#[test]
+fn vhost_session() {
+    replay("vhost_session", checks::vhost::session::check);
+}

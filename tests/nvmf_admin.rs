@@ -11,7 +11,10 @@ mod nvmf_common;
 
 use nbd_common::{RamDisk, wait_until};
 use nvmf_common::{Fixture, HOST, Host, NQN, Qpair};
-use pmcache::target::nvmf::{NvmfTarget, SubsystemConfig, TransportOptions};
+use pmcache::bdev::Bdev;
+use pmcache::target::nvmf::{
+    AnaState, NamespaceConfig, NvmfError, NvmfTarget, SubsystemConfig, TransportOptions,
+};
 use pmcache::wire::nvme::{
     DISCOVERY_NQN, PropertyCommand, Sqe, Status, admin, cc, cns, connect_flag, csts, feature,
     log_id, property,
@@ -351,6 +354,71 @@ fn sq_heads_are_counted_or_left_alone_as_the_host_wants() {
     qpair.send(&bytes);
     let data = qpair.receive();
     assert_eq!((data.kind, data.flags), (7, 0b1100));
+}
+
+/// Two ways to a namespace, one of which is closed: hosts are told, and go the other way.
+#[test]
+fn hosts_are_told_which_way_to_take() {
+    let (fixture, disk) = Fixture::with_disk();
+    let config = SubsystemConfig {
+        allow_any_host: true,
+        ana_reporting: true,
+        ..SubsystemConfig::new("nqn.2026-11.test.pmcache:ways")
+    };
+    let nqn = config.nqn.clone();
+    fixture.target.create_subsystem(config).unwrap();
+    let other_way = fixture
+        .target
+        .add_listener(&nqn, "127.0.0.1:0".parse().unwrap());
+    let ways = [fixture.address, other_way.unwrap()];
+    fixture.target.add_listener(&nqn, fixture.address).unwrap();
+    let namespace = NamespaceConfig {
+        bdev: Arc::clone(&disk) as Arc<dyn Bdev>,
+        nsid: None,
+        nguid: None,
+        eui64: None,
+        uuid: None,
+        ana_group: Some(5),
+    };
+    fixture.target.add_namespace(&nqn, namespace).unwrap();
+    let mut hosts = ways.map(|way| Host::connect(way, &nqn));
+    let mut qpairs = [hosts[0].io(1, 0), hosts[1].io(1, 0)];
+    assert_ne!(hosts[0].cntlid, hosts[1].cntlid);
+    let admin = &mut hosts[0].admin;
+    let page = admin.identify(cns::CONTROLLER, 0);
+    assert_eq!((page[76], page[343]), (0b1011, 0x47));
+    assert_eq!(admin.identify(cns::NAMESPACE, 1)[92], 5);
+    let mut aec = admin.admin(admin::SET_FEATURES, 0, feature::ASYNC_EVENTS.into(), 0);
+    aec.cdw11 = (1 << 11).into();
+    admin.ok(aec);
+    let sqe = admin.admin(admin::ASYNC_EVENT_REQUEST, 0, 0, 0);
+    let bytes = admin.capsule(sqe, &[]);
+    admin.send(&bytes);
+    let target = &fixture.target;
+    let close = |state| target.set_ana_state(&nqn, ways[0], Some(5), state).unwrap();
+    close(AnaState::Inaccessible);
+    assert_eq!(admin.receive().completion().dw0, 0x0c_0302);
+    let log = get_log(admin, log_id::ANA, 64, 0).unwrap();
+    assert_eq!(
+        (log[8], log[16], log[20], log[32], log[48]),
+        (1, 5, 1, 3, 1)
+    );
+    let read = |qpair: &mut Qpair| qpair.read(0, 1).0;
+    assert_eq!(read(&mut qpairs[0]), Status::ANA_INACCESSIBLE);
+    assert_eq!(read(&mut qpairs[1]), Status::SUCCESS);
+    close(AnaState::NonOptimized);
+    assert_eq!(read(&mut qpairs[0]), Status::SUCCESS);
+    target.set_ana_group(&nqn, 1, 6).unwrap();
+    let log = get_log(&mut hosts[0].admin, log_id::ANA, 64, 0).unwrap();
+    assert_eq!((log[16], log[32]), (6, 1));
+    // Nobody is told of ways where that was not wanted.
+    let refused = target.set_ana_state(NQN, ways[0], None, AnaState::Optimized);
+    assert!(matches!(refused, Err(NvmfError::NoAna(_))));
+    let refused = target.set_ana_group(&nqn, 1, 33);
+    assert!(matches!(refused, Err(NvmfError::BadAnaGroup(33, 32))));
+    let mut plain = Host::connect(fixture.address, NQN);
+    let log = get_log(&mut plain.admin, log_id::ANA, 64, 0);
+    assert_eq!(log, Err(Status::INVALID_LOG_PAGE));
 }
 
 /// Hosts that say nothing: before Connect, and for longer than they said they would.

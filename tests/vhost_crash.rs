@@ -76,10 +76,19 @@ impl Work {
         }
     }
 
+    /// Has the cache emptied now and then, from a slot that writes nothing meanwhile.
+    fn flush(&mut self, guest: &mut Guest) {
+        let slot = self.below(SLOTS);
+        if self.below(4) == 0 && !guest.pending.contains(&slot) {
+            guest.flush(slot);
+        }
+    }
+
     /// Keeps all slots busy for `count` answers.
     fn run(&mut self, guest: &mut Guest, count: usize) {
         let mut answered = 0;
         wait_until("the requests are answered", || {
+            self.flush(guest);
             self.fill(guest);
             answered += guest.answered().len();
             answered >= count
@@ -102,14 +111,15 @@ impl Work {
     }
 }
 
-#[test]
-fn a_killed_service_loses_no_request_and_does_none_twice() {
-    let mut work = Work::new(11);
+/// Kills the service again and again while a guest keeps it busy, and brings it back with `disk`.
+/// Returns what is then on the disk.
+fn kill_under_load(seed: u64, rounds: usize, disk: fn(&Service) -> PathBuf) -> (Service, Work) {
+    let mut work = Work::new(seed);
     let mut guest = Guest::new();
     let mut service = Service::start();
-    guest.connect(&slow_disk(&service));
+    guest.connect(&disk(&service));
     for _ in 0..6 {
-        let count = 1 + work.below(400);
+        let count = 1 + work.below(rounds);
         work.run(&mut guest, count);
         work.fill(&mut guest);
         let dir = service.kill();
@@ -117,11 +127,65 @@ fn a_killed_service_loses_no_request_and_does_none_twice() {
         service = Service::start_in(dir, &["--config", EMPTY_CONFIG]);
         // Its predecessor may have died between an answer and the call.
         guest.forget_calls();
-        guest.connect(&slow_disk(&service));
+        guest.connect(&disk(&service));
         guest.wait_call();
         guest.settle();
     }
     work.verify(&mut guest);
+    (service, work)
+}
+
+#[test]
+fn a_killed_service_loses_no_request_and_does_none_twice() {
+    kill_under_load(11, 400, slow_disk);
+}
+
+/// A cache of which the log goes round while it is killed, on a backing file.
+fn cached_disk(service: &Service) -> PathBuf {
+    let image = service.dir().join("image");
+    let is_new = !image.exists();
+    if is_new {
+        std::fs::write(&image, vec![0; BLOCKS * BLOCK]).unwrap();
+    }
+    let mut pmem = json!({"name": "pm0", "path": "pm0.pmem"});
+    if is_new {
+        pmem["create_file"] = json!(true);
+        pmem["size"] = json!(16 << 20);
+    }
+    service.call("bdev_pmem_create", pmem);
+    let params = json!({"name": "U0", "filename": image, "block_size": 512});
+    service.call("bdev_uring_create", params);
+    let mut cache = json!({"name": "C0", "pool": "p0", "backing_bdev": "U0"});
+    if is_new {
+        let pool = json!({"name": "p0", "bdev_name": "pm0", "segment_size": 256 << 10});
+        service.call("pool_create", pool);
+        cache["size"] = json!(12 << 20);
+        cache["lanes"] = json!(2);
+        service.call("bdev_pmcache_create", cache);
+    } else {
+        service.call("pool_load", json!({"bdev_name": "pm0"}));
+        service.call("bdev_pmcache_load", cache);
+    }
+    controller(service, "C0")
+}
+
+#[test]
+fn a_killed_cache_has_all_that_its_guest_was_answered_and_so_has_its_backing() {
+    let (service, work) = kill_under_load(14, 4000, cached_disk);
+    service.call("bdev_pmcache_flush_start", json!({"name": "C0"}));
+    wait_until("all is written back", || {
+        let status = service.call("bdev_pmcache_flush_status", json!({"name": "C0"}));
+        status["in_progress"] == false
+    });
+    let dir = service.stop();
+    let image = std::fs::read(dir.path().join("image")).unwrap();
+    for (block, stamp) in work.stamps.iter().enumerate() {
+        let bytes = &image[block * BLOCK..(block + 1) * BLOCK];
+        assert!(
+            bytes == block_of(*stamp),
+            "block {block}: not stamp {stamp}"
+        );
+    }
 }
 
 #[test]
@@ -173,6 +237,69 @@ fn memory_and_rings_change_under_load() {
     guest.disconnect();
     guest.connect(&socket);
     work.verify(&mut guest);
+}
+
+/// Memory that goes and comes back takes the rings with it for a while, and no request is lost.
+#[test]
+fn rings_come_back_with_their_memory() {
+    let service = Service::start();
+    let socket = slow_disk(&service);
+    let mut work = Work::new(15);
+    let mut guest = Guest::new();
+    guest.connect(&socket);
+    for _ in 0..3 {
+        work.run(&mut guest, 20);
+        work.fill(&mut guest);
+        guest.hide_memory();
+        guest.share_memory();
+    }
+    work.verify(&mut guest);
+}
+
+/// A device that stalls for long while memory changes fails nothing: what it has is done again.
+#[test]
+fn what_waits_while_memory_changes_is_not_failed() {
+    let service = Service::start();
+    let params = json!({"name": "M0", "block_size": 512, "num_blocks": BLOCKS * BLOCK / 512});
+    service.call("bdev_malloc_create", params);
+    service.call("bdev_error_create", json!({"base_name": "M0"}));
+    let socket = controller(&service, "EE_M0");
+    for keeps_record in [false, true] {
+        let mut guest = Guest::new();
+        guest.keeps_record = keeps_record;
+        guest.connect(&socket);
+        let stall = json!({
+            "name": "EE_M0", "io_type": "write", "error_type": "pending", "num": 2,
+        });
+        service.call("bdev_error_inject_error", stall);
+        for slot in 0..4 {
+            guest.write(slot, slot, &block_of(slot as u64 + 7));
+        }
+        wait_until("those that do not stall are answered", || {
+            guest.answered();
+            guest.pending.len() == 2
+        });
+        guest.share_memory();
+        guest.settle();
+        for slot in 0..4 {
+            guest.read(slot, slot);
+            guest.settle();
+            assert!(guest.data(slot) == block_of(slot as u64 + 7));
+        }
+    }
+}
+
+#[test]
+fn a_used_ring_whose_memory_is_lost_is_given_up() {
+    let service = Service::start();
+    let socket = slow_disk(&service);
+    let mut guest = Guest::new();
+    guest.connect(&socket);
+    guest.write(0, 0, &block_of(1));
+    guest.settle();
+    guest.lose_used_ring();
+    guest.kick();
+    wait_until("the back end complains", || guest.err.read().is_ok());
 }
 
 #[test]

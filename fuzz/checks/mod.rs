@@ -12,6 +12,7 @@ pub(crate) mod nvmf_session;
 pub(crate) mod nvmf_wire;
 pub(crate) mod pool_open;
 pub(crate) mod rpc;
+pub(crate) mod vhost;
 
 #[path = "../../tests/rig/mod.rs"]
 mod rig;

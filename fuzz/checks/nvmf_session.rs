@@ -68,6 +68,7 @@ impl Fixture {
                 nguid: None,
                 eui64: None,
                 uuid: None,
+                ana_group: None,
             };
             target.add_namespace(NQN, namespace).unwrap();
         }

@@ -21,6 +21,8 @@ pub mod feature {
     pub const FLUSH: u64 = 1 << 9;
     /// The configuration has the topology.
     pub const TOPOLOGY: u64 = 1 << 10;
+    /// The driver may choose whether the volatile cache is used.
+    pub const CONFIG_WCE: u64 = 1 << 11;
     /// More than one queue.
     pub const MQ: u64 = 1 << 12;
     /// Takes DISCARD.
@@ -149,7 +151,7 @@ pub struct BlkConfig {
     pub min_io_size: U16,
     /// Suggested, in logical blocks; 0 for none.
     pub opt_io_size: U32,
-    /// Not offered.
+    /// Whether the volatile cache is used; the driver may change it.
     pub wce: u8,
     /// Not used.
     pub spare: u8,

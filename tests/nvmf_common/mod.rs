@@ -56,6 +56,7 @@ impl Fixture {
             nguid: None,
             eui64: None,
             uuid: None,
+            ana_group: None,
         };
         self.target.add_namespace(NQN, config).unwrap()
     }

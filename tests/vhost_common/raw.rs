@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
@@ -31,6 +31,10 @@ const GUEST: u64 = 0x4000_0000;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 29 | 1 << 28 | 1 << 9;
+/// The driver chooses whether the cache writes back.
+pub const CONFIG_WCE: u64 = 1 << 11;
+/// Where in the configuration that is.
+const AT_WCE: u32 = 32;
 
 pub struct Guest {
     memory: MmapRegion,
@@ -40,6 +44,12 @@ pub struct Guest {
     pub err: EventFd,
     inflight: Option<(VhostUserInflight, File)>,
     front: Option<Frontend>,
+    /// Whether it keeps a record of what is under way.
+    pub keeps_record: bool,
+    /// What the driver accepts, if it is offered.
+    pub features: u64,
+    /// What it has accepted at first, and accepts ever after, as QEMU does.
+    pub accepted: Option<u64>,
     avail: u16,
     used: u16,
     /// Slots whose requests are not answered.
@@ -61,6 +71,9 @@ impl Guest {
             err: EventFd::new(EFD_NONBLOCK).unwrap(),
             inflight: None,
             front: None,
+            keeps_record: true,
+            features: FEATURES,
+            accepted: None,
             avail: 0,
             used: 0,
             pending: BTreeSet::new(),
@@ -82,10 +95,19 @@ impl Guest {
 
     /// Tells the back end of all memory: at the start, and whenever it changes.
     pub fn share_memory(&self) {
+        self.share_at(self.memory.as_ptr().addr() as u64);
+    }
+
+    /// The same memory, but where nobody looks for it: the rings have no place.
+    pub fn hide_memory(&self) {
+        self.share_at(0x1000);
+    }
+
+    fn share_at(&self, userspace_addr: u64) {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: GUEST,
             memory_size: MEMORY as u64,
-            userspace_addr: self.memory.as_ptr().addr() as u64,
+            userspace_addr,
             mmap_offset: 0,
             mmap_handle: self.memory_fd.as_raw_fd(),
         };
@@ -93,8 +115,13 @@ impl Guest {
         front.set_mem_table(&[region]).unwrap();
     }
 
-    /// Connects, and goes on with the ring as it is. The base is 0, since nobody can say how far a
-    /// dead back end has got.
+    /// The used ring's memory is no more.
+    pub fn lose_used_ring(&self) {
+        self.memory_fd.set_len(USED as u64).unwrap();
+    }
+
+    /// Connects, and goes on with the ring as it is. With a record the base is 0, since nobody can say how
+    /// far a dead back end has got.
     pub fn connect(&mut self, socket: &Path) {
         let mut front = Frontend::connect(socket, 1).unwrap();
         front.set_owner().unwrap();
@@ -103,16 +130,20 @@ impl Guest {
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
         assert!(protocol.contains(wanted));
         front.set_protocol_features(wanted).unwrap();
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        front.set_features(offered & FEATURES).unwrap();
-        let (inflight, file) = self.inflight.get_or_insert_with(|| {
-            let asked = VhostUserInflight::new(0, 0, 1, ENTRIES);
-            front.get_inflight_fd(&asked).unwrap()
-        });
-        front.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        let accepted = *self.accepted.get_or_insert(offered & self.features);
+        front.set_features(accepted).unwrap();
+        if self.keeps_record {
+            let (inflight, file) = self.inflight.get_or_insert_with(|| {
+                let asked = VhostUserInflight::new(0, 0, 1, ENTRIES);
+                front.get_inflight_fd(&asked).unwrap()
+            });
+            front.set_inflight_fd(inflight, file.as_raw_fd()).unwrap();
+        }
         self.front = Some(front);
         self.share_memory();
         let base = self.memory.as_ptr().addr() as u64;
@@ -127,12 +158,50 @@ impl Guest {
         };
         let front = self.front.as_mut().unwrap();
         front.set_vring_num(0, ENTRIES).unwrap();
-        front.set_vring_base(0, 0).unwrap();
+        let base = if self.keeps_record { 0 } else { self.used };
+        front.set_vring_base(0, base).unwrap();
         front.set_vring_addr(0, &addresses).unwrap();
         front.set_vring_call(0, &self.call).unwrap();
         front.set_vring_err(0, &self.err).unwrap();
         front.set_vring_kick(0, &self.kick).unwrap();
         front.set_vring_enable(0, true).unwrap();
+    }
+
+    /// Reads the configuration's capacity, in sectors.
+    pub fn capacity(&mut self) -> u64 {
+        u64::from_le_bytes(self.config(0))
+    }
+
+    /// Reads whether the cache writes back.
+    pub fn write_back(&mut self) -> u8 {
+        let [write_back] = self.config(AT_WCE);
+        write_back
+    }
+
+    fn config<const N: usize>(&mut self, offset: u32) -> [u8; N] {
+        let size = u32::try_from(N).unwrap();
+        let front = self.front.as_mut().unwrap();
+        let flags = VhostUserConfigFlags::WRITABLE;
+        let (_, bytes) = front.get_config(offset, size, flags, &[0; N]).unwrap();
+        bytes.try_into().unwrap()
+    }
+
+    /// Stores a byte of the configuration; whether that was allowed.
+    pub fn set_config(&mut self, offset: u32, byte: u8) -> bool {
+        let front = self.front.as_mut().unwrap();
+        let flags = VhostUserConfigFlags::WRITABLE;
+        front.set_config(offset, flags, &[byte]).is_ok()
+    }
+
+    /// Says whether the cache writes back.
+    pub fn set_write_back(&mut self, write_back: u8) -> bool {
+        self.set_config(AT_WCE, write_back)
+    }
+
+    /// Hands over a channel for what the back end says without being asked; whether it was taken.
+    pub fn set_back_channel(&mut self, channel: &dyn AsRawFd) -> bool {
+        let front = self.front.as_mut().unwrap();
+        front.set_backend_request_fd(channel).is_ok()
     }
 
     /// Lets the connection go.
@@ -231,6 +300,11 @@ impl Guest {
     /// Starts to read a block.
     pub fn read(&mut self, slot: usize, block: usize) {
         self.start(slot, 0, block);
+    }
+
+    /// Starts a flush.
+    pub fn flush(&mut self, slot: usize) {
+        self.start(slot, 4, 0);
     }
 
     pub fn data(&self, slot: usize) -> [u8; BLOCK] {

@@ -154,6 +154,7 @@ impl Admin {
             self.look_at = now.after(LOOK_NS);
             self.version = subsystem.version();
             self.events.look_at(&subsystem.namespaces());
+            self.events.look_at_ana(subsystem.ana_changes());
         }
         self.events.next()
     }

@@ -14,16 +14,18 @@ struct Seen {
     uuid: [u8; 16],
     blocks: u64,
     read_only: bool,
+    ana_group: u32,
 }
 
 fn look(table: &NamespaceTable) -> Vec<Seen> {
     let seen = table.iter().map(|namespace| {
-        let page = namespace.page();
+        let page = namespace.page(true);
         Seen {
             nsid: namespace.nsid,
             uuid: namespace.uuid(),
             blocks: page.blocks,
             read_only: page.read_only,
+            ana_group: page.ana_group,
         }
     });
     seen.collect()
@@ -43,10 +45,11 @@ pub(super) struct Events {
     seen: Vec<Seen>,
     changed: BTreeSet<u32>,
     generation: u64,
+    ana_changes: u64,
 }
 
 impl Events {
-    pub(super) fn new(table: &NamespaceTable, generation: u64) -> Self {
+    pub(super) fn new(table: &NamespaceTable, generation: u64, ana_changes: u64) -> Self {
         Self {
             mask: 0,
             waiting: vec![],
@@ -55,6 +58,7 @@ impl Events {
             seen: look(table),
             changed: BTreeSet::new(),
             generation,
+            ana_changes,
         }
     }
 
@@ -99,6 +103,14 @@ impl Events {
         if generation != self.generation {
             self.generation = generation;
             self.note(EventInfo::DiscoveryChanged);
+        }
+    }
+
+    /// Ways to namespaces have changed so often.
+    pub(super) fn look_at_ana(&mut self, changes: u64) {
+        if changes != self.ana_changes {
+            self.ana_changes = changes;
+            self.note(EventInfo::AnaChanged);
         }
     }
 
@@ -158,6 +170,7 @@ mod tests {
                 nguid: None,
                 eui64: None,
                 uuid: None,
+                ana_group: None,
             };
             Arc::new(Namespace::new(nsid, config))
         };
@@ -166,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_change_is_told_once_until_it_is_read() {
-        let mut events = Events::new(&table(&[(1, 8), (2, 8)]), 1);
+        let mut events = Events::new(&table(&[(1, 8), (2, 8)]), 1, 1);
         events.look_at(&table(&[(1, 8), (2, 8)]));
         events.mask = async_event::NAMESPACE_CHANGED;
         assert!(events.wait(5, 2) && events.wait(6, 2) && !events.wait(7, 2));
@@ -185,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_the_host_does_not_want_to_hear_is_not_told() {
-        let mut events = Events::new(&table(&[]), 1);
+        let mut events = Events::new(&table(&[]), 1, 1);
         assert!(events.wait(5, 4));
         events.look_at_discovery(2);
         assert_eq!(events.next(), None);

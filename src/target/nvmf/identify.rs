@@ -46,6 +46,7 @@ pub(super) fn page(
     let nsid = sqe.nsid.get();
     let table = subsystem.namespaces();
     let found = || table.iter().find(|namespace| namespace.nsid == nsid);
+    let ana = subsystem.config.ana_reporting;
     let mut out = Vec::with_capacity(IDENTIFY_BYTES);
     match cns {
         cns::CONTROLLER => out = controller_page(controller, &table, options),
@@ -54,8 +55,8 @@ pub(super) fn page(
                 return Err(Status::INVALID_NAMESPACE);
             }
             match (cns, found()) {
-                (cns::NAMESPACE, Some(namespace)) => out = namespace.page().encode(),
-                (cns::ANY_NAMESPACE, Some(namespace)) => out = namespace.page().encode_common(),
+                (cns::NAMESPACE, Some(namespace)) => out = namespace.page(ana).encode(),
+                (cns::ANY_NAMESPACE, Some(namespace)) => out = namespace.page(ana).encode_common(),
                 _ => out.resize(IDENTIFY_BYTES, 0),
             }
         }
@@ -67,7 +68,7 @@ pub(super) fn page(
         }
         cns::DESCRIPTORS => {
             let namespace = found().ok_or(Status::INVALID_NAMESPACE)?;
-            put_descriptors(&namespace.page(), namespace.uuid(), &mut out);
+            put_descriptors(&namespace.page(ana), namespace.uuid(), &mut out);
         }
         cns::CSI_CONTROLLER => {
             let ranges = u8::try_from(DsmRange::COUNT_MAX - 1).unwrap_or(u8::MAX);
@@ -109,11 +110,13 @@ fn controller_page(
         volatile_cache: volatile,
         capsule_data_max: options.in_capsule_bytes,
         compare_and_write: false,
+        ana: config.ana_reporting,
     };
     page.encode()
 }
 
 /// What the controller's host will be told of, as things are now.
 pub(super) fn first_look(controller: &Controller, generation: u64) -> Events {
-    Events::new(&controller.subsystem.namespaces(), generation)
+    let subsystem = &controller.subsystem;
+    Events::new(&subsystem.namespaces(), generation, subsystem.ana_changes())
 }

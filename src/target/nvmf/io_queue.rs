@@ -35,7 +35,7 @@ impl IoQueue {
         let controller = &entry.controller;
         Self {
             epoch: controller.epoch(),
-            namespaces: Namespaces::new(Arc::clone(&controller.subsystem)),
+            namespaces: Namespaces::new(Arc::clone(&controller.subsystem), controller.listener),
             done: vec![],
             entry,
         }

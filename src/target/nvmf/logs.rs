@@ -4,11 +4,14 @@ use super::controller::Controller;
 use super::discovery;
 use super::events::Events;
 use super::target::NvmfTarget;
-use crate::wire::nvme::{EventInfo, Sqe, Status, effects_log, log_id, smart_log};
+use crate::wire::nvme::{EventInfo, Sqe, Status, ana_log, effects_log, log_id, smart_log};
 use reactors::Nanos;
 
 /// Bytes of an error entry.
 const ERROR_ENTRY_BYTES: usize = 64;
+
+/// ANA log: without the namespaces.
+const GROUPS_ONLY: u8 = 1;
 
 /// What a log is made from.
 pub(super) struct Sources<'a> {
@@ -33,7 +36,7 @@ pub(super) fn part(sqe: &Sqe, sources: &mut Sources) -> Result<Vec<u8>, Status> 
     }
     let offset = u64::from(sqe.cdw12.get()) | u64::from(sqe.cdw13.get()) << 32;
     let retains = options & 0x80 != 0;
-    let log = whole(id, sqe.nsid.get(), retains, sources)?;
+    let log = whole(id, sqe.nsid.get(), (retains, options), sources)?;
     if !offset.is_multiple_of(4) || offset >= log.len() as u64 {
         return Err(Status::INVALID_FIELD);
     }
@@ -45,7 +48,13 @@ pub(super) fn part(sqe: &Sqe, sources: &mut Sources) -> Result<Vec<u8>, Status> 
     Ok(out)
 }
 
-fn whole(id: u8, nsid: u32, retains: bool, sources: &mut Sources) -> Result<Vec<u8>, Status> {
+/// `retains`: the host may be told again of what the log is about; with the log's own options.
+fn whole(
+    id: u8,
+    nsid: u32,
+    (retains, specific): (bool, u8),
+    sources: &mut Sources,
+) -> Result<Vec<u8>, Status> {
     let is_discovery = sources.controller.subsystem.is_discovery;
     if is_discovery && id != log_id::DISCOVERY {
         return match id {
@@ -58,7 +67,7 @@ fn whole(id: u8, nsid: u32, retains: bool, sources: &mut Sources) -> Result<Vec<
         return Err(Status::INVALID_FIELD);
     }
     match id {
-        log_id::SUPPORTED => Ok(supported()),
+        log_id::SUPPORTED => Ok(supported(sources.controller.subsystem.config.ana_reporting)),
         log_id::ERRORS => Ok(vec![0; ERROR_ENTRY_BYTES]),
         log_id::SMART => {
             const HOUR_NS: u64 = 3_600_000_000_000;
@@ -85,6 +94,14 @@ fn whole(id: u8, nsid: u32, retains: bool, sources: &mut Sources) -> Result<Vec<
             Ok(log)
         }
         log_id::EFFECTS => Ok(effects_log(false)),
+        log_id::ANA if sources.controller.subsystem.config.ana_reporting => {
+            let controller = sources.controller;
+            let (changes, groups) = controller.subsystem.ana_groups(controller.listener);
+            if !retains {
+                sources.events.was_read(EventInfo::AnaChanged);
+            }
+            Ok(ana_log(changes, &groups, specific & GROUPS_ONLY != 0))
+        }
         log_id::DISCOVERY if is_discovery => {
             let controller = sources.controller;
             let here = controller.listen_address;
@@ -98,7 +115,7 @@ fn whole(id: u8, nsid: u32, retains: bool, sources: &mut Sources) -> Result<Vec<
     }
 }
 
-fn supported() -> Vec<u8> {
+fn supported(ana: bool) -> Vec<u8> {
     let mut bytes = vec![0; 1024];
     for id in [
         log_id::SUPPORTED,
@@ -107,6 +124,7 @@ fn supported() -> Vec<u8> {
         log_id::FIRMWARE,
         log_id::CHANGED_NAMESPACES,
         log_id::EFFECTS,
+        if ana { log_id::ANA } else { log_id::SUPPORTED },
     ] {
         if let Some(entry) = bytes.get_mut(usize::from(id) * 4) {
             *entry = 1;

@@ -8,6 +8,7 @@
 //! Source: spec/nvmf-tcp.md.
 
 mod admin;
+mod ana;
 mod connect;
 mod connection;
 mod controller;
@@ -33,6 +34,7 @@ mod subsystem;
 mod target;
 mod transfer;
 
+pub use ana::AnaState;
 pub use controller::{ControllerInfo, QpairInfo};
 pub use listener::ListenAddress;
 pub use namespace::{NamespaceConfig, NamespaceInfo, RemovedNamespace};
@@ -118,6 +120,12 @@ pub enum NvmfError {
     /// The subsystem does not listen there.
     #[error("the subsystem does not listen on {0}")]
     NoListener(SocketAddr),
+    /// An ANA group must be 1 to the highest namespace number.
+    #[error("ANA group {0} is not within 1 to {1}")]
+    BadAnaGroup(u32, u32),
+    /// The subsystem does not report how good its ways are.
+    #[error("{0:?} was made without ANA reporting")]
+    NoAna(String),
     /// The host is allowed already.
     #[error("host {0:?} is allowed already")]
     HostExists(String),

@@ -3,7 +3,7 @@
 use crate::bdev::Bdev;
 use crate::wire::nvme::NamespacePage;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 /// What to offer as a namespace.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct NamespaceConfig {
     pub eui64: Option<[u8; 8]>,
     /// Its UUID; the bdev's if none is given.
     pub uuid: Option<uuid::Uuid>,
+    /// Its ANA group; the one of its number if none is given.
+    pub ana_group: Option<u32>,
 }
 
 /// A namespace, for people.
@@ -37,6 +39,8 @@ pub struct NamespaceInfo {
     pub nguid_wish: Option<[u8; 16]>,
     /// See there.
     pub uuid_wish: Option<uuid::Uuid>,
+    /// Its ANA group.
+    pub ana_group: u32,
 }
 
 /// One namespace of one subsystem.
@@ -45,6 +49,7 @@ pub(super) struct Namespace {
     pub(super) nsid: u32,
     config: NamespaceConfig,
     uuid: uuid::Uuid,
+    ana_group: AtomicU32,
     /// Qpairs with a channel.
     users: AtomicUsize,
     removed: AtomicBool,
@@ -55,6 +60,7 @@ impl Namespace {
         let uuid = config.uuid.unwrap_or_else(|| config.bdev.info().uuid);
         Self {
             nsid,
+            ana_group: AtomicU32::new(config.ana_group.unwrap_or(nsid)),
             config,
             uuid,
             users: AtomicUsize::new(0),
@@ -66,12 +72,20 @@ impl Namespace {
         &self.config.bdev
     }
 
+    pub(super) fn ana_group(&self) -> u32 {
+        self.ana_group.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_ana_group(&self, group: u32) {
+        self.ana_group.store(group, Ordering::Relaxed);
+    }
+
     pub(super) fn uuid(&self) -> [u8; 16] {
         *self.uuid.as_bytes()
     }
 
-    /// What a host is told.
-    pub(super) fn page(&self) -> NamespacePage {
+    /// What a host is told; with its ANA group if `ana`.
+    pub(super) fn page(&self, ana: bool) -> NamespacePage {
         let info = self.config.bdev.info();
         NamespacePage {
             blocks: info.blocks,
@@ -81,11 +95,12 @@ impl Namespace {
             discard_zeroes: info.supports.discard_zeroes,
             nguid: self.config.nguid.unwrap_or_else(|| self.uuid()),
             eui64: self.config.eui64.unwrap_or_default(),
+            ana_group: if ana { self.ana_group() } else { 0 },
         }
     }
 
     pub(super) fn info(&self) -> NamespaceInfo {
-        let page = self.page();
+        let page = self.page(true);
         NamespaceInfo {
             nsid: self.nsid,
             bdev_name: self.config.bdev.info().name.clone(),
@@ -94,6 +109,7 @@ impl Namespace {
             uuid: self.uuid,
             nguid_wish: self.config.nguid,
             uuid_wish: self.config.uuid,
+            ana_group: page.ana_group,
         }
     }
 

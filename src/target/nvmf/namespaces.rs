@@ -5,6 +5,7 @@ use super::subsystem::{NamespaceTable, Subsystem};
 use crate::bdev::{BdevInfo, Channel, Completion, Request};
 use crate::wire::nvme::Status;
 use reactors::{Cx, Wake};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -21,14 +22,21 @@ pub(super) struct Namespaces {
     subsystem: Arc<Subsystem>,
     version: u64,
     table: Arc<NamespaceTable>,
+    /// Where the host came in.
+    listener: SocketAddr,
+    /// Namespaces that it can't reach from there now.
+    inaccessible: Vec<u32>,
     open: Vec<Open>,
     under_way: u32,
 }
 
 impl Namespaces {
-    pub(super) fn new(subsystem: Arc<Subsystem>) -> Self {
+    pub(super) fn new(subsystem: Arc<Subsystem>, listener: SocketAddr) -> Self {
         Self {
+            // First: what changes meanwhile is seen in the next round.
             version: subsystem.version(),
+            inaccessible: subsystem.inaccessible(listener),
+            listener,
             table: subsystem.namespaces(),
             subsystem,
             open: vec![],
@@ -44,6 +52,7 @@ impl Namespaces {
         }
         self.version = version;
         self.table = self.subsystem.namespaces();
+        self.inaccessible = self.subsystem.inaccessible(self.listener);
         for open in &mut self.open {
             if open.claim.is_removed() && !open.cancelled {
                 open.cancelled = true;
@@ -67,6 +76,9 @@ impl Namespaces {
         let found = self.table.iter().find(|n| n.nsid == nsid);
         let namespace = found.filter(|n| !n.is_removed());
         let namespace = namespace.ok_or(Status::INVALID_NAMESPACE)?;
+        if self.inaccessible.contains(&nsid) {
+            return Err(Status::ANA_INACCESSIBLE);
+        }
         Ok(namespace.bdev().info())
     }
 

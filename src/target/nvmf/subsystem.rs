@@ -1,9 +1,11 @@
 //! A subsystem: namespaces, who may see them, and where.
 
 use super::NvmfError;
+use super::ana::{AnaState, AnaTable};
 use super::controller::{Controller, ControllerInfo, QpairInfo};
 use super::namespace::{Namespace, NamespaceConfig, NamespaceInfo, RemovedNamespace};
-use crate::wire::nvme::{DISCOVERY_NQN, check_nqn};
+use crate::wire::nvme::{AnaGroup, DISCOVERY_NQN, check_nqn};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -26,6 +28,8 @@ pub struct SubsystemConfig {
     pub namespaces_max: u32,
     /// Whether any host may connect.
     pub allow_any_host: bool,
+    /// Whether hosts are told how good their way to each namespace is.
+    pub ana_reporting: bool,
     /// The lowest controller identifier: 1 to 65519.
     pub cntlid_min: u16,
     /// The highest one.
@@ -42,6 +46,7 @@ impl SubsystemConfig {
             model: "pmcache controller".to_owned(),
             namespaces_max: 32,
             allow_any_host: false,
+            ana_reporting: false,
             cntlid_min: 1,
             cntlid_max: CNTLID_MAX,
         }
@@ -126,6 +131,8 @@ pub(super) struct Subsystem {
     listeners: RwLock<Vec<SocketAddr>>,
     namespaces: RwLock<Arc<NamespaceTable>>,
     version: AtomicU64,
+    ana: RwLock<AnaTable>,
+    ana_changes: AtomicU64,
     controllers: RwLock<Vec<Arc<Controller>>>,
     removed: AtomicBool,
 }
@@ -151,6 +158,8 @@ impl Subsystem {
             listeners: RwLock::default(),
             namespaces: RwLock::default(),
             version: AtomicU64::new(0),
+            ana: RwLock::default(),
+            ana_changes: AtomicU64::new(1),
             controllers: RwLock::default(),
             removed: AtomicBool::new(false),
         }
@@ -238,6 +247,7 @@ impl Subsystem {
             return Err(NvmfError::NoListener(address));
         }
         drop(listeners);
+        write(&self.ana).forget(address);
         for controller in read(&self.controllers).iter() {
             if controller.listener == address {
                 controller.end();
@@ -277,6 +287,9 @@ impl Subsystem {
             nsid: config.nsid.unwrap_or(0),
             max,
         })?;
+        if let Some(group) = config.ana_group {
+            self.check_ana_group(group)?;
+        }
         let mut table = (**now).clone();
         table.push(Arc::new(Namespace::new(nsid, config)));
         table.sort_by_key(|namespace| namespace.nsid);
@@ -296,6 +309,109 @@ impl Subsystem {
         namespace.set_removed();
         self.set_namespaces(&mut now, table);
         Ok(RemovedNamespace(namespace))
+    }
+
+    // Ways to namespaces.
+
+    fn check_ana_group(&self, group: u32) -> Result<(), NvmfError> {
+        let max = self.config.namespaces_max;
+        match (1..=max).contains(&group) {
+            true => Ok(()),
+            false => Err(NvmfError::BadAnaGroup(group, max)),
+        }
+    }
+
+    fn needs_ana(&self) -> Result<(), NvmfError> {
+        match self.config.ana_reporting {
+            true => Ok(()),
+            false => Err(NvmfError::NoAna(self.config.nqn.clone())),
+        }
+    }
+
+    /// The ways have changed: qpairs and admin qpairs shall look.
+    fn ana_changed(&self) {
+        self.ana_changes.fetch_add(1, Ordering::Release);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn ana_changes(&self) -> u64 {
+        self.ana_changes.load(Ordering::Acquire)
+    }
+
+    /// Says how good the way through `listener` is to group `group`, or to all.
+    pub(super) fn set_ana_state(
+        &self,
+        listener: SocketAddr,
+        group: Option<u32>,
+        state: AnaState,
+    ) -> Result<(), NvmfError> {
+        self.needs_ana()?;
+        if !self.listens_on(listener) {
+            return Err(NvmfError::NoListener(listener));
+        }
+        let groups = match group {
+            Some(group) => {
+                self.check_ana_group(group)?;
+                group..=group
+            }
+            None => 1..=self.config.namespaces_max,
+        };
+        write(&self.ana).set(listener, groups, state);
+        self.ana_changed();
+        Ok(())
+    }
+
+    /// Moves a namespace to another group.
+    pub(super) fn set_ana_group(&self, nsid: u32, group: u32) -> Result<(), NvmfError> {
+        self.needs_ana()?;
+        self.check_ana_group(group)?;
+        let table = self.namespaces();
+        let found = table.iter().find(|namespace| namespace.nsid == nsid);
+        let namespace = found.ok_or_else(|| NvmfError::NoNamespace {
+            nqn: self.config.nqn.clone(),
+            nsid,
+        })?;
+        namespace.set_ana_group(group);
+        self.ana_changed();
+        Ok(())
+    }
+
+    /// The state of each possible group through each listener.
+    pub(super) fn ana_states(&self) -> Vec<(SocketAddr, Vec<AnaState>)> {
+        let ana = read(&self.ana);
+        let of = |listener| {
+            let groups = 1..=self.config.namespaces_max;
+            groups.map(|group| ana.state(listener, group)).collect()
+        };
+        let listeners = self.listeners().into_iter();
+        listeners.map(|listener| (listener, of(listener))).collect()
+    }
+
+    /// Namespaces that can't be reached through `listener` now.
+    pub(super) fn inaccessible(&self, listener: SocketAddr) -> Vec<u32> {
+        let (ana, table) = (read(&self.ana), self.namespaces());
+        let is_out =
+            |n: &&Arc<Namespace>| ana.state(listener, n.ana_group()) == AnaState::Inaccessible;
+        table.iter().filter(is_out).map(|n| n.nsid).collect()
+    }
+
+    /// The groups that have namespaces, as a host sees them that came in at `listener`; and how often
+    /// they have changed.
+    pub(super) fn ana_groups(&self, listener: SocketAddr) -> (u64, Vec<AnaGroup>) {
+        // Before the look: a change meanwhile is told of once more.
+        let changes = self.ana_changes();
+        let (ana, table) = (read(&self.ana), self.namespaces());
+        let mut groups = BTreeMap::<u32, Vec<u32>>::new();
+        for namespace in table.iter() {
+            let group = groups.entry(namespace.ana_group()).or_default();
+            group.push(namespace.nsid);
+        }
+        let groups = groups.into_iter().map(|(id, nsids)| AnaGroup {
+            id,
+            state: ana.state(listener, id).code(),
+            nsids,
+        });
+        (changes, groups.collect())
     }
 
     // Controllers.

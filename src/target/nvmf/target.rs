@@ -1,5 +1,6 @@
 //! The target, as the control plane holds it.
 
+use super::ana::AnaState;
 use super::controller::{ControllerInfo, QpairInfo};
 use super::listener::Listener;
 use super::namespace::{NamespaceConfig, RemovedNamespace};
@@ -195,6 +196,42 @@ impl NvmfTarget {
         let mut closing = write(&self.0.closing);
         closing.retain(|listener| !listener.is_stopped());
         !closing.is_empty()
+    }
+
+    /// Says how good the way through `address` is to the namespaces of `group`, or to all.
+    ///
+    /// # Errors
+    /// [`NvmfError::NoSubsystem`], [`NvmfError::NoAna`], [`NvmfError::NoListener`],
+    /// [`NvmfError::BadAnaGroup`].
+    pub fn set_ana_state(
+        &self,
+        nqn: &str,
+        address: SocketAddr,
+        group: Option<u32>,
+        state: AnaState,
+    ) -> Result<(), NvmfError> {
+        self.find(nqn)?.set_ana_state(address, group, state)?;
+        wake_all(&self.0.reactors);
+        Ok(())
+    }
+
+    /// Moves a namespace to another ANA group.
+    ///
+    /// # Errors
+    /// [`NvmfError::NoSubsystem`], [`NvmfError::NoAna`], [`NvmfError::NoNamespace`],
+    /// [`NvmfError::BadAnaGroup`].
+    pub fn set_ana_group(&self, nqn: &str, nsid: u32, group: u32) -> Result<(), NvmfError> {
+        self.find(nqn)?.set_ana_group(nsid, group)?;
+        wake_all(&self.0.reactors);
+        Ok(())
+    }
+
+    /// Each listener of a subsystem, with the state of each ANA group from 1 on.
+    ///
+    /// # Errors
+    /// [`NvmfError::NoSubsystem`].
+    pub fn ana_states(&self, nqn: &str) -> Result<Vec<(SocketAddr, Vec<AnaState>)>, NvmfError> {
+        Ok(self.find(nqn)?.ana_states())
     }
 
     /// Lets a host in.

@@ -1,11 +1,11 @@
 //! What a controller offers, whoever is connected.
 
-use super::request;
+use super::{balance, request};
 use crate::bdev::{Bdev, BdevInfo};
 use crate::wire::virtio::BlkConfig;
 use reactors::ReactorHandle;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Queues since the start of the process: no two have the same number.
 static QUEUES: AtomicU64 = AtomicU64::new(1);
@@ -20,7 +20,10 @@ pub(super) struct Backing {
     pub(super) queues: u16,
     /// At least one.
     pub(super) reactors: Vec<ReactorHandle>,
-    /// Where queue 0 goes, so that disks with one queue do not share a reactor.
+    /// What a driver that may choose has chosen last: it outlives sessions, since a front end that
+    /// comes back does not say it again.
+    pub(super) write_back: AtomicBool,
+    /// Where queue 0 goes if all are equal, so that disks with one queue do not share a reactor.
     pub(super) first: usize,
 }
 
@@ -34,14 +37,21 @@ impl Backing {
     }
 
     pub(super) fn config(&self) -> BlkConfig {
-        request::config(&self.info(), self.queues)
+        request::config(&self.info(), self.queues, self.writes_back())
     }
 
-    /// Where queue `index` runs.
+    pub(super) fn writes_back(&self) -> bool {
+        self.write_back.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_writes_back(&self, write_back: bool) {
+        self.write_back.store(write_back, Ordering::Relaxed);
+    }
+
+    /// Where queue `index` is to run.
     pub(super) fn reactor(&self, index: u16) -> Option<&ReactorHandle> {
-        let count = self.reactors.len().max(1);
-        self.reactors
-            .get((self.first % count + usize::from(index)) % count)
+        let start = self.first.wrapping_add(usize::from(index));
+        balance::emptiest(&self.reactors, start)
     }
 
     pub(super) fn next_queue_id() -> u64 {

@@ -6,9 +6,10 @@ use zerocopy::IntoBytes;
 
 /// Data segments of one request, as the configuration says.
 pub(super) const SEGMENTS_MAX: u32 = 126;
-/// Descriptors in an indirect table, at least: what a request of the longest kind needs. Drivers may
-/// use that many whatever the size of their ring.
-const INDIRECT_MIN: u32 = SEGMENTS_MAX + 2;
+/// Segments of a chain, header and status included: what a request of the longest kind needs. So many
+/// may be in an indirect table whatever the size of the ring. It bounds the time that a chain takes, and
+/// the memory that each request under way keeps.
+const CHAIN_MAX: u32 = SEGMENTS_MAX + 2;
 
 /// Why a chain is none.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,8 @@ pub(super) enum ChainFault {
     Index { index: u32, count: u32 },
     #[error("more than {0} descriptors")]
     TooLong(u32),
+    #[error("more than {CHAIN_MAX} segments")]
+    Segments,
     #[error("an indirect table of {0} bytes")]
     TableLength(u32),
     #[error("an indirect table where there may be none")]
@@ -169,7 +172,7 @@ impl Chain {
         if !indirect || found.flags.get() & desc_flag::NEXT != 0 {
             return Err(ChainFault::Indirect);
         }
-        if !len.is_multiple_of(16) || entries == 0 || entries > count.max(INDIRECT_MIN) {
+        if !len.is_multiple_of(16) || entries == 0 || entries > count.max(CHAIN_MAX) {
             return Err(ChainFault::TableLength(len));
         }
         let at = found.addr.get();
@@ -214,6 +217,9 @@ impl Chain {
             len: found.len.get(),
         };
         memory.check(segment.addr, segment.len as usize)?;
+        if self.readable.list.len() + self.writable.list.len() >= CHAIN_MAX as usize {
+            return Err(ChainFault::Segments);
+        }
         if found.flags.get() & desc_flag::WRITE != 0 {
             self.writable.push(segment);
         } else if self.writable.list.is_empty() {

@@ -185,6 +185,7 @@ impl VhostController {
             bdev: Arc::clone(&config.bdev),
             read_only: config.read_only,
             queues: QUEUES_MAX,
+            write_back: AtomicBool::new(true),
             reactors: config.reactors,
             first: CONTROLLERS.fetch_add(1, Ordering::Relaxed),
         });

@@ -27,6 +27,8 @@ pub(super) enum MemoryFault {
     Short { found: u64, needed: u64 },
     #[error("can't look at the file: {0}")]
     File(#[source] std::io::Error),
+    #[error("{0} bytes are no length of memory")]
+    Length(u64),
     #[error("no more mappings can be guarded: {0}")]
     Guard(#[source] std::io::Error),
     #[error("offset {0} in the file is not a multiple of the page")]
@@ -47,6 +49,21 @@ pub(super) struct Mapping {
     /// Before the map: its guard must be gone first.
     guard: Guarded,
     map: MmapRegion,
+    /// The first byte that was asked for is so far into the map: maps begin where pages do.
+    skip: usize,
+    /// How many were asked for.
+    len: usize,
+}
+
+/// Bytes of the pages of which a mapping of `file` must consist.
+fn page_bytes(file: &File) -> Result<u64, MemoryFault> {
+    const HUGETLBFS: i64 = 0x9584_58f6;
+    let stat = rustix::fs::fstatfs(file).map_err(|error| MemoryFault::File(error.into()))?;
+    let block = u64::try_from(stat.f_bsize).ok();
+    let huge = block.filter(|_| stat.f_type == HUGETLBFS);
+    Ok(huge
+        .filter(|huge| *huge >= PAGE_BYTES)
+        .unwrap_or(PAGE_BYTES))
 }
 
 impl Mapping {
@@ -55,16 +72,20 @@ impl Mapping {
         if !offset.is_multiple_of(PAGE_BYTES) {
             return Err(MemoryFault::Offset(offset));
         }
-        let needed = offset.saturating_add(len);
+        let needed = offset.checked_add(len).ok_or(MemoryFault::Length(len))?;
         let file_info = file.metadata().map_err(MemoryFault::File)?;
         // A device has no length to look at.
         if file_info.is_file() && file_info.len() < needed {
             let found = file_info.len();
             return Err(MemoryFault::Short { found, needed });
         }
-        let bytes = usize::try_from(len).unwrap_or(usize::MAX);
-        let map = MmapRegionBuilder::new(bytes)
-            .with_file_offset(FileOffset::new(file, offset))
+        let page = page_bytes(&file)?;
+        let skip = offset % page;
+        let whole = (skip + len).checked_next_multiple_of(page);
+        let whole = whole.and_then(|whole| usize::try_from(whole).ok());
+        let whole = whole.ok_or(MemoryFault::Length(len))?;
+        let map = MmapRegionBuilder::new(whole)
+            .with_file_offset(FileOffset::new(file, offset - skip))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .build()
@@ -73,8 +94,15 @@ impl Mapping {
                 len,
                 source,
             })?;
-        let guard = Guarded::new(map.as_ptr().addr(), bytes, 0).map_err(MemoryFault::Guard)?;
-        Ok(Self { guard, map })
+        let unit = usize::try_from(page).unwrap_or(0);
+        let guard = Guarded::new(map.as_ptr().addr(), whole, unit).map_err(MemoryFault::Guard)?;
+        Ok(Self {
+            guard,
+            map,
+            // Both are parts of what was mapped.
+            skip: usize::try_from(skip).unwrap_or(usize::MAX),
+            len: usize::try_from(len).unwrap_or(0),
+        })
     }
 
     fn outside(&self, at: usize, len: usize) -> MemoryFault {
@@ -89,18 +117,28 @@ impl Mapping {
         checked.map_err(|_| MemoryFault::Lost(at as u64))
     }
 
+    /// Where in the map `len` bytes at `at` are.
+    fn place(&self, at: usize, len: usize) -> Result<usize, MemoryFault> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.len => Ok(self.skip + at),
+            _ => Err(self.outside(at, len)),
+        }
+    }
+
     fn read(&self, at: usize, into: &mut [u8]) -> Result<(), MemoryFault> {
-        let from = self.map.get_slice(at, into.len());
+        let place = self.place(at, into.len())?;
+        let from = self.map.get_slice(place, into.len());
         from.map_err(|_| self.outside(at, into.len()))?
             .copy_to(into);
-        self.check(at, into.len())
+        self.check(place, into.len())
     }
 
     fn write(&self, at: usize, from: &[u8]) -> Result<(), MemoryFault> {
-        let into = self.map.get_slice(at, from.len());
+        let place = self.place(at, from.len())?;
+        let into = self.map.get_slice(place, from.len());
         into.map_err(|_| self.outside(at, from.len()))?
             .copy_from(from);
-        self.check(at, from.len())
+        self.check(place, from.len())
     }
 }
 
@@ -117,7 +155,7 @@ impl Window {
     pub(super) fn new(mapping: Arc<Mapping>, at: u64, len: u64) -> Result<Self, MemoryFault> {
         let outside = || MemoryFault::Outside { addr: at, len };
         let end = at.checked_add(len).ok_or_else(outside)?;
-        if end > mapping.map.size() as u64 {
+        if end > mapping.len as u64 {
             return Err(outside());
         }
         Ok(Self {
@@ -140,7 +178,9 @@ impl Window {
         at: usize,
         order: Ordering,
     ) -> Result<T, MemoryFault> {
-        let place = self.place(at, size_of::<T>())?;
+        let place = self
+            .mapping
+            .place(self.place(at, size_of::<T>())?, size_of::<T>())?;
         let slice = self.mapping.map.as_volatile_slice();
         let loaded = slice.load(place, order);
         let loaded = loaded.map_err(|_| self.mapping.outside(at, size_of::<T>()))?;
@@ -154,7 +194,9 @@ impl Window {
         value: T,
         order: Ordering,
     ) -> Result<(), MemoryFault> {
-        let place = self.place(at, size_of::<T>())?;
+        let place = self
+            .mapping
+            .place(self.place(at, size_of::<T>())?, size_of::<T>())?;
         let slice = self.mapping.map.as_volatile_slice();
         let stored = slice.store(value, place, order);
         stored.map_err(|_| self.mapping.outside(at, size_of::<T>()))?;
@@ -343,6 +385,10 @@ pub(super) mod tests {
             Mapping::new(file.try_clone().unwrap(), 512, 0x1000),
             Err(MemoryFault::Offset(512))
         ));
+        assert!(matches!(
+            Mapping::new(file.try_clone().unwrap(), 0x1000, u64::MAX - 0xfff),
+            Err(MemoryFault::Length(_))
+        ));
         let mapping = Mapping::new(file.try_clone().unwrap(), 0, 0x2000).unwrap();
         mapping.write(0x1000, b"x").unwrap();
         file.set_len(0x1000).unwrap();
@@ -351,5 +397,20 @@ pub(super) mod tests {
             Err(MemoryFault::Lost(0x1000))
         ));
         mapping.write(0, b"y").unwrap();
+    }
+
+    /// Regions of a guest's memory begin anywhere in its file, mappings of huge pages do not.
+    #[test]
+    fn a_region_may_begin_in_the_middle_of_a_huge_page() {
+        const HUGE: u64 = 2 << 20;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let Ok(fd) = rustix::fs::memfd_create("huge guest", flags) else {
+            return;
+        };
+        rustix::fs::ftruncate(&fd, 2 * HUGE).unwrap();
+        let file = File::from(fd);
+        let len = 0x3000;
+        let mapping = Mapping::new(file, HUGE - 0x1000, len).unwrap();
+        assert!(Window::new(Arc::new(mapping), 0, len + 1).is_err());
     }
 }

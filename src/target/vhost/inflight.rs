@@ -8,6 +8,13 @@
 //! per descriptor: inflight u8 | pad | next u16 @6 | counter u64 @8
 //! ```
 //!
+//! Behind the last queue is a block of our own: what the driver has chosen for the cache, which nobody
+//! says again after our death.
+//!
+//! ```text
+//! magic u32 | wce u8
+//! ```
+//!
 //! The order of stores is the protocol: a head is marked before its request is started; answers are
 //! linked into a batch, then written, then published, then unmarked, and then `used_idx` follows.
 //! Whoever finds `used_idx` behind the used ring unmarks the batch itself.
@@ -23,6 +30,11 @@ const HEADER_BYTES: usize = 16;
 const ENTRY_BYTES: usize = 16;
 /// The only version there is.
 const VERSION: u16 = 1;
+
+/// Bytes of our own block, and how it begins: what other back ends have made has none.
+const MODE_BYTES: u64 = 64;
+const MODE_MAGIC: u32 = u32::from_le_bytes(*b"pmwc");
+const AT_MODE: usize = 4;
 
 /// Bytes of one queue's part.
 fn queue_bytes(entries: u16) -> u64 {
@@ -57,7 +69,7 @@ fn bytes_for(queues: u16, entries: u16) -> Result<u64, InflightFault> {
 
 /// Zeroed memory for `queues` queues, that nobody can make smaller; and how much it is.
 pub(super) fn create(queues: u16, entries: u16) -> Result<(File, u64), InflightFault> {
-    let bytes = bytes_for(queues, entries)?;
+    let bytes = bytes_for(queues, entries)? + MODE_BYTES;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create("pmcache-vhost-inflight", flags)?;
     rustix::fs::ftruncate(&fd, bytes)?;
@@ -71,6 +83,8 @@ pub(super) struct Inflight {
     mapping: Arc<Mapping>,
     queues: u16,
     entries: u16,
+    /// Our own block, if there is room for one.
+    mode: Option<Window>,
 }
 
 impl Inflight {
@@ -89,11 +103,39 @@ impl Inflight {
                 needed,
             });
         }
+        let has_mode = bytes >= needed + MODE_BYTES;
+        let mapped = if has_mode {
+            needed + MODE_BYTES
+        } else {
+            needed
+        };
+        let mapping = Arc::new(Mapping::new(file, offset, mapped)?);
+        let mode = has_mode.then(|| Window::new(Arc::clone(&mapping), needed, MODE_BYTES));
         Ok(Self {
-            mapping: Arc::new(Mapping::new(file, offset, needed)?),
+            mode: mode.transpose()?,
+            mapping,
             queues,
             entries,
         })
+    }
+
+    /// Whether the driver wants the cache to write back, as far as somebody has noted it.
+    pub(super) fn write_back(&self) -> Result<Option<bool>, MemoryFault> {
+        let Some(mode) = &self.mode else {
+            return Ok(None);
+        };
+        let magic: u32 = mode.load(0, Ordering::Acquire)?;
+        let write_back: u8 = mode.load(AT_MODE, Ordering::Relaxed)?;
+        Ok((u32::from_le(magic) == MODE_MAGIC).then_some(write_back == 1))
+    }
+
+    /// Notes it.
+    pub(super) fn set_write_back(&self, write_back: bool) -> Result<(), MemoryFault> {
+        let Some(mode) = &self.mode else {
+            return Ok(());
+        };
+        mode.store(AT_MODE, u8::from(write_back), Ordering::Relaxed)?;
+        mode.store(0, MODE_MAGIC.to_le(), Ordering::Release)
     }
 
     /// The part of queue `index`; none if it was made for fewer queues.
@@ -266,11 +308,29 @@ mod tests {
     }
 
     #[test]
+    fn the_mode_of_the_cache_is_kept_where_there_is_room() {
+        let (file, bytes) = create(2, ENTRIES).unwrap();
+        let map = |bytes| Inflight::map(file.try_clone().unwrap(), 0, bytes, 2, ENTRIES).unwrap();
+        assert_eq!(map(bytes).write_back().unwrap(), None);
+        for write_back in [false, true] {
+            map(bytes).set_write_back(write_back).unwrap();
+            assert_eq!(map(bytes).write_back().unwrap(), Some(write_back));
+        }
+        // As another back end would have made it.
+        let other = map(bytes - MODE_BYTES);
+        other.set_write_back(false).unwrap();
+        assert_eq!(other.write_back().unwrap(), None);
+        assert!(other.queue(1).is_some());
+        assert_eq!(map(bytes).write_back().unwrap(), Some(true));
+    }
+
+    #[test]
     fn nonsense_is_refused_or_ends() {
         assert!(create(0, 8).is_err());
         assert!(create(1, 1025).is_err());
         let (file, bytes) = create(1, 8).unwrap();
-        let short = Inflight::map(file.try_clone().unwrap(), 0, bytes - 64, 1, 8);
+        let short = bytes - MODE_BYTES - 64;
+        let short = Inflight::map(file.try_clone().unwrap(), 0, short, 1, 8);
         assert!(matches!(short, Err(InflightFault::Short { .. })));
         let shared = Inflight::map(file, 0, bytes, 1, 8).unwrap();
         assert!(shared.queue(1).is_none());

@@ -12,12 +12,15 @@
 //! vanishes (a truncated file) is caught by the SIGBUS guard.
 
 mod backing;
+mod balance;
 mod chain;
 mod control;
 mod controller;
+mod device;
 mod eventfd;
 mod guest_mem;
 mod inflight;
+mod notices;
 mod queue;
 mod queue_handle;
 mod request;

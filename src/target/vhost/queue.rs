@@ -23,6 +23,10 @@ const PAYLOAD_HELD_MAX: u64 = 32 << 20;
 /// After so many answers the driver may see them, though more are being written: a driver that polls
 /// works on them meanwhile, instead of taking turns with us. It is not called before all are there.
 const SHOWN_AFTER: u32 = 8;
+/// Payload that counts as much as a request: so many bytes are copied in about the time that one takes.
+/// A round's budget is spent by large requests sooner than by small ones, and no queue keeps its
+/// reactor for long.
+const PAYLOAD_UNIT: u64 = 64 << 10;
 
 /// Why a queue could not start.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +50,8 @@ pub(super) struct QueuePlan {
     pub(super) places: RingPlaces,
     /// Behind which request to begin; what is under way by `inflight` decides if that is there.
     pub(super) base: u16,
+    /// What a predecessor has given up unanswered; what is under way by `inflight` goes before.
+    pub(super) again: Vec<u16>,
     pub(super) event_idx: bool,
     pub(super) indirect: bool,
     pub(super) inflight: Option<Window>,
@@ -80,11 +86,13 @@ struct Call(RefCell<Option<OwnedFd>>);
 struct Presence {
     shared: Arc<QueueShared>,
     taken: u16,
+    abandoned: Vec<u16>,
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.shared.set_stopped(self.taken);
+        let abandoned = std::mem::take(&mut self.abandoned);
+        self.shared.set_stopped(self.taken, abandoned);
     }
 }
 
@@ -109,6 +117,8 @@ pub(super) struct Queue {
     unseen: u32,
     /// The ring makes no sense: nothing is taken any more.
     broken: bool,
+    /// Met where nothing may change: it is given up in the next round.
+    fault: RefCell<Option<RingFault>>,
     obeyed: Order,
     kick: Option<OwnedFd>,
     call: Rc<Call>,
@@ -134,7 +144,7 @@ impl Queue {
         }
         let entries = plan.places.entries;
         let mut ring = Ring::new(plan.places.clone(), plan.event_idx, plan.base)?;
-        let mut again = Vec::new();
+        let mut again = plan.again;
         let mut inflight = None;
         if let Some(window) = plan.inflight {
             let (record, marked) = InflightQueue::open(window, entries, ring.published())?;
@@ -144,6 +154,13 @@ impl Queue {
             let taken = ring.published().wrapping_add(marked_count);
             ring = Ring::new(plan.places, plan.event_idx, taken)?;
             inflight = Some(record);
+            if marked_count > 0 {
+                tracing::info!(
+                    queue = plan.name,
+                    requests = marked_count,
+                    "vhost: requests that nobody answered are done again"
+                );
+            }
             again = marked;
         }
         let channel = plan.bdev.open(cx)?;
@@ -165,6 +182,7 @@ impl Queue {
         let queue = Self {
             presence: Presence {
                 taken: ring.taken(),
+                abandoned: Vec::new(),
                 shared,
             },
             ring,
@@ -181,6 +199,7 @@ impl Queue {
             unpublished: false,
             unseen: 0,
             broken: false,
+            fault: RefCell::new(None),
             obeyed: Order::Run,
             kick: plan.kick,
             call,
@@ -225,6 +244,9 @@ impl Queue {
         if let Some(head) = self.again.pop_front() {
             return Ok(Some(head));
         }
+        if self.obeyed != Order::Run {
+            return Ok(None);
+        }
         let Some(head) = self.ring.take()? else {
             return Ok(None);
         };
@@ -238,18 +260,21 @@ impl Queue {
         Ok(Some(head))
     }
 
-    /// Takes requests; each lowers the budget by one.
+    /// Takes requests, until they and their payload have used up the budget.
     fn take(&mut self, cx: &Cx, budget: u32) -> u32 {
-        let mut taken = 0;
-        while taken < budget && !self.broken && self.has_room() {
+        let mut used = 0;
+        while used < budget && !self.broken && self.has_room() {
+            let held = self.held;
             match self.next_head() {
                 Ok(Some(head)) => self.begin(cx, head),
                 Ok(None) => break,
                 Err(fault) => self.give_up(&fault),
             }
-            taken += 1;
+            // No request is so long that this would be cut off.
+            let units = self.held.saturating_sub(held) / PAYLOAD_UNIT;
+            used += 1 + u32::try_from(units).unwrap_or(budget);
         }
-        taken
+        used
     }
 
     /// Starts the request of `head`, which is inside the ring and not under way.
@@ -353,7 +378,10 @@ impl Queue {
             self.give(buf);
         }
         match abandoned {
-            true => self.free(head),
+            true => {
+                self.free(head);
+                self.presence.abandoned.push(head);
+            }
             false => self.answer(head, said, bytes),
         }
     }
@@ -432,13 +460,16 @@ impl Queue {
 
     /// Ends the queue when it is to, and nothing is under way.
     fn settle(&mut self, cx: &Cx) {
+        let has_more = self.obeyed == Order::Drain && !self.again.is_empty() && !self.broken;
         if self.obeyed != Order::Run
             && self.under_way == 0
+            && !has_more
             && let Some(id) = self.own_id.take()
         {
             if let Some(kick) = &self.kick {
                 cx.unwatch(kick.as_raw_fd());
             }
+            self.presence.abandoned.extend(self.again.drain(..));
             cx.remove_local::<Call>(self.id);
             cx.remove_poller(id);
         }
@@ -449,7 +480,12 @@ impl Poller for Queue {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
         let mut handled = self.reap(cx);
         self.obey(cx);
-        if self.obeyed == Order::Run {
+        let fault = self.fault.take();
+        if let Some(fault) = fault {
+            self.give_up(&fault);
+        }
+        // What a predecessor has taken has to be answered before an orderly end, too.
+        if self.obeyed <= Order::Drain {
             let taken = self.take(cx, budget);
             if taken > 0 {
                 handled += taken + self.reap(cx);
@@ -487,7 +523,11 @@ impl Poller for Queue {
         let _ = eventfd::silence(kick);
         match self.ring.arm() {
             Ok(false) if self.again.is_empty() => wake,
-            _ => Wake::Now,
+            Ok(_) => Wake::Now,
+            Err(fault) => {
+                self.fault.replace(Some(fault));
+                Wake::Now
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! A running queue, as its controller's thread holds it.
 
+use super::balance::Place;
 use super::queue::{Queue, QueueFault, QueuePlan};
 use reactors::{CallError, ReactorHandle};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub(super) struct QueueShared {
     /// How far requests have been taken; true once it has stopped.
     taken: AtomicU16,
     under_way: AtomicU32,
+    /// Heads that were given up unanswered; there once it has stopped.
+    abandoned: OnceLock<Vec<u16>>,
     /// Who waits for the end.
     waiter: Thread,
 }
@@ -55,6 +58,7 @@ impl QueueShared {
             stopped: AtomicBool::new(false),
             taken: AtomicU16::new(0),
             under_way: AtomicU32::new(0),
+            abandoned: OnceLock::new(),
             waiter: std::thread::current(),
         }
     }
@@ -76,7 +80,9 @@ impl QueueShared {
     }
 
     /// The queue is gone: it touches no guest memory any more.
-    pub(super) fn set_stopped(&self, taken: u16) {
+    pub(super) fn set_stopped(&self, taken: u16, abandoned: Vec<u16>) {
+        // Only the queue says it, once.
+        let _ = self.abandoned.set(abandoned);
         self.taken.store(taken, Ordering::Relaxed);
         self.stopped.store(true, Ordering::Release);
         self.waiter.unpark();
@@ -97,6 +103,7 @@ pub(super) enum StartFault {
 pub(super) struct QueueHandle {
     shared: Arc<QueueShared>,
     reactor: ReactorHandle,
+    place: Place,
     id: u64,
 }
 
@@ -107,6 +114,7 @@ impl QueueHandle {
         id: u64,
         plan: QueuePlan,
     ) -> Result<Self, StartFault> {
+        let place = Place::on(reactor);
         let shared = Arc::new(QueueShared::new());
         let theirs = Arc::clone(&shared);
         let started = reactor.call(START_WAIT, move |cx| Queue::settle_on(cx, id, plan, theirs));
@@ -114,6 +122,7 @@ impl QueueHandle {
             Ok(Ok(())) => Ok(Self {
                 shared,
                 reactor: reactor.clone(),
+                place,
                 id,
             }),
             Ok(Err(fault)) => Err(fault.into()),
@@ -124,6 +133,11 @@ impl QueueHandle {
                 Err(error.into())
             }
         }
+    }
+
+    /// Whether it had better run on another one of `reactors`.
+    pub(super) fn is_crowded(&self, reactors: &[ReactorHandle]) -> bool {
+        self.place.is_crowded(reactors)
     }
 
     pub(super) fn shared(&self) -> &Arc<QueueShared> {
@@ -137,8 +151,9 @@ impl QueueHandle {
         let _ = self.reactor.send(Box::new(|_| {}));
     }
 
-    /// Waits until it has stopped, for `patience` at most. Returns how far it has taken requests.
-    pub(super) fn wait(&self, patience: Duration) -> Option<u16> {
+    /// Waits until it has stopped, for `patience` at most. Returns how far it has taken requests, and
+    /// which of these it has given up unanswered.
+    pub(super) fn wait(&self, patience: Duration) -> Option<(u16, Vec<u16>)> {
         const SLICE: Duration = Duration::from_millis(1);
         let mut waited = Duration::ZERO;
         while !self.shared.stopped.load(Ordering::Acquire) {
@@ -149,7 +164,9 @@ impl QueueHandle {
             std::thread::park_timeout(SLICE);
             waited += SLICE;
         }
-        Some(self.shared.taken.load(Ordering::Relaxed))
+        let abandoned = self.shared.abandoned.get().cloned();
+        let taken = self.shared.taken.load(Ordering::Relaxed);
+        Some((taken, abandoned.unwrap_or_default()))
     }
 
     /// Changes where it calls, and waits until it does.

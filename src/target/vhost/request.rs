@@ -48,15 +48,19 @@ pub(super) struct Rules {
     block: u64,
     read_only: bool,
     discard: bool,
-    /// The driver knows no FLUSH, and the device has a volatile cache: each write goes through it.
+    /// The device has a volatile cache, and the driver knows no FLUSH or does not want to use it: each
+    /// write goes through the cache.
     write_through: bool,
     /// What `GET_ID` answers.
     pub(super) id: [u8; ID_BYTES],
 }
 
 impl Rules {
-    /// `acked`: the features that the driver has accepted.
-    pub(super) fn new(info: &BdevInfo, read_only: bool, acked: u64) -> Self {
+    /// `acked`: the features that the driver has accepted. `write_back`: what it has chosen, if it may
+    /// choose.
+    pub(super) fn new(info: &BdevInfo, read_only: bool, acked: u64, write_back: bool) -> Self {
+        let flushes = acked & feature::FLUSH != 0;
+        let wants_through = acked & feature::CONFIG_WCE != 0 && !write_back;
         let mut id = [0; ID_BYTES];
         for (to, from) in id.iter_mut().zip(info.name.bytes()) {
             *to = from;
@@ -66,7 +70,7 @@ impl Rules {
             block: u64::from(info.block_size.max(1)),
             read_only: read_only || info.read_only,
             discard: info.supports.discard,
-            write_through: info.volatile_cache && acked & feature::FLUSH == 0,
+            write_through: info.volatile_cache && (!flushes || wants_through),
             id,
         }
     }
@@ -172,7 +176,7 @@ pub(super) fn features(info: &BdevInfo, read_only: bool) -> u64 {
         | feature::VERSION_1;
     // A device without a volatile cache needs no flush, and the guest saves itself the trip.
     if info.volatile_cache {
-        offered |= feature::FLUSH;
+        offered |= feature::FLUSH | feature::CONFIG_WCE;
     }
     if read_only || info.read_only {
         return offered | feature::RO;
@@ -184,7 +188,7 @@ pub(super) fn features(info: &BdevInfo, read_only: bool) -> u64 {
 }
 
 /// The configuration of a disk on this bdev.
-pub(super) fn config(info: &BdevInfo, queues: u16) -> BlkConfig {
+pub(super) fn config(info: &BdevInfo, queues: u16, write_back: bool) -> BlkConfig {
     let block = info.block_size.max(512);
     BlkConfig {
         capacity: (info.bytes() / SECTOR_BYTES).into(),
@@ -194,6 +198,7 @@ pub(super) fn config(info: &BdevInfo, queues: u16) -> BlkConfig {
         // Physical blocks of 4 KiB: what is best for what lies below.
         physical_block_exp: if block < 4096 { 3 } else { 0 },
         min_io_size: 1.into(),
+        wce: u8::from(info.volatile_cache && write_back),
         num_queues: queues.into(),
         max_discard_sectors: ERASE_SECTORS_MAX.into(),
         max_discard_seg: 1.into(),

@@ -1,23 +1,23 @@
-//! One front end's session: what it has set, and the vhost-user messages that set it.
+//! One front end's session: the vhost-user messages that set what [`Device`] holds.
 //!
 //! On the controller's thread. Nothing here is on the way of an I/O.
 
 use super::backing::Backing;
+use super::device::Device;
 use super::eventfd::{is_eventfd, silence};
 use super::guest_mem::{GuestMemory, Mapping, MemoryFault, Region};
 use super::inflight::{self, Inflight};
-use super::queue::QueuePlan;
-use super::queue_handle::{Order, QueueHandle, StartFault};
-use super::request::Rules;
-use super::vring::{Vring, VringAddr};
+use super::notices::Notices;
+use super::queue_handle::Order;
+use super::vring::VringAddr;
 use super::{RING_ENTRIES_MAX, controller::Status};
-use crate::wire::virtio::feature;
+use crate::wire::virtio::{BlkConfig, feature};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::VhostUserLog;
 use vhost::vhost_user::message::{
@@ -32,149 +32,12 @@ use zerocopy::IntoBytes;
 const REGIONS_MAX: usize = 32;
 /// Bytes of the configuration space that can be asked for.
 const CONFIG_BYTES: usize = 256;
-/// How long a queue may take to answer what it has before what waits is given up.
-const DRAIN_WAIT: Duration = Duration::from_secs(5);
+/// Where in it the mode of the cache is.
+const AT_WCE: usize = offset_of!(BlkConfig, wce);
 
 /// A refusal: told in the log, and to the front end as an error.
-fn refuse(why: impl std::fmt::Display) -> Error {
+pub(super) fn refuse(why: impl std::fmt::Display) -> Error {
     Error::ReqHandlerError(io::Error::other(why.to_string()))
-}
-
-/// What the front end has set.
-#[derive(Debug)]
-struct Device {
-    backing: Arc<Backing>,
-    status: Arc<Status>,
-    /// Features that the driver has accepted.
-    acked: u64,
-    memory: Arc<GuestMemory>,
-    inflight: Option<Inflight>,
-    vrings: Vec<Vring>,
-}
-
-impl Device {
-    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
-        let index = usize::try_from(index).unwrap_or(usize::MAX);
-        let count = self.vrings.len();
-        let vring = self.vrings.get_mut(index);
-        vring.ok_or_else(|| refuse(format_args!("ring {index} of {count}")))
-    }
-
-    /// A ring that may be changed.
-    fn idle_vring(&mut self, index: u32) -> Result<&mut Vring> {
-        let vring = self.vring(index)?;
-        match vring.running {
-            None => Ok(vring),
-            Some(_) => Err(refuse(format_args!("ring {index} runs"))),
-        }
-    }
-
-    /// Lets controllers' lists see which queues there are.
-    fn show(&self) {
-        let running = self.vrings.iter().filter_map(|v| v.running.as_ref());
-        let queues = running.map(|queue| Arc::clone(queue.shared()));
-        self.status.set_queues(queues.collect());
-    }
-
-    /// Starts ring `index` if all is there that it needs.
-    fn start_if_complete(&mut self, index: u32) -> Result<()> {
-        let vring = self.vring(index)?;
-        if vring.running.is_some() || !vring.is_complete() {
-            return Ok(());
-        }
-        self.start(index)?;
-        self.show();
-        Ok(())
-    }
-
-    fn start(&mut self, index: u32) -> Result<()> {
-        let queue = u16::try_from(index).map_err(refuse)?;
-        let memory = Arc::clone(&self.memory);
-        let (acked, backing) = (self.acked, Arc::clone(&self.backing));
-        let inflight = self.inflight.as_ref().and_then(|all| all.queue(queue));
-        let vring = self.vring(index)?;
-        let places = vring.places(&memory).transpose().map_err(refuse)?;
-        let places = places.ok_or_else(|| refuse("a ring without an address"))?;
-        let [kick, call, err] = vring.eventfds().map_err(refuse)?;
-        let plan = QueuePlan {
-            bdev: Arc::clone(&backing.bdev),
-            rules: Rules::new(&backing.info(), backing.read_only, acked),
-            memory,
-            places,
-            base: vring.base,
-            event_idx: acked & feature::RING_EVENT_IDX != 0,
-            indirect: acked & feature::RING_INDIRECT_DESC != 0,
-            inflight,
-            kick,
-            call,
-            err,
-            name: format!("{}.{index}", backing.name),
-        };
-        let reactor = backing.reactor(queue).ok_or_else(|| refuse("no reactor"))?;
-        let started = QueueHandle::start(reactor, Backing::next_queue_id(), plan);
-        vring.running = Some(started.map_err(|fault: StartFault| refuse(fault))?);
-        Ok(())
-    }
-
-    /// Ends all queues, and waits until they have. Returns which there were.
-    fn stop_all(&mut self, order: Order) -> Vec<u32> {
-        let all = 0..u32::try_from(self.vrings.len()).unwrap_or(u32::MAX);
-        let of = |index: &u32| usize::try_from(*index).ok();
-        let runs = |index: &u32| {
-            let vring = of(index).and_then(|at| self.vrings.get(at));
-            vring.is_some_and(|vring| vring.running.is_some())
-        };
-        let running: Vec<u32> = all.filter(runs).collect();
-        // All are told before one is waited for.
-        for queue in self.vrings.iter().filter_map(|v| v.running.as_ref()) {
-            queue.stop(order);
-        }
-        for vring in &mut self.vrings {
-            stop_vring(vring, order);
-        }
-        self.show();
-        running
-    }
-
-    /// Changes something that running queues depend on.
-    fn change(&mut self, f: impl FnOnce(&mut Self)) -> Result<()> {
-        let running = self.stop_all(Order::Drain);
-        f(self);
-        let started = running.into_iter().try_for_each(|index| self.start(index));
-        self.show();
-        started
-    }
-
-    /// Back to how it was when the front end connected; memory and descriptors stay.
-    fn reset(&mut self) {
-        self.stop_all(Order::Drain);
-        self.acked = 0;
-        for vring in &mut self.vrings {
-            vring.enabled = false;
-            vring.addr = None;
-            vring.entries = 0;
-            vring.base = 0;
-            vring.kick = None;
-        }
-    }
-}
-
-/// Ends the ring's queue, if it has one, and waits until it has.
-fn stop_vring(vring: &mut Vring, order: Order) {
-    let Some(queue) = vring.running.take() else {
-        return;
-    };
-    queue.stop(order);
-    let mut taken = queue.wait(DRAIN_WAIT);
-    if taken.is_none() {
-        tracing::warn!("vhost: a queue does not end; what waits in it is given up");
-        queue.stop(Order::Cancel);
-    }
-    // Its memory may not be unmapped before, however long a device takes.
-    while taken.is_none() {
-        taken = queue.wait(DRAIN_WAIT);
-    }
-    vring.base = taken.unwrap_or(vring.base);
 }
 
 /// What the `vhost` crate calls.
@@ -183,15 +46,7 @@ pub(super) struct Session(RefCell<Device>);
 
 impl Session {
     pub(super) fn new(backing: Arc<Backing>, status: Arc<Status>) -> Self {
-        let vrings = (0..backing.queues).map(|_| Vring::default()).collect();
-        Self(RefCell::new(Device {
-            backing,
-            status,
-            acked: 0,
-            memory: Arc::default(),
-            inflight: None,
-            vrings,
-        }))
+        Self(RefCell::new(Device::new(backing, status)))
     }
 
     /// Ends all queues: the front end is gone. What waits is given up, unanswered.
@@ -207,6 +62,23 @@ impl Session {
             len: region.memory_size,
             mapping: Arc::new(mapping),
         })
+    }
+
+    /// To be called now and then: for what changes without a message.
+    pub(super) fn tick(&self) {
+        let mut device = self.0.borrow_mut();
+        device.look_at_size();
+        device.balance();
+    }
+
+    /// Whether the front end has accepted these features of the protocol.
+    pub(super) fn has_protocol(&self, features: VhostUserProtocolFeatures) -> bool {
+        self.0.borrow().protocol & features.bits() == features.bits()
+    }
+
+    /// Where the front end wants to be told of changes from now on.
+    pub(super) fn set_notices(&self, notices: Notices) {
+        self.0.borrow_mut().notices = Some(notices);
     }
 
     /// A descriptor for kicks, calls or errors.
@@ -243,7 +115,10 @@ impl VhostUserBackendReqHandler for Session {
 
     fn set_features(&self, features: u64) -> Result<()> {
         let mut device = self.0.borrow_mut();
-        let unknown = features & !device.backing.features();
+        // A driver that has accepted FLUSH keeps it, also if its device has lost its volatile cache since
+        // and its front end comes back. Then a flush does nothing.
+        let kept = feature::FLUSH | feature::CONFIG_WCE;
+        let unknown = features & !(device.backing.features() | kept);
         if unknown != 0 {
             return Err(refuse(format_args!(
                 "features {unknown:#x} are not offered"
@@ -257,6 +132,7 @@ impl VhostUserBackendReqHandler for Session {
             for vring in &mut device.vrings {
                 vring.enabled = true;
             }
+            device.change(|_| {})?;
         }
         Ok(())
     }
@@ -328,12 +204,8 @@ impl VhostUserBackendReqHandler for Session {
 
     fn get_vring_base(&self, index: u32) -> Result<VhostUserVringState> {
         let mut device = self.0.borrow_mut();
-        let vring = device.vring(index)?;
-        stop_vring(vring, Order::Drain);
-        vring.kick = None;
-        let base = u32::from(vring.base);
-        device.show();
-        Ok(VhostUserVringState::new(index, base))
+        let base = device.stop(index)?;
+        Ok(VhostUserVringState::new(index, base.into()))
     }
 
     fn set_vring_kick(&self, index: u8, fd: Option<File>) -> Result<()> {
@@ -344,13 +216,8 @@ impl VhostUserBackendReqHandler for Session {
         }
         let mut device = self.0.borrow_mut();
         let index = u32::from(index);
-        let vring = device.vring(index)?;
-        let was_running = vring.running.is_some();
-        stop_vring(vring, Order::Drain);
-        vring.kick = Some(kick);
-        if was_running {
-            tracing::debug!(index, "vhost: a running ring gets another kick");
-        }
+        device.pause(index)?;
+        device.vring(index)?.kick = Some(kick);
         device.start_if_complete(index)
     }
 
@@ -377,6 +244,7 @@ impl VhostUserBackendReqHandler for Session {
     fn get_protocol_features(&self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
@@ -385,12 +253,13 @@ impl VhostUserBackendReqHandler for Session {
 
     fn set_protocol_features(&self, features: u64) -> Result<()> {
         let unknown = features & !self.get_protocol_features()?.bits();
-        match unknown {
-            0 => Ok(()),
-            _ => Err(refuse(format_args!(
+        if unknown != 0 {
+            return Err(refuse(format_args!(
                 "protocol features {unknown:#x} are not offered"
-            ))),
+            )));
         }
+        self.0.borrow_mut().protocol = features;
+        Ok(())
     }
 
     fn get_queue_num(&self) -> Result<u64> {
@@ -404,28 +273,36 @@ impl VhostUserBackendReqHandler for Session {
         if enable {
             return device.start_if_complete(index);
         }
-        stop_vring(vring, Order::Drain);
-        device.show();
-        Ok(())
+        device.pause(index)
     }
 
     fn get_config(&self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        let config = self.0.borrow().backing.config();
+        let mut device = self.0.borrow_mut();
+        let config = device.backing.config();
         let mut space = [0; CONFIG_BYTES];
         for (to, from) in space.iter_mut().zip(config.as_bytes()) {
             *to = *from;
         }
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
-        let found = space.get(start..end);
-        found
-            .map(<[u8]>::to_vec)
-            .ok_or_else(|| refuse(format_args!("configuration {start}..{end}")))
+        let found = space.get(start..end).map(<[u8]>::to_vec);
+        let found = found.ok_or_else(|| refuse(format_args!("configuration {start}..{end}")))?;
+        if (start..end).contains(&AT_WCE) {
+            let write_back = device.backing.writes_back();
+            device.set_mode(write_back)?;
+        }
+        Ok(found)
     }
 
-    fn set_config(&self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        // Nothing in it can be written without `CONFIG_WCE`.
-        Err(NOT_OFFERED)
+    fn set_config(&self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        let mut device = self.0.borrow_mut();
+        let known = device.backing.features() | device.acked;
+        let offered = known & feature::CONFIG_WCE != 0;
+        match (usize::try_from(offset), bytes) {
+            (Ok(AT_WCE), [mode @ (0 | 1)]) if offered => device.set_mode(*mode == 1),
+            // Nothing else in it can be written.
+            _ => Err(NOT_OFFERED),
+        }
     }
 
     fn set_gpu_socket(&self, _: GpuBackend) -> Result<()> {
@@ -451,12 +328,7 @@ impl VhostUserBackendReqHandler for Session {
             given.queue_size,
         );
         let mapped = mapped.map_err(refuse)?;
-        let mut device = self.0.borrow_mut();
-        if device.vrings.iter().any(|vring| vring.running.is_some()) {
-            return Err(refuse("inflight memory for rings that run"));
-        }
-        device.inflight = Some(mapped);
-        Ok(())
+        self.0.borrow_mut().set_inflight(mapped)
     }
 
     fn get_max_mem_slots(&self) -> Result<u64> {

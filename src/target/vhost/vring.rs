@@ -33,6 +33,8 @@ pub(super) struct Vring {
     pub(super) err: Option<OwnedFd>,
     pub(super) enabled: bool,
     pub(super) running: Option<QueueHandle>,
+    /// Heads that the last queue has given up unanswered, to be done again.
+    pub(super) again: Vec<u16>,
 }
 
 impl Vring {

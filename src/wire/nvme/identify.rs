@@ -94,6 +94,8 @@ pub struct ControllerPage<'a> {
     pub capsule_data_max: u32,
     /// Compare and Write as a fused operation.
     pub compare_and_write: bool,
+    /// It tells how good the way to each group of namespaces is; groups are 1 to `namespaces_max`.
+    pub ana: bool,
 }
 
 impl ControllerPage<'_> {
@@ -102,6 +104,9 @@ impl ControllerPage<'_> {
     pub fn events(&self) -> u32 {
         match self.is_discovery {
             true => super::async_event::DISCOVERY_CHANGED,
+            false if self.ana => {
+                super::async_event::NAMESPACE_CHANGED | super::async_event::ANA_CHANGED
+            }
             false => super::async_event::NAMESPACE_CHANGED,
         }
     }
@@ -117,7 +122,7 @@ impl ControllerPage<'_> {
         page.text(24, 40, self.model);
         page.text(64, 8, self.firmware);
         // Several ports, and several controllers.
-        page.u8(76, 0b11);
+        page.u8(76, 0b11 | u8::from(self.ana) << 3);
         page.u8(77, self.mdts);
         page.u16(78, self.cntlid);
         page.u32(80, self.version);
@@ -151,6 +156,13 @@ impl ControllerPage<'_> {
             page.u16(522, u16::from(self.compare_and_write));
             page.u8(525, 0b100 | u8::from(self.volatile_cache));
             page.u32(540, self.namespaces_max);
+            if self.ana {
+                // 10 s at most between states; the three that there are; a namespace keeps its group.
+                page.u8(342, 10);
+                page.u8(343, 0b111 | 1 << 6);
+                page.u32(344, self.namespaces_max);
+                page.u32(348, self.namespaces_max);
+            }
             page.u16(2048, 0x09c4);
         }
         bytes
@@ -174,6 +186,8 @@ pub struct NamespacePage {
     pub nguid: [u8; 16],
     /// Another identity; zero for none.
     pub eui64: [u8; 8],
+    /// Its ANA group; 0 without ANA.
+    pub ana_group: u32,
 }
 
 impl NamespacePage {
@@ -194,6 +208,7 @@ impl NamespacePage {
         for at in [64, 66, 68, 70, 72] {
             page.u16(at, preferred);
         }
+        page.u32(92, self.ana_group);
         page.u8(99, u8::from(self.read_only));
         page.bytes(104, &self.nguid);
         page.bytes(120, &self.eui64);
@@ -208,7 +223,8 @@ impl NamespacePage {
         let mut bytes = vec![0; IDENTIFY_BYTES];
         let mut page = Page(&mut bytes);
         page.u8(1, 1);
-        page.u8(13, u8::from(self.read_only));
+        page.u32(4, self.ana_group);
+        page.u8(8, u8::from(self.read_only));
         // Ready.
         page.u8(14, 1);
         bytes
@@ -279,6 +295,7 @@ mod tests {
             volatile_cache: true,
             capsule_data_max: 8192,
             compare_and_write: true,
+            ana: true,
         }
     }
 
@@ -288,7 +305,8 @@ mod tests {
         let page = controller(false).encode();
         assert_eq!(page.len(), IDENTIFY_BYTES);
         assert_eq!(&page[4..26], b"S1                  pm");
-        assert_eq!(page[76..80], [3, 5, 7, 0]);
+        assert_eq!(page[76..80], [0b1011, 5, 7, 0]);
+        assert_eq!(page[342..352], [10, 0x47, 32, 0, 0, 0, 32, 0, 0, 0]);
         assert_eq!(page[80..84], [0, 4, 1, 0]);
         assert_eq!(page[320..322], [10, 0]);
         assert_eq!(page[512..516], [0x66, 0x44, 128, 0]);
@@ -312,8 +330,12 @@ mod tests {
             discard_zeroes: true,
             nguid: [1; 16],
             eui64: [0; 8],
+            ana_group: 3,
         };
+        let page = namespace.encode_common();
+        assert_eq!(page[..15], [0, 1, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
         let page = namespace.encode();
+        assert_eq!(page[92..96], [3, 0, 0, 0]);
         assert_eq!(page[..2], [0x34, 0x12]);
         assert_eq!((page[64], page[99], page[130], page[33]), (7, 1, 9, 1));
         let mut out = vec![];

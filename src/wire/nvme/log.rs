@@ -16,6 +16,8 @@ pub mod log_id {
     pub const CHANGED_NAMESPACES: u8 = 0x04;
     /// Commands and their effects.
     pub const EFFECTS: u8 = 0x05;
+    /// How good the way to each group of namespaces is.
+    pub const ANA: u8 = 0x0c;
     /// What there is to connect to.
     pub const DISCOVERY: u8 = 0x70;
 }
@@ -24,6 +26,8 @@ pub mod log_id {
 pub mod async_event {
     /// A namespace has come, gone or changed.
     pub const NAMESPACE_CHANGED: u32 = 1 << 8;
+    /// The way to some namespaces has become better or worse.
+    pub const ANA_CHANGED: u32 = 1 << 11;
     /// The discovery log has changed.
     pub const DISCOVERY_CHANGED: u32 = 1 << 31;
 }
@@ -33,6 +37,8 @@ pub mod async_event {
 pub enum EventInfo {
     /// See [`log_id::CHANGED_NAMESPACES`].
     NamespaceChanged,
+    /// See [`log_id::ANA`].
+    AnaChanged,
     /// See [`log_id::DISCOVERY`].
     DiscoveryChanged,
 }
@@ -44,6 +50,7 @@ impl EventInfo {
         const NOTICE: u32 = 2;
         let (info, log) = match self {
             Self::NamespaceChanged => (0x00, log_id::CHANGED_NAMESPACES),
+            Self::AnaChanged => (0x03, log_id::ANA),
             Self::DiscoveryChanged => (0xf0, log_id::DISCOVERY),
         };
         NOTICE | info << 8 | u32::from(log) << 16
@@ -54,6 +61,7 @@ impl EventInfo {
     pub fn mask(self) -> u32 {
         match self {
             Self::NamespaceChanged => async_event::NAMESPACE_CHANGED,
+            Self::AnaChanged => async_event::ANA_CHANGED,
             Self::DiscoveryChanged => async_event::DISCOVERY_CHANGED,
         }
     }
@@ -87,6 +95,39 @@ pub fn effects_log(is_discovery: bool) -> Vec<u8> {
         }
         for opcode in [io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT] {
             put(256 + usize::from(opcode), SUPPORTED | CHANGES_DATA);
+        }
+    }
+    bytes
+}
+
+/// A group of namespaces in the log of ways to them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnaGroup {
+    /// Its number.
+    pub id: u32,
+    /// 1 optimized, 2 not optimized, 3 inaccessible.
+    pub state: u8,
+    /// Its namespaces.
+    pub nsids: Vec<u32>,
+}
+
+/// The log of ways to namespaces; `changes` rises with each change. `groups_only`: without the namespaces.
+#[must_use]
+pub fn ana_log(changes: u64, groups: &[AnaGroup], groups_only: bool) -> Vec<u8> {
+    let mut bytes = changes.to_le_bytes().to_vec();
+    let count = u16::try_from(groups.len()).unwrap_or(u16::MAX);
+    bytes.extend_from_slice(&count.to_le_bytes());
+    bytes.extend_from_slice(&[0; 6]);
+    for group in groups {
+        let nsids: &[u32] = if groups_only { &[] } else { &group.nsids };
+        let count = u32::try_from(nsids.len()).unwrap_or(u32::MAX);
+        bytes.extend_from_slice(&group.id.to_le_bytes());
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.extend_from_slice(&changes.to_le_bytes());
+        bytes.push(group.state);
+        bytes.extend_from_slice(&[0; 15]);
+        for nsid in nsids {
+            bytes.extend_from_slice(&nsid.to_le_bytes());
         }
     }
     bytes
@@ -223,6 +264,23 @@ mod tests {
         assert_eq!(&log[1056..1062], b"4420  ");
         assert_eq!(&log[1280..1296], b"nqn.2026-11.x:y\0");
         assert_eq!(&log[1536..1546], b"127.0.0.1 ");
+    }
+
+    #[test]
+    fn an_ana_log_lists_groups_with_or_without_their_namespaces() {
+        let group = AnaGroup {
+            id: 2,
+            state: 3,
+            nsids: vec![2, 7],
+        };
+        let log = ana_log(9, std::slice::from_ref(&group), false);
+        assert_eq!(log.len(), 16 + 32 + 8);
+        assert_eq!(
+            (log[0], log[8], log[16], log[20], log[24], log[32]),
+            (9, 1, 2, 2, 9, 3)
+        );
+        assert_eq!(log[48..], [2, 0, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(ana_log(9, &[group], true).len(), 16 + 32);
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub use identify::{
     ControllerPage, NamespacePage, cns, put_descriptors, put_namespace_list, put_nvm_controller,
 };
 pub use log::{
-    DiscoveryEntry, EventInfo, SmartFigures, async_event, discovery_log, effects_log, log_id,
-    smart_log,
+    AnaGroup, DiscoveryEntry, EventInfo, SmartFigures, ana_log, async_event, discovery_log,
+    effects_log, log_id, smart_log,
 };
 pub use nqn::{DISCOVERY_NQN, NQN_BYTES_MAX, NqnFault, check_nqn};
 pub use pdu::{CapsuleCmdPdu, CapsuleRespPdu, DataPdu, IcPdu, R2tPdu, put_term};

@@ -147,7 +147,7 @@ fn an_indirect_table_continues_the_chain_and_ends_it() {
 fn an_indirect_table_has_whole_entries_and_not_too_many() {
     let mut rig = Rig::new();
     let table = GUEST + 0x2000;
-    let most = 16 * INDIRECT_MIN;
+    let most = 16 * CHAIN_MAX;
     for len in [0, 8, 17, most + 16, u32::MAX] {
         rig.put(0, table, len, INDIRECT, 0);
         let fault = rig.follow(0).unwrap_err();
@@ -157,9 +157,9 @@ fn an_indirect_table_has_whole_entries_and_not_too_many() {
         );
     }
     // More than the ring has, as drivers make them.
-    for index in 0..u64::from(INDIRECT_MIN) {
+    for index in 0..u64::from(CHAIN_MAX) {
         let next = u16::try_from(index + 1).unwrap();
-        let flags = if index + 1 == u64::from(INDIRECT_MIN) {
+        let flags = if index + 1 == u64::from(CHAIN_MAX) {
             0
         } else {
             NEXT
@@ -168,7 +168,26 @@ fn an_indirect_table_has_whole_entries_and_not_too_many() {
     }
     rig.put(0, table, most, INDIRECT, 0);
     rig.follow(0).unwrap();
-    assert_eq!(rig.chain.readable.bytes(), u64::from(INDIRECT_MIN));
+    assert_eq!(rig.chain.readable.bytes(), u64::from(CHAIN_MAX));
+}
+
+#[test]
+fn segments_are_bounded_in_all() {
+    let mut rig = Rig::new();
+    let table = GUEST + 0x2000;
+    for index in 0..u64::from(CHAIN_MAX) {
+        let next = u16::try_from(index + 1).unwrap();
+        let flags = if index + 1 == u64::from(CHAIN_MAX) {
+            0
+        } else {
+            NEXT
+        };
+        rig.put_at(table, index, DATA, 0, flags, next);
+    }
+    rig.put(0, DATA, 1, NEXT, 1);
+    rig.put(1, table, 16 * CHAIN_MAX, INDIRECT, 0);
+    assert!(matches!(rig.follow(0), Err(ChainFault::Segments)));
+    rig.follow(1).unwrap();
 }
 
 #[test]

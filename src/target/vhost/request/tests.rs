@@ -44,7 +44,7 @@ impl Rig {
         Self {
             table: memory.window(0, 64).unwrap(),
             memory: Arc::new(memory),
-            rules: Rules::new(info, read_only, acked),
+            rules: Rules::new(info, read_only, acked, true),
         }
     }
 
@@ -134,6 +134,34 @@ fn without_flush_every_write_is_durable() {
 }
 
 #[test]
+fn a_driver_that_chooses_write_through_gets_durable_writes() {
+    let both = feature::FLUSH | feature::CONFIG_WCE;
+    let mut info = info(512);
+    for (volatile_cache, acked, write_back, fua) in [
+        (true, both, false, true),
+        (true, both, true, false),
+        // It can't have chosen.
+        (true, feature::FLUSH, false, false),
+        (true, 0, true, true),
+        (true, feature::CONFIG_WCE, true, true),
+        (false, both, false, false),
+    ] {
+        info.volatile_cache = volatile_cache;
+        let mut rig = Rig::new(&info, false, acked);
+        rig.rules = Rules::new(&info, false, acked, write_back);
+        let write = rig.ask(request::OUT, 0, 512, 1);
+        assert_eq!(
+            write,
+            io(Op::Write { fua }, 0, 512),
+            "{acked:x} {write_back}"
+        );
+    }
+    info.volatile_cache = true;
+    assert_eq!(config(&info, 1, true).wce, 1);
+    assert_eq!(config(&info, 1, false).wce, 0);
+}
+
+#[test]
 fn what_leaves_the_disk_or_its_blocks_fails() {
     let rig = Rig::new(&info(512), false, 0);
     let huge = u32::try_from(REQUEST_BYTES_MAX).unwrap() + 512;
@@ -196,14 +224,15 @@ fn no_volatile_cache_no_flush() {
     let mut info = info(4096);
     assert_ne!(features(&info, false) & feature::FLUSH, 0);
     info.volatile_cache = false;
-    assert_eq!(features(&info, false) & feature::FLUSH, 0);
+    let cache = feature::FLUSH | feature::CONFIG_WCE;
+    assert_eq!(features(&info, false) & cache, 0);
     // Then nothing has to be written through either.
     let rig = Rig::new(&info, false, 0);
     assert_eq!(
         rig.ask(request::OUT, 0, 4096, 1),
         io(Op::Write { fua: false }, 0, 4096)
     );
-    let config = config(&info, 5);
+    let config = config(&info, 5, true);
     assert_eq!(config.capacity.get(), SECTORS);
     assert_eq!(config.blk_size.get(), 4096);
     assert_eq!(config.num_queues.get(), 5);
