@@ -27,5 +27,6 @@ mod service;
 mod shared;
 mod simulate;
 mod vhost;
+mod vhost_client;
 
 pub use cli::main;

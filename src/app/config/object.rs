@@ -65,9 +65,11 @@ const BDEV_MAKERS: &[(&str, &str)] = &[
     ("bdev_delay_create", "bdev_delay_delete"),
     (ERROR_CREATE, "bdev_error_delete"),
     ("bdev_passthru_create", "bdev_passthru_delete"),
+    (VIRTIO_ATTACH, "bdev_virtio_detach_controller"),
 ];
 
 const ERROR_CREATE: &str = "bdev_error_create";
+const VIRTIO_ATTACH: &str = "bdev_virtio_attach_controller";
 const ADD_KEY: &str = "keyring_file_add_key";
 const VHOST_CREATE: &str = "vhost_create_blk_controller";
 const NVMF_TRANSPORT: &str = "nvmf_create_transport";
@@ -252,7 +254,7 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
         }
         maker => {
             let bdev = match Object::of(call) {
-                Some(object) if maker == ERROR_CREATE => object,
+                Some(object) if [ERROR_CREATE, VIRTIO_ATTACH].contains(&maker) => object,
                 _ => Object::Bdev(text.to_owned()),
             };
             let params = named(bdev.bdev_name()?);
@@ -357,6 +359,13 @@ mod tests {
                 json!({"name": "EE_d"}),
             ),
             (
+                "bdev_virtio_attach_controller",
+                json!({"name": "v", "traddr": "/x"}),
+                json!(["v"]),
+                "bdev_virtio_detach_controller",
+                json!({"name": "v"}),
+            ),
+            (
                 "pool_load",
                 json!({"bdev_name": "pm"}),
                 json!({"name": "p"}),
@@ -447,7 +456,14 @@ mod tests {
     fn every_method_that_makes_something_has_one_that_unmakes_it() {
         let makes = |name: &str| {
             let nvmf = name.starts_with("nvmf_create_") || name.starts_with("nvmf_subsystem_add_");
-            let ends = ["_create", "_load", "_add", "_add_key", "_server_start"];
+            let ends = [
+                "_create",
+                "_load",
+                "_add",
+                "_add_key",
+                "_server_start",
+                "_attach_controller",
+            ];
             let named = nvmf || ends.iter().any(|end| name.ends_with(end));
             named && !FORMATTING.contains(&name)
         };

@@ -51,11 +51,18 @@ impl MissingCache {
 }
 
 /// Methods that open a device by its path, which may appear later.
-const OPENERS: &[&str] = &["bdev_pmem_create", "bdev_uring_create", "bdev_aio_create"];
+const OPENERS: &[&str] = &[
+    "bdev_pmem_create",
+    "bdev_uring_create",
+    "bdev_aio_create",
+    "bdev_virtio_attach_controller",
+];
 
 /// Whether `error` says that there is no device, of a call that opens one.
 fn is_absent(call: &Call, error: &Error) -> bool {
-    let absent = [Errno::NOENT, Errno::NXIO, Errno::NODEV].map(Errno::raw_os_error);
+    // A back end that serves somebody else does not answer.
+    let absent = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::TIMEDOUT];
+    let absent = absent.map(Errno::raw_os_error);
     let says = |errno| absent.contains(&errno);
     OPENERS.contains(&call.method.as_str()) && error.as_errno().is_some_and(says)
 }

@@ -33,6 +33,7 @@ mod sock;
 mod threads;
 mod trace;
 mod vhost;
+mod virtio;
 
 use super::bdevs::{Entry, Kind, no_such_device};
 use super::config::{Object, Recipe};
@@ -63,6 +64,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     iostat::register(registry);
     qos::register(registry);
     files::register(registry);
+    virtio::register(registry);
     filters::register(registry);
     sizes::register(registry);
     registry.section("Persistent memory and pools", "");
