@@ -165,7 +165,7 @@ const BAD_SUBSYSTEMS: &str = r#"
 {"max_namespaces": 1025} | -32603 | max_namespaces: 1025
 {"min_cntlid": 0} | -32603 | min_cntlid
 {"max_cntlid": 65520} | -32603 | max_cntlid
-{"ana_reporting": true} | -32602 | ana_reporting is not supported
+{"ana_reporting": 1} | -32602 |
 {"passthrough": true} | -32602 | passthrough is not supported
 {"enable_nssr": true} | -32602 | enable_nssr is not supported
 {"dmrsl": 1} | -32602 | dmrsl is not supported
@@ -186,7 +186,7 @@ const SUBSYSTEMS_TOLD: &str = r#"[{
 }, {
     "nqn": "nqn.2026-11.test.pmcache:one", "subtype": "NVMe", "listen_addresses": [],
     "allow_any_host": false, "hosts": [], "serial_number": "S1", "model_number": "M", "admin_label": "L",
-    "max_namespaces": 4, "min_cntlid": 5, "max_cntlid": 9, "dmrsl": 0, "wzsl": 0, "namespaces": []
+    "max_namespaces": 4, "min_cntlid": 5, "max_cntlid": 9, "ana_reporting": false, "dmrsl": 0, "wzsl": 0, "namespaces": []
 }]"#;
 
 #[test]
@@ -280,7 +280,7 @@ const BAD_NAMESPACES: &str = r#"
 {"namespace": {"eui64": "x"}} | -32602 | 16 hexadecimal digits
 {"namespace": {"uuid": "x"}} | -32602 |
 {"namespace": {"ptpl_file": "/x"}} | -32602 | ptpl_file is not supported
-{"namespace": {"anagrpid": 1}} | -32602 | anagrpid is not supported
+{"namespace": {"anagrpid": 33}} | -32602 | ANA group 33
 {"namespace": {"no_auto_visible": true}} | -32602 | no_auto_visible is not
 {"namespace": {"weight": 1}} | -32602 | weight
 {"tgt_name": "x"} | -32603 | target
@@ -295,7 +295,7 @@ const NAMESPACE: &str = r#"{
 
 const NAMESPACE_TOLD: &str = r#"{
     "nsid": 7, "bdev_name": "M1", "name": "M1", "uuid": "0b0a2f8e-50a4-4ab4-8e05-6c0c5ee8a8f1",
-    "nguid": "00112233445566778899AABBCCDDEEFF", "eui64": "0011223344556677"
+    "nguid": "00112233445566778899AABBCCDDEEFF", "eui64": "0011223344556677", "anagrpid": 7
 }"#;
 
 #[test]

@@ -100,6 +100,81 @@ fn subsystems_share_a_listener_until_the_last_has_left() {
     std::net::TcpListener::bind(address).unwrap();
 }
 
+/// The subsystem of these calls, with one namespace, and its only listener's address.
+fn with_ways(service: &Service) -> Value {
+    let made =
+        json!({"nqn": OTHER, "ana_reporting": true, "max_namespaces": 3, "allow_any_host": true});
+    service.call("nvmf_create_subsystem", made);
+    let namespace = json!({"bdev_name": "M0", "nsid": 2});
+    let params = json!({"nqn": OTHER, "namespace": namespace});
+    service.call("nvmf_subsystem_add_ns", params);
+    let params = json!({"nqn": OTHER, "listen_address": any_port(), "ana_state": "non_optimized"});
+    service.call("nvmf_subsystem_add_listener", params);
+    let mut told = listeners(service, OTHER);
+    told.remove(0)
+}
+
+#[test]
+fn ways_are_told_and_saved() {
+    let (service, _) = with_subsystem();
+    let address = with_ways(&service);
+    let told = || {
+        let told = service.call("nvmf_subsystem_get_listeners", json!({"nqn": OTHER}));
+        told[0]["ana_states"].clone()
+    };
+    assert_eq!(
+        told(),
+        json!([{"ana_group": 2, "ana_state": "non_optimized"}])
+    );
+    let set = "nvmf_subsystem_listener_set_ana_state";
+    let params = json!({"nqn": OTHER, "listen_address": address, "ana_state": "inaccessible", "anagrpid": 2});
+    assert_eq!(service.call(set, params.clone()), true);
+    assert_eq!(
+        told(),
+        json!([{"ana_group": 2, "ana_state": "inaccessible"}])
+    );
+    let bad = r#"
+        {"nqn": "nqn.none"} | -32602 | not found
+        {"nqn": "nqn.2026-11.test.pmcache:one"} | -32602 | without ANA
+        {"anagrpid": 4} | -32602 | ANA group 4 is not within 1 to 3
+        {"ana_state": "best"} | -32602 |
+        {"listen_address": {"trsvcid": "1"}} | -32602 | does not listen
+        {"tgt_name": "x"} | -32603 | target
+    "#;
+    all_refused(&service, set, &params, bad);
+    let group = "nvmf_subsystem_set_ns_ana_group";
+    let params = json!({"nqn": OTHER, "nsid": 2, "anagrpid": 3});
+    assert_eq!(service.call(group, params.clone()), true);
+    assert_eq!(
+        told(),
+        json!([{"ana_group": 3, "ana_state": "non_optimized"}])
+    );
+    assert_eq!(subsystem(&service, OTHER)["namespaces"][0]["anagrpid"], 3);
+    let bad = r#"
+        {"nqn": "nqn.2026-11.test.pmcache:one"} | -32602 | without ANA
+        {"nsid": 1} | -32602 | no namespace 1
+        {"anagrpid": 0} | -32602 | ANA group 0
+        {"tgt_name": "x"} | -32603 | target
+    "#;
+    all_refused(&service, group, &params, bad);
+    let saved = service.call("framework_get_config", json!({"name": "nvmf"}));
+    let calls = saved.as_array().unwrap().iter();
+    let ways = calls.filter(|call| call["method"] == set);
+    let ways: Vec<_> = ways
+        .map(|call| (&call["params"]["anagrpid"], &call["params"]["ana_state"]))
+        .collect();
+    let said = |group: u32, state: &str| (json!(group), json!(state));
+    let expected = [
+        said(1, "non_optimized"),
+        said(2, "inaccessible"),
+        said(3, "non_optimized"),
+    ];
+    assert!(
+        ways.into_iter()
+            .eq(expected.iter().map(|(group, state)| (group, state)))
+    );
+}
+
 #[test]
 fn listening_wants_a_transport() {
     let service = Service::start();

@@ -5,8 +5,8 @@ use super::notices::{Happening, Notices};
 use super::shared::{Shared, poll_until};
 use crate::bdev::Bdev;
 use crate::target::nvmf::{
-    ControllerInfo, HostEvent, NamespaceConfig, NvmfError, NvmfTarget, QpairInfo, ReactorFigures,
-    RemovedNamespace, SubsystemConfig, SubsystemInfo, TransportOptions,
+    AnaState, ControllerInfo, HostEvent, NamespaceConfig, NvmfError, NvmfTarget, QpairInfo,
+    ReactorFigures, RemovedNamespace, SubsystemConfig, SubsystemInfo, TransportOptions,
 };
 use reactors::ReactorHandle;
 use rpc::Error;
@@ -243,12 +243,58 @@ impl Nvmf {
     ///
     /// # Errors
     /// −32602 without a transport or such a subsystem, if it listens there already, or nobody can.
-    pub(super) fn add_listener(&self, nqn: &str, address: SocketAddr) -> Result<(), Error> {
+    pub(super) fn add_listener(
+        &self,
+        nqn: &str,
+        address: SocketAddr,
+        state: AnaState,
+    ) -> Result<(), Error> {
         // Listening takes no time.
-        let added = self
+        let added = self.settings.with(|_| {
+            let address = self.target.add_listener(nqn, address)?;
+            match state {
+                AnaState::Optimized => Ok(()),
+                state => self.target.set_ana_state(nqn, address, None, state),
+            }
+        });
+        added.map_err(|error| nvmf_error(&error))
+    }
+
+    /// Says how good the way through a listener is.
+    ///
+    /// # Errors
+    /// −32602 without such a subsystem, listener or group, or if it does not report how good its ways are.
+    pub(super) fn set_ana_state(
+        &self,
+        nqn: &str,
+        address: SocketAddr,
+        group: Option<u32>,
+        state: AnaState,
+    ) -> Result<(), Error> {
+        let set = self
             .settings
-            .with(|_| self.target.add_listener(nqn, address));
-        added.map(drop).map_err(|error| nvmf_error(&error))
+            .with(|_| self.target.set_ana_state(nqn, address, group, state));
+        set.map_err(|error| nvmf_error(&error))
+    }
+
+    /// Moves a namespace to another ANA group.
+    ///
+    /// # Errors
+    /// −32602 without such a subsystem, namespace or group, or if it does not report how good its ways are.
+    pub(super) fn set_ana_group(&self, nqn: &str, nsid: u32, group: u32) -> Result<(), Error> {
+        let set = self
+            .settings
+            .with(|_| self.target.set_ana_group(nqn, nsid, group));
+        set.map_err(|error| nvmf_error(&error))
+    }
+
+    /// Each listener of a subsystem, with the state of each ANA group from 1 on.
+    ///
+    /// # Errors
+    /// −32602 without such a subsystem.
+    pub(super) fn ana_states(&self, nqn: &str) -> Result<Vec<(SocketAddr, Vec<AnaState>)>, Error> {
+        let states = self.target.ana_states(nqn);
+        states.map_err(|error| nvmf_error(&error))
     }
 
     /// Ends that, and the controllers that came in there.

@@ -6,7 +6,7 @@ use super::call::{Call, Recipe};
 use super::object::Object;
 use crate::app::methods;
 use crate::app::service::Service;
-use crate::target::nvmf::{SubsystemInfo, TransportOptions};
+use crate::target::nvmf::{AnaState, SubsystemInfo, TransportOptions};
 use serde_json::json;
 
 /// All calls of the subsystem.
@@ -35,6 +35,36 @@ pub(super) fn nvmf(service: &Service) -> Vec<Call> {
             Call::new("nvmf_subsystem_add_listener", &params)
         });
         calls.extend(listeners);
+        calls.extend(ways(service, info));
+    }
+    calls
+}
+
+/// What was said of ways that are not the best.
+fn ways(service: &Service, info: &SubsystemInfo) -> Vec<Call> {
+    let nqn = &info.config.nqn;
+    let mut calls = Vec::new();
+    for (address, states) in service.nvmf.ana_states(nqn).unwrap_or_default() {
+        let address = methods::describe_address(address);
+        let set = |state: AnaState, group: Option<u32>| {
+            let params = json!({
+                "nqn": nqn,
+                "listen_address": address,
+                "ana_state": methods::ana_name(state),
+                "anagrpid": group,
+            });
+            Recipe::new("nvmf_subsystem_listener_set_ana_state", params).call()
+        };
+        match states.split_first() {
+            Some((&first, rest)) if rest.iter().all(|state| *state == first) => {
+                calls.extend((first != AnaState::default()).then(|| set(first, None)));
+            }
+            _ => {
+                let groups = (1..).zip(states);
+                let worse = groups.filter(|(_, state)| *state != AnaState::default());
+                calls.extend(worse.map(|(group, state)| set(state, Some(group))));
+            }
+        }
     }
     calls
 }
@@ -72,6 +102,7 @@ fn made(service: &Service, info: &SubsystemInfo) -> Option<Call> {
         "max_namespaces": config.namespaces_max,
         "min_cntlid": config.cntlid_min,
         "max_cntlid": config.cntlid_max,
+        "ana_reporting": config.ana_reporting,
     });
     Some(Recipe::new("nvmf_create_subsystem", params).call())
 }

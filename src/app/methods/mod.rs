@@ -41,7 +41,7 @@ use super::service::Service;
 
 pub(super) use files::uring_recipe;
 pub(super) use nvmf::TCP;
-pub(super) use nvmf_access::describe_address;
+pub(super) use nvmf_access::{ana_name, describe_address};
 pub(super) use nvmf_namespace::namespace_params;
 pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;

@@ -4,10 +4,12 @@ use super::nvmf::{TCP, check_target, check_transport};
 use super::nvmf_subsystem::Nqn;
 use super::refuse_unless_default;
 use crate::app::service::Service;
+use crate::target::nvmf::AnaState;
 use rpc::{Error, Registry};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uuid::Uuid;
@@ -32,7 +34,16 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .method("nvmf_subsystem_get_listeners", get_listeners)
         .about(
             "Where a subsystem listens.",
-            "`[{address: {trtype, adrfam, traddr, trsvcid}, ana_states: []}]`.",
+            "`[{address: {trtype, adrfam, traddr, trsvcid}, ana_states: [{ana_group, ana_state}]}]`: the groups \
+             that have namespaces; none without `ana_reporting`.",
+        );
+    registry
+        .method("nvmf_subsystem_listener_set_ana_state", set_ana_state)
+        .about(
+            "Says how good the way through a listener is, to one ANA group or to all: hosts are told, and take \
+             the best.",
+            "true. −32602 if the subsystem was made without `ana_reporting`, does not listen there, or has no such \
+             group.",
         );
     registry.method("nvmf_subsystem_add_host", add_host).about(
         "Lets a host connect, by its NQN. Without authentication a host is who it says it is.",
@@ -122,12 +133,32 @@ pub(in crate::app) fn describe_address(address: SocketAddr) -> Value {
     })
 }
 
+/// How good a way is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum AnaState {
+enum Ana {
     Optimized,
     NonOptimized,
     Inaccessible,
+}
+
+impl From<Ana> for AnaState {
+    fn from(state: Ana) -> Self {
+        match state {
+            Ana::Optimized => Self::Optimized,
+            Ana::NonOptimized => Self::NonOptimized,
+            Ana::Inaccessible => Self::Inaccessible,
+        }
+    }
+}
+
+/// As clients say it.
+pub(in crate::app) fn ana_name(state: AnaState) -> &'static str {
+    match state {
+        AnaState::Optimized => "optimized",
+        AnaState::NonOptimized => "non_optimized",
+        AnaState::Inaccessible => "inaccessible",
+    }
 }
 
 /// `nvmf_subsystem_add_listener`: where a subsystem is reached.
@@ -143,8 +174,8 @@ struct AddListener {
     listen_address: Address,
     /// Only false: there is no TLS.
     secure_channel: Option<bool>,
-    /// Only `optimized`.
-    ana_state: Option<AnaState>,
+    /// How good this way is, to all namespaces; `optimized` if not given. Another only with `ana_reporting`.
+    ana_state: Option<Ana>,
     /// Only `posix`.
     sock_impl: Option<String>,
     /// Only −1: any.
@@ -163,10 +194,42 @@ fn add_listener(service: &Service, params: AddListener) -> Result<bool, Error> {
         }
         refuse_unless_default("secure_channel", params.secure_channel, &false)?;
     }
-    refuse_unless_default("ana_state", params.ana_state, &AnaState::Optimized)?;
+    let state = params.ana_state.unwrap_or(Ana::Optimized);
+    if !service.nvmf.subsystem(&params.nqn)?.config.ana_reporting {
+        refuse_unless_default("ana_state", Some(state), &Ana::Optimized)?;
+    }
     refuse_unless_default("sock_impl", params.sock_impl, &"posix".to_owned())?;
     refuse_unless_default("numa_id", params.numa_id, &-1)?;
-    service.nvmf.add_listener(&params.nqn, address)?;
+    service
+        .nvmf
+        .add_listener(&params.nqn, address, state.into())?;
+    Ok(true)
+}
+
+/// `nvmf_subsystem_listener_set_ana_state`: how good a way is.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SetAnaState {
+    /// The subsystem.
+    nqn: String,
+    /// The target; `nvmf_tgt` by default.
+    tgt_name: Option<String>,
+    /// Where it listens, as it was said when it was added.
+    listen_address: Address,
+    /// How good this way is.
+    ana_state: Ana,
+    /// To which ANA group; to all if 0 or not given.
+    anagrpid: Option<u32>,
+}
+
+fn set_ana_state(service: &Service, params: SetAnaState) -> Result<bool, Error> {
+    check_target(params.tgt_name.as_deref())?;
+    let address = params.listen_address.parse()?;
+    let group = params.anagrpid.filter(|group| *group != 0);
+    let state = params.ana_state.into();
+    service
+        .nvmf
+        .set_ana_state(&params.nqn, address, group, state)?;
     Ok(true)
 }
 
@@ -191,10 +254,21 @@ fn remove_listener(service: &Service, params: RemoveListener) -> Result<bool, Er
 
 fn get_listeners(service: &Service, params: Nqn) -> Result<Vec<Value>, Error> {
     check_target(params.tgt_name.as_deref())?;
-    let listeners = service.nvmf.subsystem(&params.nqn)?.listeners.into_iter();
-    let told = listeners.map(|address| {
-        // Without asymmetric access there are no groups to have a state.
-        json!({"address": describe_address(address), "ana_states": []})
+    let subsystem = service.nvmf.subsystem(&params.nqn)?;
+    // Without asymmetric access there are no groups to have a state.
+    let groups: BTreeSet<u32> = match subsystem.config.ana_reporting {
+        true => subsystem.namespaces.iter().map(|n| n.ana_group).collect(),
+        false => BTreeSet::new(),
+    };
+    let listeners = service.nvmf.ana_states(&params.nqn)?.into_iter();
+    let told = listeners.map(|(address, states)| {
+        // The first state is group 1's.
+        let states = (1..)
+            .zip(states)
+            .filter(|(group, _)| groups.contains(group));
+        let states =
+            states.map(|(group, state)| json!({"ana_group": group, "ana_state": ana_name(state)}));
+        json!({"address": describe_address(address), "ana_states": states.collect::<Value>()})
     });
     Ok(told.collect())
 }

@@ -24,6 +24,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
          the device has is finished first: until then the bdev is in use.",
         "true. −32602 without such a namespace.",
     );
+    registry
+        .method("nvmf_subsystem_set_ns_ana_group", set_ana_group)
+        .about(
+            "Moves a namespace to another ANA group; hosts are told.",
+            "true. −32602 without such a namespace or group, or if the subsystem was made without `ana_reporting`.",
+        );
 }
 
 /// A namespace to make.
@@ -42,7 +48,7 @@ struct Namespace {
     uuid: Option<Uuid>,
     /// Not offered: there are no reservations.
     ptpl_file: Option<String>,
-    /// Only 0.
+    /// Its ANA group; the one of its number if not given, or 0.
     anagrpid: Option<u32>,
     /// Only false.
     no_auto_visible: Option<bool>,
@@ -59,7 +65,7 @@ struct AddNs {
     nqn: String,
     /// What to offer: `bdev_name`; `nsid`, its number from 1, the lowest free one if 0 or not given; `uuid`,
     /// the bdev's if not given; `nguid`, 32 hexadecimal digits, those of the UUID if not given; `eui64`, 16
-    /// of them, none if not given; `anagrpid`, only 0; `no_auto_visible`, only false; `ptpl_file`, not
+    /// of them, none if not given; `anagrpid`, its ANA group, its number if 0 or not given; `no_auto_visible`, only false; `ptpl_file`, not
     /// offered; `hide_metadata`, taken as it is.
     namespace: Namespace,
     /// The target; `nvmf_tgt` by default.
@@ -94,7 +100,6 @@ fn add_ns(service: &Service, params: AddNs) -> Result<u32, Error> {
     check_target(params.tgt_name.as_deref())?;
     let wanted = params.namespace;
     refuse_unless_default("ptpl_file", wanted.ptpl_file, &String::new())?;
-    refuse_unless_default("anagrpid", wanted.anagrpid, &0)?;
     refuse_unless_default("no_auto_visible", wanted.no_auto_visible, &false)?;
     let nguid = wanted.nguid.as_deref().map(|text| bytes_of("nguid", text));
     let eui64 = wanted.eui64.as_deref().map(|text| bytes_of("eui64", text));
@@ -108,7 +113,7 @@ fn add_ns(service: &Service, params: AddNs) -> Result<u32, Error> {
                 nguid,
                 eui64,
                 uuid: wanted.uuid,
-                ana_group: None,
+                ana_group: wanted.anagrpid.filter(|group| *group != 0),
             }
         })
 }
@@ -137,12 +142,35 @@ fn remove_ns(service: &Service, params: RemoveNs) -> Result<bool, Error> {
     }
 }
 
+/// `nvmf_subsystem_set_ns_ana_group`: which ANA group a namespace is of.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SetAnaGroup {
+    /// The subsystem.
+    nqn: String,
+    /// The namespace's number.
+    nsid: u32,
+    /// The group: 1 to the highest namespace number.
+    anagrpid: u32,
+    /// The target; `nvmf_tgt` by default.
+    tgt_name: Option<String>,
+}
+
+fn set_ana_group(service: &Service, params: SetAnaGroup) -> Result<bool, Error> {
+    check_target(params.tgt_name.as_deref())?;
+    service
+        .nvmf
+        .set_ana_group(&params.nqn, params.nsid, params.anagrpid)?;
+    Ok(true)
+}
+
 /// What clients are told of a namespace.
 pub(super) fn describe_namespace(info: &NamespaceInfo) -> Value {
     let mut told = json!({
         "nsid": info.nsid,
         "bdev_name": info.bdev_name,
         "name": info.bdev_name,
+        "anagrpid": info.ana_group,
         "nguid": digits_of(&info.nguid),
         "uuid": info.uuid,
     });
@@ -167,6 +195,12 @@ pub(in crate::app) fn namespace_params(nqn: &str, info: &NamespaceInfo) -> Value
         if let (Some(wish), Some(members)) = (wish, namespace.as_object_mut()) {
             members.insert(key.to_owned(), wish.into());
         }
+    }
+    if let Some(members) = namespace
+        .as_object_mut()
+        .filter(|_| info.ana_group != info.nsid)
+    {
+        members.insert("anagrpid".to_owned(), info.ana_group.into());
     }
     json!({"nqn": nqn, "namespace": namespace})
 }

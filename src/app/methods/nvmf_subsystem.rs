@@ -33,8 +33,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         "A list of `nqn`, `subtype` (`Discovery`, `NVMe`), `listen_addresses` (list of `trtype`, `adrfam`, \
          `traddr`, `trsvcid`), `allow_any_host`, `hosts` (list of `nqn`); except of the discovery subsystem: \
          `serial_number`, `model_number`, `admin_label` (if given), `max_namespaces`, `min_cntlid`, \
-         `max_cntlid`, `dmrsl`, `wzsl`, `namespaces` (list of `nsid`, `bdev_name`, `name`, `nguid`, `eui64` if \
-         there is one, `uuid`). −32602 \"Subsystem with NQN '…' not found\".",
+         `max_cntlid`, `ana_reporting`, `dmrsl`, `wzsl`, `namespaces` (list of `nsid`, `bdev_name`, `name`, `nguid`, `eui64` if \
+         there is one, `uuid`, `anagrpid`). −32602 \"Subsystem with NQN '…' not found\".",
     );
 }
 
@@ -57,8 +57,9 @@ struct CreateSubsystem {
     /// Any host may connect; false if not given.
     #[serde(default)]
     allow_any_host: bool,
-    /// Only false.
-    ana_reporting: Option<bool>,
+    /// Hosts are told how good each listener's way to a namespace is; false if not given.
+    #[serde(default)]
+    ana_reporting: bool,
     /// The lowest number of a controller: 1 to 65519; 1 if not given.
     min_cntlid: Option<u16>,
     /// The highest: `min_cntlid` to 65519; 65519 if not given.
@@ -75,7 +76,6 @@ struct CreateSubsystem {
 
 fn create_subsystem(service: &Service, params: CreateSubsystem) -> Result<bool, Error> {
     check_target(params.tgt_name.as_deref())?;
-    refuse_unless_default("ana_reporting", params.ana_reporting, &false)?;
     refuse_unless_default("dmrsl", params.dmrsl, &0)?;
     refuse_unless_default("wzsl", params.wzsl, &0)?;
     refuse_unless_default("passthrough", params.passthrough, &false)?;
@@ -89,7 +89,7 @@ fn create_subsystem(service: &Service, params: CreateSubsystem) -> Result<bool, 
         allow_any_host: params.allow_any_host,
         cntlid_min: params.min_cntlid.unwrap_or(default.cntlid_min),
         cntlid_max: params.max_cntlid.unwrap_or(default.cntlid_max),
-        ana_reporting: false,
+        ana_reporting: params.ana_reporting,
         nqn: default.nqn,
     };
     service.nvmf.create_subsystem(config, params.admin_label)?;
@@ -156,6 +156,7 @@ fn describe(service: &Service, info: &SubsystemInfo) -> Value {
     tell("max_namespaces", json!(config.namespaces_max));
     tell("min_cntlid", json!(config.cntlid_min));
     tell("max_cntlid", json!(config.cntlid_max));
+    tell("ana_reporting", json!(config.ana_reporting));
     tell("dmrsl", json!(0));
     tell("wzsl", json!(0));
     let namespaces = info.namespaces.iter().map(describe_namespace);
