@@ -64,6 +64,16 @@ fn nbd_session() {
 }
 
 #[test]
+fn nvmf_wire() {
+    replay("nvmf_wire", checks::nvmf_wire::check);
+}
+
+#[test]
+fn nvmf_session() {
+    replay("nvmf_session", checks::nvmf_session::check);
+}
+
+#[test]
 fn vhost_chain() {
     replay("vhost_chain", checks::vhost::chain::check);
 }

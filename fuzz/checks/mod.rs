@@ -8,6 +8,8 @@ mod input;
 pub(crate) mod media;
 pub(crate) mod nbd_session;
 pub(crate) mod nbd_wire;
+pub(crate) mod nvmf_session;
+pub(crate) mod nvmf_wire;
 pub(crate) mod pool_open;
 pub(crate) mod rpc;
 pub(crate) mod vhost;

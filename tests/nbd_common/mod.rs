@@ -59,6 +59,42 @@ fn reactor_thread(
     })
 }
 
+/// Reactors that threads step.
+pub(crate) struct Stepped {
+    pub(crate) handles: Vec<ReactorHandle>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Stepped {
+    pub(crate) fn new(count: u32) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (started, starting) = mpsc::channel();
+        let threads = (0..count)
+            .map(|id| reactor_thread(id, Arc::clone(&stop), started.clone()))
+            .collect();
+        let handles = (0..count).map(|_| starting.recv().unwrap()).collect();
+        Self {
+            handles,
+            stop,
+            threads,
+        }
+    }
+}
+
+impl Drop for Stepped {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let ended = thread.join();
+            assert!(
+                ended.is_ok() || std::thread::panicking(),
+                "a reactor panicked"
+            );
+        }
+    }
+}
+
 /// A server on a Unix socket, with its reactors.
 pub(crate) struct Fixture {
     pub(crate) exports: NbdExports,
@@ -66,20 +102,13 @@ pub(crate) struct Fixture {
     pub(crate) reactors: Vec<ReactorHandle>,
     pub(crate) socket: PathBuf,
     pub(crate) dir: tempfile::TempDir,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    _stepped: Stepped,
 }
 
 impl Fixture {
     pub(crate) fn new(reactor_count: u32, options: NbdOptions) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (started, starting) = mpsc::channel();
-        let threads = (0..reactor_count)
-            .map(|id| reactor_thread(id, Arc::clone(&stop), started.clone()))
-            .collect();
-        let reactors: Vec<_> = (0..reactor_count)
-            .map(|_| starting.recv().unwrap())
-            .collect();
+        let stepped = Stepped::new(reactor_count);
+        let reactors = stepped.handles.clone();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd.sock");
         let exports = NbdExports::new();
@@ -91,8 +120,7 @@ impl Fixture {
             reactors,
             socket,
             dir,
-            stop,
-            threads,
+            _stepped: stepped,
         }
     }
 
@@ -124,14 +152,6 @@ impl Drop for Fixture {
         {
             server.stop();
             wait_until("the server stops", || server.is_stopped());
-        }
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let ended = thread.join();
-            assert!(
-                ended.is_ok() || std::thread::panicking(),
-                "a reactor panicked"
-            );
         }
     }
 }

@@ -1,8 +1,10 @@
-//! What can be measured: devices that are built here, and exports of somebody's NBD server.
+//! What can be measured: devices that are built here, and disks that somebody's server offers.
 
-use crate::bdev::{BdevError, NbdBdev, NbdConfig, NbdUri};
+use crate::app::vhost_client;
+use crate::bdev::{Bdev, BdevError, NbdBdev, NbdConfig, NbdUri, VhostConfig};
 use reactors::MonotonicClock;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -19,27 +21,62 @@ pub(super) enum Device {
     Cache,
     /// The backing alone, with its delay.
     Backing,
+    /// What a server offers.
+    Export(Export),
+}
+
+/// A disk that somebody's server offers, by its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Export {
     /// An export of an NBD server, over the network or a Unix socket.
     Nbd(NbdUri),
+    /// The disk of a vhost-user-blk back end, by its socket.
+    Vhost(PathBuf),
+}
+
+/// How the address of a vhost-user back end begins; its socket's path follows.
+const VHOST: &str = "vhost:";
+
+impl Export {
+    /// Which kind, for names of rows.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Nbd(_) => "nbd",
+            Self::Vhost(_) => "vhost",
+        }
+    }
+}
+
+impl fmt::Display for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nbd(uri) => uri.fmt(f),
+            Self::Vhost(path) => write!(f, "{VHOST}{}", path.display()),
+        }
+    }
 }
 
 impl Device {
     /// Whose content is not ours to overwrite: the export's address.
-    pub(super) fn export(&self) -> Option<&NbdUri> {
+    pub(super) fn export(&self) -> Option<&Export> {
         match self {
-            Self::Nbd(uri) => Some(uri),
+            Self::Export(export) => Some(export),
             _ => None,
         }
     }
 
     /// Its name in rows. `exports`: the addresses of the command line, which are numbered from the
-    /// second one on.
-    pub(super) fn name(&self, exports: &[&NbdUri]) -> String {
+    /// second one of a kind on.
+    pub(super) fn name(&self, exports: &[&Export]) -> String {
         match self {
-            Self::Nbd(uri) => match exports.iter().position(|known| *known == uri) {
-                None | Some(0) => "nbd".to_owned(),
-                Some(before) => format!("nbd{}", before + 1),
-            },
+            Self::Export(export) => {
+                let kind = export.kind();
+                let mut alike = exports.iter().filter(|known| known.kind() == kind);
+                match alike.position(|known| *known == export) {
+                    None | Some(0) => kind.to_owned(),
+                    Some(before) => format!("{kind}{}", before + 1),
+                }
+            }
             built => built.to_string(),
         }
     }
@@ -53,7 +90,7 @@ impl fmt::Display for Device {
             Self::Pmem => f.write_str("pmem"),
             Self::Cache => f.write_str("cache"),
             Self::Backing => f.write_str("backing"),
-            Self::Nbd(uri) => uri.fmt(f),
+            Self::Export(export) => export.fmt(f),
         }
     }
 }
@@ -69,26 +106,46 @@ impl FromStr for Device {
             "cache" => Self::Cache,
             "backing" => Self::Backing,
             address if address.starts_with("nbd") => {
-                Self::Nbd(address.parse().map_err(|error| format!("{error}"))?)
+                let uri = address.parse().map_err(|error| format!("{error}"))?;
+                Self::Export(Export::Nbd(uri))
+            }
+            address if address.strip_prefix(VHOST).is_some_and(|p| !p.is_empty()) => {
+                let (_, path) = address.split_at(VHOST.len());
+                Self::Export(Export::Vhost(PathBuf::from(path)))
             }
             other => {
                 return Err(format!(
-                    "{other:?} is not null, malloc, pmem, cache, backing or an NBD address"
+                    "{other:?} is not null, malloc, pmem, cache, backing, an NBD address or \
+                     {VHOST}PATH"
                 ));
             }
         })
     }
 }
 
-/// Connects to an export: its size and its abilities are known then. Without `writes` none is sent,
-/// whatever the job does.
+/// Connects to an export, for so many `users` at a time: its size and its abilities are known then.
+/// Without `writes` none is sent, whatever the job does.
 ///
 /// # Errors
 /// Why it can't be used.
-pub(super) fn connect(uri: &NbdUri, writes: bool) -> Result<Arc<NbdBdev>, BdevError> {
-    let mut config = NbdConfig::new("nbd", uri.clone());
-    config.read_only = !writes;
-    NbdBdev::connect(config, &MonotonicClock).map(Arc::new)
+pub(super) fn connect(
+    export: &Export,
+    writes: bool,
+    users: u16,
+) -> Result<Arc<dyn Bdev>, BdevError> {
+    match export {
+        Export::Nbd(uri) => {
+            let mut config = NbdConfig::new("nbd", uri.clone());
+            config.read_only = !writes;
+            Ok(Arc::new(NbdBdev::connect(config, &MonotonicClock)?))
+        }
+        Export::Vhost(path) => {
+            let mut config = VhostConfig::new("vhost", path);
+            config.read_only = !writes;
+            config.queues = users;
+            Ok(Arc::new(vhost_client::connect(config)?))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -97,23 +154,40 @@ mod tests {
 
     #[test]
     fn devices_are_read_as_they_are_shown() {
-        for text in ["null", "malloc", "pmem", "cache", "backing", "nbd://h:1/x"] {
+        for text in [
+            "null",
+            "malloc",
+            "pmem",
+            "cache",
+            "backing",
+            "nbd://h:1/x",
+            "vhost:/run/x.sock",
+        ] {
             let device: Device = text.parse().unwrap();
             assert_eq!(device.to_string(), text);
         }
         let unix: Device = "nbd:unix:/s:vol".parse().unwrap();
         assert_eq!(unix.to_string(), "nbd+unix:///vol?socket=/s");
-        for bad in ["", "Null", "disk", "nbd:", "nbds://h/x", "/dev/null"] {
+        for bad in [
+            "",
+            "Null",
+            "disk",
+            "nbd:",
+            "nbds://h/x",
+            "/dev/null",
+            "vhost:",
+        ] {
             assert!(bad.parse::<Device>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn several_exports_are_numbered() {
-        let [a, b]: [NbdUri; 2] = ["nbd://a", "nbd://b"].map(|text| text.parse().unwrap());
-        let known = [&a, &b];
-        assert_eq!(Device::Nbd(a.clone()).name(&known), "nbd");
-        assert_eq!(Device::Nbd(b.clone()).name(&known), "nbd2");
+        let texts = ["nbd://a", "vhost:/a", "nbd://b", "vhost:/b"];
+        let devices = texts.map(|text| text.parse::<Device>().unwrap());
+        let known: Vec<&Export> = devices.iter().filter_map(Device::export).collect();
+        let names = devices.each_ref().map(|device| device.name(&known));
+        assert_eq!(names, ["nbd", "vhost", "nbd2", "vhost2"]);
         assert_eq!(Device::Cache.name(&known), "cache");
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct StackConfig {
     pub(super) backing_delay_us: u64,
     /// Whether an export may be written to; otherwise no write can get there.
     pub(super) writes: bool,
+    /// How many jobs use it at a time.
+    pub(super) users: u16,
 }
 
 /// A device and what is below it.
@@ -71,7 +73,7 @@ impl Stack {
     ) -> Result<Self, Box<dyn Error>> {
         let bytes = config.bytes;
         let bdev: Arc<dyn Bdev> = match &config.device {
-            Device::Nbd(uri) => device::connect(uri, config.writes)?,
+            Device::Export(export) => device::connect(export, config.writes, config.users)?,
             Device::Null => null("null", bytes)?,
             Device::Malloc => malloc("malloc", bytes)?,
             Device::Pmem => memory("pmem", bytes)?,

@@ -17,6 +17,11 @@ mod keyring;
 mod log;
 mod nbd;
 mod notify;
+mod nvmf;
+mod nvmf_access;
+mod nvmf_config;
+mod nvmf_namespace;
+mod nvmf_subsystem;
 mod pmem;
 mod pool;
 mod qos;
@@ -25,16 +30,19 @@ mod scheduler;
 mod service;
 mod sizes;
 mod sock;
-mod targets;
 mod threads;
 mod trace;
 mod vhost;
+mod virtio;
 
 use super::bdevs::{Entry, Kind, no_such_device};
 use super::config::{Object, Recipe};
 use super::service::Service;
 
 pub(super) use files::uring_recipe;
+pub(super) use nvmf::TCP;
+pub(super) use nvmf_access::describe_address;
+pub(super) use nvmf_namespace::namespace_params;
 pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
@@ -56,6 +64,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     iostat::register(registry);
     qos::register(registry);
     files::register(registry);
+    virtio::register(registry);
     filters::register(registry);
     sizes::register(registry);
     registry.section("Persistent memory and pools", "");
@@ -71,7 +80,11 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.section("NBD", "");
     nbd::register(registry);
     vhost::register(registry);
-    targets::register(registry);
+    nvmf::register(registry);
+    nvmf_config::register(registry);
+    nvmf_subsystem::register(registry);
+    nvmf_namespace::register(registry);
+    nvmf_access::register(registry);
     keyring::register(registry);
     sock::register(registry);
     log::register(registry);

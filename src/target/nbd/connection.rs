@@ -2,12 +2,11 @@
 
 use super::export::NbdExports;
 use super::handshake::{Handshake, HandshakeFault, Step};
-use super::output::Output;
 use super::session::{Session, SessionFault, Took};
-use super::socket::peer_has_left;
 use super::status::Entry;
 use crate::bdev::BufPool;
 use crate::bdev::stream::{Input, Pace, Received};
+use crate::target::stream::{Output, peer_has_left};
 use crate::wire::nbd::put_greeting;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use rustix::io::Errno;

@@ -2,6 +2,7 @@
 
 use super::NbdError;
 use crate::bdev::{Bdev, BdevInfo};
+use crate::target::stream::wake_all;
 use crate::wire::nbd::{ExportSummary, STRING_BYTES_MAX, export_flags as flag};
 use reactors::ReactorHandle;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -277,12 +278,5 @@ impl NbdExports {
                 known.push(reactor.clone());
             }
         }
-    }
-}
-
-/// Makes each reactor run a round. One whose inbox is full is awake anyway.
-pub(super) fn wake_all(reactors: &[ReactorHandle]) {
-    for reactor in reactors {
-        let _ = reactor.send(Box::new(|_| {}));
     }
 }

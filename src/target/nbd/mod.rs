@@ -5,11 +5,10 @@
 //! transmission and closing, and stays on its reactor. It opens a channel of its own to the bdev,
 //! and drops it only after all that it submitted has completed.
 
-mod acceptor;
 mod connection;
+mod door;
 mod export;
 mod handshake;
-mod output;
 mod server;
 mod session;
 mod session_rules;

@@ -1,10 +1,11 @@
 //! A listening server, as the control plane holds it.
 
 use super::NbdError;
-use super::acceptor::Acceptor;
-use super::export::{NbdExports, wake_all};
+use super::door::NbdDoor;
+use super::export::NbdExports;
 use super::socket::listen;
 use super::status::ServerShared;
+use crate::target::stream::{Acceptor, wake_all};
 use crate::target::unix_socket::SocketFile;
 use reactors::ReactorHandle;
 use std::fmt;
@@ -97,15 +98,14 @@ impl NbdServer {
         let listening = listen(address)?;
         exports.register(&reactors);
         let shared = Arc::new(ServerShared::default());
-        let acceptor = Acceptor::new(
-            listening.fd,
+        let door = NbdDoor::new(
             exports.clone(),
             Arc::clone(&shared),
-            reactors.clone(),
             options.max_connections,
         );
+        let acceptor = Acceptor::new(listening.fd, door, reactors.clone());
         first
-            .send(Box::new(move |cx| acceptor.settle_on(cx)))
+            .send(Box::new(move |cx| acceptor.settle_on(cx, "nbd acceptor")))
             .map_err(|_| NbdError::NoReactor)?;
         Ok(Self {
             address: listening.address,

@@ -2,11 +2,11 @@
 
 use super::export::ExportClaim;
 use super::handshake::{Begin, Contexts};
-use super::output::Output;
 use super::session_rules::{Job, Rules};
 use super::session_status::put_extents;
 use crate::bdev::stream::Input;
 use crate::bdev::{BufPool, Channel, Completion, Data, IoBuf, IoStatus, Op, Request};
+use crate::target::stream::Output;
 use crate::units::ByteRange;
 use crate::wire::nbd::{
     Command, RequestHeader, WireErrno, WireError, put_data_chunk_header, put_error_chunk,

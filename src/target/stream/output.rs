@@ -34,7 +34,7 @@ impl Piece {
 
 /// What waits to be sent.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(in crate::target) struct Output {
     pieces: VecDeque<Piece>,
     /// Bytes of the first piece that are gone.
     sent: usize,
@@ -45,27 +45,27 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::target) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
 
     /// Whether the last send found the socket full.
-    pub(super) fn is_blocked(&self) -> bool {
+    pub(in crate::target) fn is_blocked(&self) -> bool {
         self.blocked
     }
 
     /// Bytes of waiting replies without their data.
-    pub(super) fn head_bytes(&self) -> usize {
+    pub(in crate::target) fn head_bytes(&self) -> usize {
         self.head_bytes
     }
 
     /// Bytes of data that wait with their replies.
-    pub(super) fn body_bytes(&self) -> usize {
+    pub(in crate::target) fn body_bytes(&self) -> usize {
         self.body_bytes
     }
 
     /// Appends what `put` writes, if anything.
-    pub(super) fn put(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
+    pub(in crate::target) fn put(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
         if let Some(Piece::Heads(bytes)) = self.pieces.back_mut()
             && bytes.len() < HEADS_BYTES
         {
@@ -85,13 +85,13 @@ impl Output {
     }
 
     /// Appends data, to be sent from where they are.
-    pub(super) fn put_body(&mut self, body: IoBuf) {
+    pub(in crate::target) fn put_body(&mut self, body: IoBuf) {
         self.body_bytes += body.len();
         self.pieces.push_back(Piece::Body(body));
     }
 
     /// Forgets all that was not sent.
-    pub(super) fn clear(&mut self, pool: &RefCell<BufPool>) {
+    pub(in crate::target) fn clear(&mut self, pool: &RefCell<BufPool>) {
         while let Some(piece) = self.pieces.pop_front() {
             self.retire(piece, pool);
         }
@@ -100,7 +100,11 @@ impl Output {
     }
 
     /// Sends as much as the socket takes. Returns how many bytes.
-    pub(super) fn send(&mut self, fd: impl AsFd, pool: &RefCell<BufPool>) -> Result<usize, Errno> {
+    pub(in crate::target) fn send(
+        &mut self,
+        fd: impl AsFd,
+        pool: &RefCell<BufPool>,
+    ) -> Result<usize, Errno> {
         let mut total = 0;
         self.blocked = false;
         for _ in 0..CALLS_MAX {

@@ -1,59 +1,47 @@
 //! The poller that takes connections and hands them to reactors in turn.
 
-use super::connection::Connection;
-use super::export::NbdExports;
 use super::socket::accept;
-use super::status::ServerShared;
 use crate::bdev::stream::Pace;
 use reactors::{Cx, Message, Nanos, Poller, PollerId, ReactorHandle, Wake};
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// How long to leave the listener alone when the system has no descriptors or memory left.
 const PAUSE_NS: u64 = 100_000_000;
 
-/// Says that the acceptor is gone, however it went.
-#[derive(Debug)]
-struct Presence(Arc<ServerShared>);
+/// What a listening socket belongs to. Dropped when nobody listens there any more.
+pub(in crate::target) trait Door: Send + 'static {
+    /// What it is called in logs and listings.
+    const NAME: &'static str;
 
-impl Drop for Presence {
-    fn drop(&mut self) {
-        self.0.acceptor_gone.store(true, Ordering::Release);
-    }
+    /// Whether to stop listening.
+    fn is_stopping(&self) -> bool;
+
+    /// Takes a connection in; the message settles it on a reactor. Nothing if there are too many.
+    fn welcome(&self, socket: OwnedFd, peer: String) -> Option<Message>;
 }
 
 /// What the acceptor needs, before it is on its reactor.
 #[derive(Debug)]
-pub(super) struct Acceptor {
+pub(in crate::target) struct Acceptor<D> {
     listener: OwnedFd,
-    exports: NbdExports,
+    door: D,
     reactors: Vec<ReactorHandle>,
-    connections_max: usize,
-    presence: Presence,
 }
 
-impl Acceptor {
-    pub(super) fn new(
-        listener: OwnedFd,
-        exports: NbdExports,
-        shared: Arc<ServerShared>,
-        reactors: Vec<ReactorHandle>,
-        connections_max: usize,
-    ) -> Self {
+impl<D: Door> Acceptor<D> {
+    /// Hands what connects to `listener` to `reactors` in turn; there is at least one.
+    pub(in crate::target) fn new(listener: OwnedFd, door: D, reactors: Vec<ReactorHandle>) -> Self {
         Self {
             listener,
-            exports,
+            door,
             reactors,
-            connections_max,
-            presence: Presence(shared),
         }
     }
 
     /// Begins to accept, on the reactor of `cx`.
-    pub(super) fn settle_on(self, cx: &Cx) {
+    pub(in crate::target) fn settle_on(self, cx: &Cx, name: &'static str) {
         cx.watch(self.listener.as_raw_fd());
         let own_id = Rc::new(Cell::new(None));
         let poller = AcceptorPoller {
@@ -64,12 +52,12 @@ impl Acceptor {
             paused: None,
             pace: Pace::of_listener(),
         };
-        own_id.set(Some(cx.add_poller("nbd acceptor", Box::new(poller))));
+        own_id.set(Some(cx.add_poller(name, Box::new(poller))));
     }
 }
 
-struct AcceptorPoller {
-    acceptor: Acceptor,
+struct AcceptorPoller<D> {
+    acceptor: Acceptor<D>,
     own_id: Rc<Cell<Option<PollerId>>>,
     /// Whose turn it is.
     next: usize,
@@ -80,11 +68,7 @@ struct AcceptorPoller {
     pace: Pace,
 }
 
-impl AcceptorPoller {
-    fn shared(&self) -> &Arc<ServerShared> {
-        &self.acceptor.presence.0
-    }
-
+impl<D: Door> AcceptorPoller<D> {
     fn retire(&mut self, cx: &Cx) {
         if let Some(id) = self.own_id.take() {
             if self.paused.is_none() {
@@ -104,7 +88,7 @@ impl AcceptorPoller {
             }
             Ok(None) => false,
             Err(error) => {
-                tracing::warn!(%error, "nbd: can't accept; the listener rests for 100 ms");
+                tracing::warn!(%error, "{}: can't accept; the listener rests for 100 ms", D::NAME);
                 // It stays readable, and would keep the reactor from sleeping.
                 cx.unwatch(self.acceptor.listener.as_raw_fd());
                 self.paused = Some(cx.now().after(PAUSE_NS));
@@ -114,16 +98,11 @@ impl AcceptorPoller {
     }
 
     fn place(&mut self, socket: OwnedFd, peer: String) {
-        let shared = Arc::clone(self.shared());
-        let Some(entry) = shared.enter(peer.clone(), self.acceptor.connections_max) else {
-            tracing::warn!(%peer, limit = self.acceptor.connections_max, "nbd: too many connections");
+        let Some(message) = self.acceptor.door.welcome(socket, peer) else {
             return;
         };
-        let exports = self.acceptor.exports.clone();
         let home = self.next % self.acceptor.reactors.len();
         self.next = home + 1;
-        let message: Message =
-            Box::new(move |cx| Connection::settle_on(cx, socket, entry, exports));
         self.homeless = Some((home, message));
         self.send_home();
     }
@@ -144,9 +123,9 @@ impl AcceptorPoller {
     }
 }
 
-impl Poller for AcceptorPoller {
+impl<D: Door> Poller for AcceptorPoller<D> {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
-        if self.shared().is_stopping() {
+        if self.acceptor.door.is_stopping() {
             self.retire(cx);
             return 1;
         }
@@ -168,7 +147,7 @@ impl Poller for AcceptorPoller {
 
     fn wake(&self) -> Wake {
         self.pace.before_sleep();
-        if self.shared().is_stopping() || self.homeless.is_some() {
+        if self.acceptor.door.is_stopping() || self.homeless.is_some() {
             return Wake::Now;
         }
         self.paused.map_or(Wake::OnEvent, Wake::At)
