@@ -1,5 +1,4 @@
-//! What may change of a vhost-user-blk device while it runs: the mode of its cache, its size, and where its
-//! queues run.
+//! What may change of a vhost-user-blk device while it runs: the mode of its cache, and its size.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -15,7 +14,7 @@ use pmcache::bdev::{
     Bdev, BdevError, BdevInfo, Channel, Completion, MallocBdev, MallocConfig, Op, Request,
 };
 use pmcache::target::vhost::{VhostConfig, VhostController};
-use reactors::{Cx, IdlePolicy, MonotonicClock, PollerStats, Reactors, ReactorsConfig, Wake};
+use reactors::{Cx, IdlePolicy, MonotonicClock, Reactors, ReactorsConfig, Wake};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +30,8 @@ struct Seen {
     mode: AtomicU8,
     /// It has no volatile cache.
     is_durable: AtomicBool,
+    /// The most requests that were submitted between two looks at what has completed.
+    most: AtomicU64,
     /// The disk's size in sectors, up to [`SECTORS`].
     sectors: AtomicU64,
 }
@@ -55,6 +56,7 @@ impl Bdev for Disk {
         Ok(Box::new(Watched {
             base: self.base.open(cx)?,
             seen: Arc::clone(&self.seen),
+            submitted: 0,
         }))
     }
 }
@@ -63,6 +65,8 @@ impl Bdev for Disk {
 struct Watched {
     base: Box<dyn Channel>,
     seen: Arc<Seen>,
+    /// Since the last look.
+    submitted: u64,
 }
 
 impl Channel for Watched {
@@ -70,10 +74,13 @@ impl Channel for Watched {
         if let Op::Write { fua } = request.op {
             self.seen.mode.store(1 + u8::from(fua), Ordering::Relaxed);
         }
+        self.submitted += 1;
         self.base.submit(cx, request);
     }
 
     fn poll(&mut self, cx: &Cx, done: &mut Vec<Completion>) -> u32 {
+        let submitted = std::mem::take(&mut self.submitted);
+        self.seen.most.fetch_max(submitted, Ordering::Relaxed);
         self.base.poll(cx, done)
     }
 
@@ -283,49 +290,21 @@ fn a_channel_that_is_none_ends_the_session_only() {
     assert!(!target.is_durable(&mut guest));
 }
 
-/// Queues on each reactor.
-fn queues(reactors: &Reactors) -> Vec<usize> {
-    let handles = reactors.data_handles().iter();
-    let count = handles.map(|reactor| {
-        let stats = reactor.call(common::PATIENCE, Cx::poller_stats).unwrap();
-        let of_queues = |stats: &&PollerStats| stats.name == "vhost queue";
-        stats.iter().filter(of_queues).count()
-    });
-    count.collect()
-}
-
-/// Of four disks the two on one reactor leave: one of the others takes their place, and goes on.
+/// Twelve requests of a megabyte do not keep the reactor for one round.
 #[test]
-fn queues_spread_over_reactors_again_when_others_have_left() {
-    if std::thread::available_parallelism().unwrap().get() < 2 {
-        return;
+fn large_requests_are_taken_a_few_at_a_time() {
+    let target = Target::new();
+    let mut guest = Guest::new();
+    target.connect(&mut guest);
+    let heads: Vec<u16> = (0..12).map(|slot| 4 * slot).collect();
+    for head in &heads {
+        guest.large_write(usize::from(*head) / 4);
     }
-    let reactors = reactors(vec![0, 1]);
-    let (disk, dir) = (Target::disk(), tempfile::tempdir().unwrap());
-    let names = ["c0", "c1", "c2", "c3"];
-    let controllers = names.map(|name| Target::listen(&reactors, &disk, dir.path(), name));
-    let mut guests = Vec::new();
-    let mut places = Vec::new();
-    for controller in &controllers {
-        let mut guest = Guest::new();
-        let before = queues(&reactors);
-        guest.connect(controller.path());
-        places.push(usize::from(queues(&reactors)[0] == before[0]));
-        guests.push(guest);
+    guest.offer_all(&heads);
+    guest.kick();
+    for head in heads {
+        assert_eq!(guest.wait_answer(), (head, 1));
     }
-    assert_eq!(queues(&reactors), [2, 2]);
-    let mut stay = Vec::new();
-    for (mut guest, place) in guests.into_iter().zip(places) {
-        match place {
-            0 => stay.push(guest),
-            _ => guest.disconnect(),
-        }
-    }
-    wait_until("the queues are even again", || {
-        for guest in &mut stay {
-            guest.write(3, 3, &[5; BLOCK]);
-            guest.settle();
-        }
-        queues(&reactors) == [1, 1]
-    });
+    let most = target.disk.seen.most.load(Ordering::Relaxed);
+    assert!((2..=4).contains(&most), "{most} in a round");
 }

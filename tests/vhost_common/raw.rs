@@ -244,6 +244,14 @@ impl Guest {
         self.descriptor(first + 2, at(STATUS + slot), 1, WRITE, 0);
     }
 
+    /// The chain of `slot` writes all the memory behind [`DATA`], to the front of the disk.
+    pub fn large_write(&self, slot: usize) {
+        self.request(slot, 1, 0);
+        let (first, addr) = (4 * slot, GUEST + DATA as u64);
+        let len = u32::try_from(MEMORY - DATA).unwrap();
+        self.descriptor(first + 1, addr, len, NEXT, first + 2);
+    }
+
     /// Makes the chain at `head` available.
     pub fn offer(&mut self, head: u16) {
         let place = AVAIL + 4 + 2 * usize::from(self.avail % ENTRIES);
@@ -255,7 +263,12 @@ impl Guest {
 
     /// Makes the chain at `head` available twice, at once.
     pub fn offer_twice(&mut self, head: u16) {
-        for _ in 0..2 {
+        self.offer_all(&[head, head]);
+    }
+
+    /// Makes all these chains available at once.
+    pub fn offer_all(&mut self, heads: &[u16]) {
+        for head in heads {
             let place = AVAIL + 4 + 2 * usize::from(self.avail % ENTRIES);
             self.put(place, &head.to_le_bytes());
             self.avail = self.avail.wrapping_add(1);

@@ -266,7 +266,7 @@ fn inflight(bytes: u64, queues: u16) -> Vec<u8> {
     body
 }
 
-/// The record that was got, or something else in its place; with room for our own block or without.
+/// The record that was got, or what is none in its place; with room for our own block or without.
 fn kept_inflight(fixture: &Fixture, front: &Front, input: &mut Input) -> Message {
     let (queues, flags) = (1 + number(input) % 3, input.u8());
     let bytes = queues * 320 + if flags & 2 == 0 { 64 } else { 0 };
@@ -274,7 +274,7 @@ fn kept_inflight(fixture: &Fixture, front: &Front, input: &mut Input) -> Message
     Message {
         code: code::SET_INFLIGHT_FD,
         body: inflight(bytes, u16::try_from(queues).unwrap()),
-        fds: vec![kept.map_or(fixture.fd(flags), AsRawFd::as_raw_fd)],
+        fds: vec![kept.map_or(fixture.fd(flags | 0xc0), AsRawFd::as_raw_fd)],
     }
 }
 

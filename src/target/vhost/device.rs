@@ -157,6 +157,8 @@ impl Device {
         let vring = self.vring(index)?;
         stop_vring(vring, Order::Drain, then);
         vring.kick = None;
+        // Whoever starts it again says where, and has the record of the rest.
+        vring.again.clear();
         let base = vring.base;
         self.show();
         Ok(base)
@@ -239,12 +241,14 @@ impl Device {
         };
         let reactors = &self.backing.reactors;
         let crowded = |vring: &Vring| {
-            let queue = vring.running.as_ref();
-            // One that waits for its device would stand still for as long.
-            queue.is_some_and(|q| q.shared().under_way() == 0 && q.is_crowded(reactors))
+            let queue = vring.running.as_ref()?;
+            let is_crowded = queue.is_crowded(reactors);
+            is_crowded.then(|| queue.shared().under_way())
         };
-        let found = (0..).zip(&self.vrings).find(|(_, vring)| crowded(vring));
-        let Some((index, _)) = found else {
+        let all = (0..).zip(&self.vrings);
+        let found = all.filter_map(|(index, vring)| Some((crowded(vring)?, index)));
+        // What it has under way is waited for.
+        let Some((_, index)) = found.min() else {
             return;
         };
         let moved = self.pause(index).and_then(|()| self.start(index));

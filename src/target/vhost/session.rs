@@ -198,6 +198,7 @@ impl VhostUserBackendReqHandler for Session {
         let mut device = self.0.borrow_mut();
         let vring = device.idle_vring(index)?;
         let base = u16::try_from(base);
+        vring.again.clear();
         vring.base = base.map_err(|_| refuse("a base that is no index of a split ring"))?;
         Ok(())
     }
