@@ -17,6 +17,7 @@ mod log;
 mod methods;
 mod nbd;
 mod notices;
+mod nvmf;
 mod observer;
 mod reference;
 mod resizes;

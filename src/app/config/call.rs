@@ -37,11 +37,13 @@ impl Call {
         Some(self.value().get(key)?.as_str()?.to_owned())
     }
 
-    /// Whether a parameter is the string `name`.
+    /// Whether a parameter, or a member of one, is the string `name`.
     pub(super) fn mentions(&self, name: &str) -> bool {
-        let value = self.value();
-        let members = value.as_object();
-        members.is_some_and(|members| members.values().any(|member| member == name))
+        fn says(value: &Value, name: &str) -> bool {
+            let any = |members: &Map<String, Value>| members.values().any(|one| says(one, name));
+            value == name || value.as_object().is_some_and(any)
+        }
+        says(&self.value(), name)
     }
 
     /// The same call as everybody writes it: without spaces, and without empty parameters.

@@ -114,11 +114,20 @@ impl Unresolved {
     }
 
     fn drop_maker(&self, object: &Object) -> bool {
+        self.drop_makers(|other| other == object)
+    }
+
+    fn drop_makers(&self, is_it: impl Fn(&Object) -> bool) -> bool {
         self.0.with(|items| {
             let before = items.len();
-            items.retain(|item| item.object.as_ref() != Some(object));
+            items.retain(|item| !item.object.as_ref().is_some_and(&is_it));
             items.len() < before
         })
+    }
+
+    /// Drops what makes namespaces of the NVMe-oF subsystem `nqn`, which has been ended.
+    pub(in crate::app) fn forget_namespaces(&self, nqn: &str) {
+        self.drop_makers(|object| matches!(object, Object::NvmfNamespace(of, _) if of == nqn));
     }
 
     /// Drops what makes `object`, which nobody wants any more, and what sets something of it. Returns
