@@ -1,10 +1,41 @@
-//! What can be measured: devices that are built here, and exports of somebody's NBD server.
+//! What can be measured: devices that are built here, exports of somebody's NBD server, and namespaces of
+//! somebody's NVMe/TCP controller.
 
-use crate::bdev::{BdevError, NbdBdev, NbdConfig, NbdUri};
-use reactors::MonotonicClock;
+use crate::bdev::{
+    Bdev, BdevError, NbdBdev, NbdConfig, NbdUri, NvmeConfig, NvmeController, NvmeUri, Patience,
+};
+use reactors::{MonotonicClock, ReactorHandle};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use uuid::Uuid;
+
+/// A device of somebody else, over the network or a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Export {
+    /// An export of an NBD server.
+    Nbd(NbdUri),
+    /// A namespace of an NVMe/TCP controller.
+    Nvme(NvmeUri),
+}
+
+impl Export {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Nbd(_) => "nbd",
+            Self::Nvme(_) => "nvme",
+        }
+    }
+}
+
+impl fmt::Display for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nbd(uri) => uri.fmt(f),
+            Self::Nvme(uri) => uri.fmt(f),
+        }
+    }
+}
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,27 +50,31 @@ pub(super) enum Device {
     Cache,
     /// The backing alone, with its delay.
     Backing,
-    /// An export of an NBD server, over the network or a Unix socket.
-    Nbd(NbdUri),
+    /// Somebody else's.
+    Export(Export),
 }
 
 impl Device {
     /// Whose content is not ours to overwrite: the export's address.
-    pub(super) fn export(&self) -> Option<&NbdUri> {
+    pub(super) fn export(&self) -> Option<&Export> {
         match self {
-            Self::Nbd(uri) => Some(uri),
+            Self::Export(export) => Some(export),
             _ => None,
         }
     }
 
     /// Its name in rows. `exports`: the addresses of the command line, which are numbered from the
-    /// second one on.
-    pub(super) fn name(&self, exports: &[&NbdUri]) -> String {
+    /// second one of a kind on.
+    pub(super) fn name(&self, exports: &[&Export]) -> String {
         match self {
-            Self::Nbd(uri) => match exports.iter().position(|known| *known == uri) {
-                None | Some(0) => "nbd".to_owned(),
-                Some(before) => format!("nbd{}", before + 1),
-            },
+            Self::Export(export) => {
+                let kind = export.kind();
+                let mut alike = exports.iter().filter(|known| known.kind() == kind);
+                match alike.position(|known| *known == export) {
+                    None | Some(0) => kind.to_owned(),
+                    Some(before) => format!("{kind}{}", before + 1),
+                }
+            }
             built => built.to_string(),
         }
     }
@@ -53,7 +88,7 @@ impl fmt::Display for Device {
             Self::Pmem => f.write_str("pmem"),
             Self::Cache => f.write_str("cache"),
             Self::Backing => f.write_str("backing"),
-            Self::Nbd(uri) => uri.fmt(f),
+            Self::Export(export) => export.fmt(f),
         }
     }
 }
@@ -69,11 +104,17 @@ impl FromStr for Device {
             "cache" => Self::Cache,
             "backing" => Self::Backing,
             address if address.starts_with("nbd") => {
-                Self::Nbd(address.parse().map_err(|error| format!("{error}"))?)
+                let uri = address.parse().map_err(|error| format!("{error}"))?;
+                Self::Export(Export::Nbd(uri))
+            }
+            address if address.starts_with("nvme") => {
+                let uri = address.parse().map_err(|error| format!("{error}"))?;
+                Self::Export(Export::Nvme(uri))
             }
             other => {
                 return Err(format!(
-                    "{other:?} is not null, malloc, pmem, cache, backing or an NBD address"
+                    "{other:?} is not null, malloc, pmem, cache, backing, or an NBD or NVMe/TCP \
+                     address"
                 ));
             }
         })
@@ -81,14 +122,40 @@ impl FromStr for Device {
 }
 
 /// Connects to an export: its size and its abilities are known then. Without `writes` none is sent,
-/// whatever the job does.
+/// whatever the job does. `keeper` is the reactor that gives signs of life, if it has to last; without
+/// one it can tell of itself, and perhaps no more.
 ///
 /// # Errors
 /// Why it can't be used.
-pub(super) fn connect(uri: &NbdUri, writes: bool) -> Result<Arc<NbdBdev>, BdevError> {
-    let mut config = NbdConfig::new("nbd", uri.clone());
+pub(super) fn connect(
+    export: &Export,
+    writes: bool,
+    keeper: Option<&ReactorHandle>,
+) -> Result<Arc<dyn Bdev>, BdevError> {
+    let uri = match export {
+        Export::Nbd(uri) => {
+            let mut config = NbdConfig::new("nbd", uri.clone());
+            config.read_only = !writes;
+            return Ok(Arc::new(NbdBdev::connect(config, &MonotonicClock)?));
+        }
+        Export::Nvme(uri) => uri,
+    };
+    let host = NvmeConfig::host_nqn_of(Uuid::new_v4());
+    let mut config = NvmeConfig::new("nvme", uri.clone(), host);
     config.read_only = !writes;
-    NbdBdev::connect(config, &MonotonicClock).map(Arc::new)
+    // What is measured must not go on with another life of the controller.
+    config.patience = Patience {
+        ctrlr_loss_timeout_sec: 0,
+        reconnect_delay_sec: 0,
+        fast_io_fail_timeout_sec: 0,
+    };
+    let controller = match keeper {
+        Some(keeper) => NvmeController::attach(config, &MonotonicClock, keeper)?,
+        None => NvmeController::probe(config, &MonotonicClock)?,
+    };
+    let first = controller.bdevs().into_iter().next();
+    let first = first.ok_or_else(|| BdevError::Invalid(format!("{uri}: no namespaces")))?;
+    Ok(Arc::new(first))
 }
 
 #[cfg(test)]
@@ -97,23 +164,41 @@ mod tests {
 
     #[test]
     fn devices_are_read_as_they_are_shown() {
-        for text in ["null", "malloc", "pmem", "cache", "backing", "nbd://h:1/x"] {
+        let nvme = "nvme://h:1/nqn.2026-11.x:y/2";
+        for text in [
+            "null",
+            "malloc",
+            "pmem",
+            "cache",
+            "backing",
+            "nbd://h:1/x",
+            nvme,
+        ] {
             let device: Device = text.parse().unwrap();
             assert_eq!(device.to_string(), text);
         }
         let unix: Device = "nbd:unix:/s:vol".parse().unwrap();
         assert_eq!(unix.to_string(), "nbd+unix:///vol?socket=/s");
-        for bad in ["", "Null", "disk", "nbd:", "nbds://h/x", "/dev/null"] {
+        for bad in [
+            "",
+            "Null",
+            "disk",
+            "nbd:",
+            "nbds://h/x",
+            "nvme://h",
+            "/dev/null",
+        ] {
             assert!(bad.parse::<Device>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn several_exports_are_numbered() {
-        let [a, b]: [NbdUri; 2] = ["nbd://a", "nbd://b"].map(|text| text.parse().unwrap());
-        let known = [&a, &b];
-        assert_eq!(Device::Nbd(a.clone()).name(&known), "nbd");
-        assert_eq!(Device::Nbd(b.clone()).name(&known), "nbd2");
+        let texts = ["nbd://a", "nvme://a/nqn.2026-11.x:y", "nbd://b"];
+        let devices: [Device; 3] = texts.map(|text| text.parse().unwrap());
+        let known: Vec<&Export> = devices.iter().filter_map(Device::export).collect();
+        let names = devices.each_ref().map(|device| device.name(&known));
+        assert_eq!(names, ["nbd", "nvme", "nbd2"]);
         assert_eq!(Device::Cache.name(&known), "cache");
     }
 }

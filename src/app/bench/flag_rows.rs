@@ -1,11 +1,11 @@
 //! The rows that flags span, and what rows of flags and of job files share.
 
 use super::args::{BenchArgs, Pattern};
-use super::device::{self, Device};
+use super::device::{self, Device, Export};
 use super::row::Row;
 use super::stack::{BLOCK_BYTES, StackConfig};
 use super::{mib, nanos};
-use crate::bdev::{Bdev, BdevInfo, NbdUri, Supports};
+use crate::bdev::{BdevInfo, Supports};
 use crate::bench::{Load, Order, Size, Workload};
 use crate::cache::CacheOptions;
 use crate::units::ByteRange;
@@ -33,7 +33,7 @@ pub(super) fn of_flags(args: &BenchArgs) -> Result<Vec<Row>, Box<dyn Error>> {
 
 fn row(
     args: &BenchArgs,
-    (device, exports): (&Device, &[&NbdUri]),
+    (device, exports): (&Device, &[&Export]),
     rw: Pattern,
     depth: u32,
 ) -> Result<Row, Box<dyn Error>> {
@@ -83,8 +83,8 @@ fn row(
 }
 
 /// The addresses among `devices`, each once.
-pub(super) fn exports<'a>(devices: impl Iterator<Item = &'a Device>) -> Vec<&'a NbdUri> {
-    let mut found: Vec<&NbdUri> = Vec::new();
+pub(super) fn exports<'a>(devices: impl Iterator<Item = &'a Device>) -> Vec<&'a Export> {
+    let mut found: Vec<&Export> = Vec::new();
     for uri in devices.filter_map(Device::export) {
         if !found.contains(&uri) {
             found.push(uri);
@@ -140,7 +140,7 @@ pub(super) fn plan(
 ) -> Result<(StackConfig, BdevInfo), Box<dyn Error>> {
     let cache = &args.cache;
     let info = match device {
-        Device::Nbd(uri) => device::connect(uri, true)?.info(),
+        Device::Export(export) => device::connect(export, true, None)?.info(),
         built => Arc::new(BdevInfo {
             name: built.to_string(),
             product_name: "bench",

@@ -269,7 +269,7 @@ impl FloorRig {
         let read = ("read_cold_ns", MemoryWork::Load);
         if matches!(
             row.stack.device,
-            Device::Null | Device::Backing | Device::Nbd(_)
+            Device::Null | Device::Backing | Device::Export(_)
         ) {
             return Ok(());
         }

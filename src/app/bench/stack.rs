@@ -71,7 +71,10 @@ impl Stack {
     ) -> Result<Self, Box<dyn Error>> {
         let bytes = config.bytes;
         let bdev: Arc<dyn Bdev> = match &config.device {
-            Device::Nbd(uri) => device::connect(uri, config.writes)?,
+            Device::Export(export) => {
+                let keeper = reactors.data_handles().first();
+                device::connect(export, config.writes, keeper)?
+            }
             Device::Null => null("null", bytes)?,
             Device::Malloc => malloc("malloc", bytes)?,
             Device::Pmem => memory("pmem", bytes)?,

@@ -39,9 +39,15 @@ impl Call {
 
     /// Whether a parameter is the string `name`.
     pub(super) fn mentions(&self, name: &str) -> bool {
+        self.mentions_any(|text| text == name)
+    }
+
+    /// Whether a parameter is a string that is `meant`.
+    pub(super) fn mentions_any(&self, meant: impl Fn(&str) -> bool) -> bool {
         let value = self.value();
         let members = value.as_object();
-        members.is_some_and(|members| members.values().any(|member| member == name))
+        let is_it = |member: &Value| member.as_str().is_some_and(&meant);
+        members.is_some_and(|members| members.values().any(is_it))
     }
 
     /// The same call as everybody writes it: without spaces, and without empty parameters.

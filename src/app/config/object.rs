@@ -15,6 +15,8 @@ pub(in crate::app) enum Object {
     PoolOn(String),
     /// A cache, by name, or by UUID if the call gave that alone.
     Cache(String),
+    /// An NVMe controller of somebody else, whose namespaces are bdevs.
+    NvmeController(String),
     /// A vhost controller.
     VhostController(String),
     /// An NBD server, by address.
@@ -40,6 +42,7 @@ const BDEV_MAKERS: &[(&str, &str)] = &[
 const ERROR_CREATE: &str = "bdev_error_create";
 const ADD_KEY: &str = "keyring_file_add_key";
 const VHOST_CREATE: &str = "vhost_create_blk_controller";
+pub(super) const NVME_ATTACH: &str = "bdev_nvme_attach_controller";
 const POOL_LOAD: &str = "pool_load";
 const CACHE_LOAD: &str = "bdev_pmcache_load";
 
@@ -66,6 +69,7 @@ impl Object {
                 Some(Self::Cache(name?))
             }
             VHOST_CREATE => Some(Self::VhostController(call.text("ctrlr")?)),
+            NVME_ATTACH => Some(Self::NvmeController(call.text("name")?)),
             "nbd_server_start" => Some(Self::NbdServer(call.text("address")?)),
             "nbd_export_add" => {
                 let name = call.text("name").or_else(|| call.text("bdev_name"));
@@ -88,6 +92,19 @@ impl Object {
         }
     }
 
+    /// Whether `call` speaks of a bdev that it is or will be.
+    pub(super) fn is_meant_by(&self, call: &Call) -> bool {
+        match self {
+            Self::NvmeController(name) => call.mentions_any(|text| {
+                let nsid = text
+                    .strip_prefix(&**name)
+                    .and_then(|rest| rest.strip_prefix('n'));
+                nsid.is_some_and(|nsid| nsid.parse::<u32>().is_ok())
+            }),
+            other => other.bdev_name().is_some_and(|name| call.mentions(name)),
+        }
+    }
+
     /// Whether the service has it.
     pub(super) fn exists(&self, service: &Service) -> bool {
         match self {
@@ -102,6 +119,7 @@ impl Object {
                 let mut caches = caches.iter();
                 caches.any(|cache| cache.name() == name || is_it(cache.uuid().to_string()))
             }
+            Self::NvmeController(name) => service.bdevs.nvme(name).next().is_some(),
             Self::VhostController(name) => !service.vhost.list(Some(name)).is_empty(),
             Self::NbdServer(address) => {
                 let servers = service.nbd.servers();
@@ -125,6 +143,7 @@ impl fmt::Display for Object {
             Self::Bdev(name) => write!(f, "bdev '{name}'"),
             Self::PoolOn(bdev) => write!(f, "pool on '{bdev}'"),
             Self::Cache(name) => write!(f, "pmcache '{name}'"),
+            Self::NvmeController(name) => write!(f, "nvme controller '{name}'"),
             Self::VhostController(name) => write!(f, "vhost controller '{name}'"),
             Self::NbdServer(address) => write!(f, "nbd server '{address}'"),
             Self::NbdExport(name) => write!(f, "nbd export '{name}'"),
@@ -151,6 +170,11 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
             let controller = Object::of(call)?.to_string();
             let params = json!({"ctrlr": call.text("ctrlr")?});
             (controller, "vhost_delete_controller", params)
+        }
+        NVME_ATTACH => {
+            let controller = Object::of(call)?.to_string();
+            let params = named(&call.text("name")?);
+            (controller, "bdev_nvme_detach_controller", params)
         }
         "nbd_server_start" => {
             let address = call.text("address")?;
@@ -263,6 +287,13 @@ mod tests {
                 json!({"ctrlr": "v"}),
             ),
             (
+                "bdev_nvme_attach_controller",
+                json!({"name": "Nvme0", "trtype": "tcp"}),
+                json!(["Nvme0n1", "Nvme0n2"]),
+                "bdev_nvme_detach_controller",
+                json!({"name": "Nvme0"}),
+            ),
+            (
                 "nbd_server_start",
                 json!({"address": "unix:/x"}),
                 json!(true),
@@ -287,7 +318,14 @@ mod tests {
     #[test]
     fn every_method_that_makes_something_has_one_that_unmakes_it() {
         let makes = |name: &str| {
-            let ends = ["_create", "_load", "_add", "_add_key", "_server_start"];
+            let ends = [
+                "_create",
+                "_load",
+                "_add",
+                "_add_key",
+                "_server_start",
+                "_attach_controller",
+            ];
             ends.iter().any(|end| name.ends_with(end)) && !FORMATTING.contains(&name)
         };
         let registry = Service::registry();

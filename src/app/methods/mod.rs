@@ -17,6 +17,7 @@ mod keyring;
 mod log;
 mod nbd;
 mod notify;
+mod nvme;
 mod pmem;
 mod pool;
 mod qos;
@@ -57,6 +58,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     qos::register(registry);
     files::register(registry);
     filters::register(registry);
+    nvme::register(registry);
     sizes::register(registry);
     registry.section("Persistent memory and pools", "");
     pmem::register(registry);
