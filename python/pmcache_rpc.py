@@ -15,7 +15,16 @@ import os
 import sys
 
 # What is not SPDK's is named so.
-OWN = ("bdev_pmem_", "bdev_pmcache_", "pool_", "nbd_server_", "nbd_export_", "reactor_", "service_")
+OWN = (
+    "bdev_pmem_",
+    "bdev_pmcache_",
+    "pool_",
+    "nbd_server_",
+    "nbd_export_",
+    "nvmf_delete_transport",
+    "reactor_",
+    "service_",
+)
 
 TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pmcache_rpc.json")
 

@@ -1,4 +1,4 @@
-//! `pmcache bench` on exports of NBD servers, and with job files.
+//! `pmcache bench` on exports of NBD servers and vhost-user back ends, and with job files.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -127,6 +127,36 @@ fn writes_to_an_export_stay_within_the_range() {
             assert_eq!(found["runs"][0]["verify"]["mismatches"], 0);
         }
     }
+}
+
+#[test]
+fn the_disk_of_a_vhost_back_end_is_measured_as_an_export_is() {
+    let (service, _, file) = with_export();
+    let disk = json!({"ctrlr": "v", "dev_name": "P0"});
+    service.call("vhost_create_blk_controller", disk);
+    let address = format!("vhost:{}", service.data("v").display());
+    let short = "--seconds 0.1 --warmup 0";
+    let found = document(&quick(&format!(
+        "--bdev {address} --rw randread --depth 1,32 {short}"
+    )));
+    let runs = found["runs"].as_array().unwrap();
+    runs.iter().for_each(check_run);
+    let names: Vec<&str> = runs.iter().flat_map(|run| run["name"].as_str()).collect();
+    assert_eq!(names, ["vhost-randread-qd1", "vhost-randread-qd32"]);
+    assert_eq!(runs[0]["bdev"], *address);
+    let output = quick(&format!("--bdev {address} --rw randwrite {short}"));
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(is_untouched(&file));
+    let found = document(&quick(&format!(
+        "--bdev {address} --rw randrw --depth 16 --jobs 2 --verify --flush-every 20 --allow-writes \
+         --offset-mib 1 --working-set-mib 2 {short}"
+    )));
+    check_run(&found["runs"][0]);
+    assert_eq!(found["runs"][0]["verify"]["mismatches"], 0);
+    let bytes = std::fs::read(&file).unwrap();
+    let is_old = |part: &[u8]| part.iter().all(|byte| *byte == 0xa5);
+    assert!(is_old(&bytes[..MIB]) && is_old(&bytes[3 * MIB..]));
+    assert!(!bytes[MIB..3 * MIB].chunks(512).any(is_old));
 }
 
 #[test]

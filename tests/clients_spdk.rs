@@ -168,7 +168,6 @@ fn spdk_rpc_asks_about_the_process() {
     );
     assert_eq!(rpc.json("iobuf_get_stats"), json!([]));
     assert_eq!(rpc.json("trace_get_info")["tpoint_group_mask"], "0x0");
-    assert_eq!(rpc.json("nvmf_get_subsystems"), json!([]));
     assert_eq!(rpc.json("nvmf_get_transports"), json!([]));
     assert_eq!(rpc.json("vhost_get_controllers"), json!([]));
     let key = service.dir().join("key");
@@ -292,6 +291,76 @@ fn spdk_rpc_measures_and_limits_bdevs() {
     assert_eq!(channels["threads"][0]["name"], "reactor_0");
 }
 
+const NQN: &str = "nqn.2026-11.test:one";
+const HOST: &str = "nqn.2026-11.test:host";
+
+#[test]
+fn spdk_rpc_runs_the_nvmf_target() {
+    let Some(clients) = clients() else { return };
+    let (_service, mut rpc) = started(&clients);
+    rpc.run("bdev_malloc_create -b m0 8 512");
+    rpc.run("nvmf_create_transport -t TCP -q 64");
+    assert_eq!(rpc.json("nvmf_get_transports")[0]["max_queue_depth"], 64);
+    let text = "Transport type 'TCP' already exists";
+    rpc.is_refused("nvmf_create_transport -t TCP", -32603, text);
+    rpc.run(&format!(
+        "nvmf_create_subsystem {NQN} -a -s S1 -d Model -m 8"
+    ));
+    assert_eq!(
+        rpc.run(&format!("nvmf_subsystem_add_ns {NQN} m0 -n 3")),
+        "3"
+    );
+    rpc.is_refused(
+        &format!("nvmf_subsystem_add_ns {NQN} none"),
+        -19,
+        "No such device",
+    );
+    // The client knows the discovery subsystem by a short name.
+    for nqn in [NQN, "discovery"] {
+        rpc.run(&format!(
+            "nvmf_subsystem_add_listener {nqn} -t tcp -a 127.0.0.1 -s 0"
+        ));
+    }
+    rpc.run(&format!("nvmf_subsystem_add_host {NQN} {HOST}"));
+    rpc.run(&format!(
+        "nvmf_subsystem_allow_any_host {NQN} --no-allow-any-host"
+    ));
+    let all = rpc.json("nvmf_get_subsystems");
+    assert_eq!(all[0]["subtype"], "Discovery");
+    let told = &all[1];
+    assert_eq!(
+        (&told["serial_number"], &told["max_namespaces"]),
+        (&json!("S1"), &json!(8))
+    );
+    assert_eq!(
+        (&told["allow_any_host"], &told["hosts"][0]["nqn"]),
+        (&json!(false), &json!(HOST))
+    );
+    let listeners = rpc.json(&format!("nvmf_subsystem_get_listeners {NQN}"));
+    let port = listeners[0]["address"]["trsvcid"].as_str().unwrap();
+    for what in ["controllers", "qpairs"] {
+        let found = rpc.json(&format!("nvmf_subsystem_get_{what} {NQN}"));
+        assert_eq!(found, json!([]), "{what}");
+    }
+    assert_eq!(
+        rpc.json("nvmf_get_stats")["poll_groups"][0]["name"],
+        "reactor_0"
+    );
+    assert_eq!(rpc.json("nvmf_discovery_get_referrals"), json!([]));
+    let key = format!("nvmf_subsystem_add_host {NQN} {HOST}2 --dhchap-key k");
+    rpc.is_refused(&key, -32602, "dhchap_key is not supported");
+
+    rpc.run(&format!("nvmf_subsystem_remove_host {NQN} {HOST}"));
+    rpc.run(&format!(
+        "nvmf_subsystem_remove_listener {NQN} -t tcp -a 127.0.0.1 -s {port}"
+    ));
+    rpc.run(&format!("nvmf_subsystem_remove_ns {NQN} 3"));
+    rpc.run(&format!("nvmf_delete_subsystem {NQN}"));
+    let gone = format!("nvmf_get_subsystems {NQN}");
+    rpc.is_refused(&gone, -32602, "not found");
+    rpc.run("bdev_malloc_delete m0");
+}
+
 #[test]
 fn spdk_rpc_comes_over_tcp_too() {
     let Some(clients) = clients() else { return };
@@ -316,6 +385,24 @@ fn spdk_cli_prints_its_tree() {
         let params = json!({"name": name, "block_size": 512, "num_blocks": 8});
         service.call("bdev_malloc_create", params);
     }
+    service.call("nvmf_create_transport", json!({"trtype": "TCP"}));
+    service.call("nvmf_create_subsystem", json!({"nqn": NQN}));
+    for (method, params) in [
+        (
+            "ns",
+            json!({"nqn": NQN, "namespace": {"bdev_name": "Malloc1"}}),
+        ),
+        ("host", json!({"nqn": NQN, "host": HOST})),
+        (
+            "listener",
+            json!({
+                "nqn": NQN,
+                "listen_address": {"trtype": "TCP", "traddr": "127.0.0.1", "trsvcid": "0"},
+            }),
+        ),
+    ] {
+        service.call(&format!("nvmf_subsystem_add_{method}"), params);
+    }
     let printed = Command::new(clients.join("spdk-cli"))
         .arg("-s")
         .arg(service.data("rpc.sock"))
@@ -328,12 +415,25 @@ fn spdk_cli_prints_its_tree() {
         "{tree}{}",
         String::from_utf8_lossy(&printed.stderr)
     );
-    for node in ["bdevs", "malloc", "Malloc0", "Malloc1", "null"] {
+    let told = service.call("nvmf_subsystem_get_listeners", json!({"nqn": NQN}));
+    let port = told[0]["address"]["trsvcid"].as_str().unwrap();
+    let listener = format!("127.0.0.1:{port}");
+    let nodes = [
+        "bdevs",
+        "malloc",
+        "Malloc0",
+        "Malloc1",
+        "null",
+        "transport",
+        "TCP",
+    ];
+    for node in nodes.into_iter().chain([NQN, HOST, &*listener]) {
         assert!(
             tree.contains(&format!("o- {node} ")),
             "no {node} in\n{tree}"
         );
     }
+    assert!(tree.contains("[Malloc1, 1]"), "no namespace in\n{tree}");
 }
 
 /// The methods that the plugin knows, and their parameters.

@@ -8,6 +8,7 @@
 
 mod client_common;
 mod common;
+mod nvmf_calls;
 
 use client_common::{Load, Mix, Model, Random, SECTOR_BYTES};
 use common::{EMPTY_CONFIG, Service, pmcache};
@@ -28,9 +29,17 @@ fn disk(dir: &Path, name: &str) {
 
 type Calls = Vec<(&'static str, Value)>;
 
-/// What makes everything that can be made: every kind of bdev, two pools, three caches, exports.
+/// What makes everything that can be made: every kind of bdev, two pools, three caches, exports of
+/// each kind.
 fn calls() -> Calls {
-    [bdevs(), caches(), settings(), exports()].concat()
+    [
+        bdevs(),
+        caches(),
+        settings(),
+        exports(),
+        nvmf_calls::calls(),
+    ]
+    .concat()
 }
 
 /// In an order of their own: names decide how they are saved.
@@ -196,6 +205,7 @@ fn outline(saved: &str, subsystem: &str) -> Vec<String> {
         "base_name",
         "bdev_name",
         "ctrlr",
+        "nqn",
         "address",
         "policy",
     ];
@@ -242,6 +252,7 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     assert_eq!(outline(&before, "nbd"), [&exports[..], &[server]].concat());
     let controller = "vhost_create_blk_controller v0";
     assert_eq!(outline(&before, "vhost_blk"), [controller]);
+    assert_eq!(outline(&before, "nvmf"), nvmf_calls::outline());
     let idle = ["reactor_set_idle interrupt", "reactor_set_idle adaptive"];
     assert_eq!(outline(&before, "scheduler"), idle);
     assert_eq!(outline(&before, "keyring"), ["keyring_file_add_key k0"]);
@@ -275,6 +286,7 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     assert_eq!(slow.unwrap()["params"]["p99_write_latency"], 5);
     let malloc = bdev.iter().find(|call| call["params"]["name"] == "Malloc0");
     assert!(malloc.unwrap()["params"]["uuid"].is_string());
+    nvmf_calls::assert_namespaces(&told["subsystems"][5]["config"]);
     // An identity that was found is left to be found again.
     let found = bdev.iter().find(|call| call["params"]["name"] == "d2");
     assert_eq!(found.unwrap()["params"].get("uuid"), None);

@@ -49,6 +49,13 @@ const NAMES: &[&str] = &[
 const STRINGS: &[&str] = &[
     "", "/", "0x1", "[0]", "unix:s0", "\u{0}", "nvmf_tgt", "é", "TCP", "static", "../x",
 ];
+/// Subsystems and hosts.
+const NQNS: &[&str] = &[
+    "nqn.2026-11.test:a",
+    "nqn.2026-11.test:b",
+    "nqn.2014-08.org.nvmexpress.discovery",
+    "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-000000000001",
+];
 /// No size here fills a disk, and no time is waited for.
 const INTEGERS: &[u64] = &[
     0,
@@ -101,6 +108,11 @@ fn value(schema: &Value, key: &str, random: &mut Random) -> Value {
         }
         // The service waits 5 s for a file's lock: it may be held by one that is just ending.
         "string" if key == "path" && !random.one_in(100) => json!(random.of(&["anon:", "none/x"])),
+        "string" if matches!(key, "nqn" | "host") => json!(random.of(NQNS)),
+        "string" if key == "trtype" => json!("tcp"),
+        // Any port that is free: nobody else is disturbed.
+        "string" if key == "traddr" => json!(random.of(&["127.0.0.1", "::1", "n0"])),
+        "string" if key == "trsvcid" => json!(random.of(&["0", "65536"])),
         "string" if random.one_in(6) => json!(random.of(STRINGS)),
         "string" => json!(random.of(NAMES)),
         "array" => {
@@ -204,6 +216,8 @@ const PROBES: &[&str] = &[
     "pool_get",
     "nbd_server_get",
     "vhost_get_controllers",
+    "nvmf_get_transports",
+    "nvmf_get_subsystems",
     "keyring_get_keys",
     "log_get_level",
     "log_get_flags",
@@ -366,6 +380,7 @@ impl Fuzz {
                 &json!({"ctrlr": controller["ctrlr"]}),
             );
         }
+        self.clean_nvmf();
         for key in self
             .service
             .call("keyring_get_keys", Value::Null)
@@ -412,6 +427,24 @@ impl Fuzz {
         }
         let left = self.service.call("bdev_get_bdevs", Value::Null);
         assert_eq!(left, json!([]), "something can't be taken down");
+    }
+
+    fn clean_nvmf(&self) {
+        for subsystem in self
+            .service
+            .call("nvmf_get_subsystems", Value::Null)
+            .as_array()
+            .unwrap()
+        {
+            // The one for discovery stays, and listens no more.
+            let nqn = &subsystem["nqn"];
+            self.quietly("nvmf_delete_subsystem", &json!({"nqn": nqn}));
+            for address in subsystem["listen_addresses"].as_array().unwrap() {
+                let params = json!({"nqn": nqn, "listen_address": address});
+                self.quietly("nvmf_subsystem_remove_listener", &params);
+            }
+        }
+        self.quietly("nvmf_delete_transport", &json!({"trtype": "TCP"}));
     }
 
     /// The service's resident memory, in KiB, with nothing in it.

@@ -396,7 +396,6 @@ fn a_key_is_a_private_file() {
 fn what_is_there_in_name_only_says_so() {
     let service = Service::start();
     for method in [
-        "nvmf_get_subsystems",
         "nvmf_get_transports",
         "nvmf_discovery_get_referrals",
         "vhost_get_controllers",
@@ -404,22 +403,6 @@ fn what_is_there_in_name_only_says_so() {
     ] {
         assert_eq!(service.call(method, Value::Null), json!([]), "{method}");
     }
-    assert_eq!(
-        service.refused("nvmf_get_subsystems", json!({"nqn": "nqn.x"})),
-        (-32602, "Subsystem with NQN 'nqn.x' not found".to_owned())
-    );
-    assert_eq!(
-        service
-            .refused("nvmf_get_transports", json!({"trtype": "TCP"}))
-            .0,
-        -19
-    );
-    assert_eq!(
-        service
-            .refused("nvmf_get_subsystems", json!({"tgt_name": "x"}))
-            .0,
-        -32603
-    );
 
     let found = service.call("sock_get_default_impl", Value::Null);
     assert_eq!(found, json!({"impl_name": "posix"}));

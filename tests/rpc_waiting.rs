@@ -21,6 +21,13 @@ const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 8 * MIB;
 const SAVED: &str = "saved.json";
 
+const NQN: &str = "nqn.2026-11.test:waiting";
+/// The namespaces of `c0` and `c1`, as the health names them.
+const NAMESPACES: [&str; 2] = [
+    "nvmf namespace 2 of 'nqn.2026-11.test:waiting'",
+    "nvmf namespace 1 of 'nqn.2026-11.test:waiting'",
+];
+
 /// What was set of `c0`, as the health names it.
 const LIMIT: &str = "bdev_set_qos_limit {\"name\":\"c0\",\"rw_ios_per_sec\":1000000,\
                      \"rw_mbytes_per_sec\":0,\"r_mbytes_per_sec\":0,\"w_mbytes_per_sec\":0}";
@@ -83,6 +90,12 @@ impl Rig {
         }
         let limit = json!({"name": "c0", "rw_ios_per_sec": 1_000_000});
         service.call("bdev_set_qos_limit", limit);
+        let subsystem = json!({"nqn": NQN, "allow_any_host": true});
+        service.call("nvmf_create_subsystem", subsystem);
+        for cache in ["c1", "c0"] {
+            let params = json!({"nqn": NQN, "namespace": {"bdev_name": cache}});
+            service.call("nvmf_subsystem_add_ns", params);
+        }
         let saved = save(&service);
         std::fs::write(service.dir().join(SAVED), &saved).unwrap();
         Self {
@@ -117,6 +130,15 @@ impl Rig {
 
     fn missing_objects(&self) -> Vec<String> {
         self.missing().into_iter().map(|item| item.0).collect()
+    }
+
+    /// The numbers of the namespaces that are offered.
+    fn namespaces(&self) -> Value {
+        let found = self
+            .service
+            .call("nvmf_get_subsystems", json!({"nqn": NQN}));
+        let namespaces = found[0]["namespaces"].as_array().unwrap().iter();
+        namespaces.map(|one| one["nsid"].clone()).collect()
     }
 
     fn state(&self, cache: &str) -> Value {
@@ -167,7 +189,14 @@ fn show(dir: &Path, name: &str) {
 #[test]
 fn a_cache_waits_for_its_backing_and_the_rest_serves() {
     let rig = Rig::new().restart(|dir| hide(dir, "d0.img"));
-    let waiting = ["bdev 'd0'", "pmcache 'c0'", LIMIT, "nbd export 'c0'"];
+    let [namespace, _] = NAMESPACES;
+    let waiting = [
+        "bdev 'd0'",
+        "pmcache 'c0'",
+        LIMIT,
+        namespace,
+        "nbd export 'c0'",
+    ];
     assert_eq!(rig.missing_objects(), waiting);
     for (object, reason) in rig.missing() {
         assert!(reason.starts_with("waiting: "), "{object}: {reason}");
@@ -180,6 +209,7 @@ fn a_cache_waits_for_its_backing_and_the_rest_serves() {
     assert_eq!(rig.state("c1"), "running");
     assert!(!is_offered(&rig.service, "c0"));
     assert!(is_offered(&rig.service, "c1"));
+    assert_eq!(rig.namespaces(), json!([1]));
     assert_eq!(save(&rig.service), rig.saved, "what waits is saved");
 
     // A start with the same thing missing is as good as the first.
@@ -189,6 +219,7 @@ fn a_cache_waits_for_its_backing_and_the_rest_serves() {
     show(rig.service.dir(), "d0.img");
     rig.wait_until_whole();
     assert_eq!(rig.state("c0"), "running");
+    assert_eq!(rig.namespaces(), json!([1, 2]));
     rig.verify();
 }
 
@@ -203,6 +234,7 @@ fn a_cache_waits_for_its_pmem_and_nothing_is_made_in_its_place() {
         "bdev 'd1'",
         "pool on 'pm1'",
         "pmcache 'c1'",
+        NAMESPACES[1],
         "nbd export 'c1'",
     ];
     assert_eq!(rig.missing_objects(), waiting);
@@ -226,7 +258,13 @@ fn a_medium_without_its_pool_is_left_alone_until_the_right_one_is_there() {
     });
     assert_eq!(
         rig.missing_objects(),
-        ["pool on 'pm0'", "pmcache 'c0'", LIMIT, "nbd export 'c0'"]
+        [
+            "pool on 'pm0'",
+            "pmcache 'c0'",
+            LIMIT,
+            NAMESPACES[0],
+            "nbd export 'c0'"
+        ]
     );
     let (_, reason) = &rig.missing()[0];
     assert!(reason.contains("No such file or directory"), "{reason}");
@@ -253,6 +291,11 @@ fn a_medium_without_its_pool_is_left_alone_until_the_right_one_is_there() {
 fn what_nobody_wants_any_more_is_not_waited_for() {
     let rig = Rig::new().restart(|dir| hide(dir, "d0.img"));
     let named = |name: &str| json!({"name": name});
+    let second = json!({"nqn": NQN, "nsid": 2});
+    let gone = rig.service.call("nvmf_subsystem_remove_ns", second.clone());
+    assert_eq!(gone, true);
+    let refused = rig.service.refused("nvmf_subsystem_remove_ns", second);
+    assert_eq!(refused.0, -32602);
     for (method, name) in [
         ("nbd_export_remove", "c0"),
         ("bdev_pmcache_unload", "c0"),
@@ -268,6 +311,29 @@ fn what_nobody_wants_any_more_is_not_waited_for() {
         "{saved}"
     );
     assert_eq!(rig.service.refused("bdev_pmcache_get", named("c0")).0, -19);
+}
+
+#[test]
+fn no_namespace_of_a_subsystem_that_is_ended_is_waited_for() {
+    let rig = Rig::new().restart(|dir| hide(dir, "d0.img"));
+    assert!(
+        rig.missing_objects()
+            .iter()
+            .any(|name| name == NAMESPACES[0])
+    );
+    rig.service
+        .call("nvmf_delete_subsystem", json!({"nqn": NQN}));
+    assert!(
+        !rig.missing_objects()
+            .iter()
+            .any(|name| name == NAMESPACES[0])
+    );
+    show(rig.service.dir(), "d0.img");
+    rig.wait_until_whole();
+    let refused = rig
+        .service
+        .refused("nvmf_get_subsystems", json!({"nqn": NQN}));
+    assert_eq!(refused.0, -32602);
 }
 
 #[test]

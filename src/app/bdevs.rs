@@ -37,6 +37,8 @@ pub(super) enum Kind {
     Error(Arc<ErrorBdev>),
     /// `bdev_passthru_create`
     Passthru,
+    /// `bdev_virtio_attach_controller`
+    Virtio,
     /// `bdev_pmem_create`
     Pmem(Arc<PmemBdev>),
     /// `bdev_pmcache_load`
@@ -157,6 +159,7 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
         BdevError::Os { source, .. } => source.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
         BdevError::Nbd { source, .. } => source.errno().raw_os_error(),
         BdevError::Nvme { source, .. } => source.errno().raw_os_error(),
+        BdevError::Vhost { source, .. } => source.errno().raw_os_error(),
         BdevError::Invalid(_) => Errno::INVAL.raw_os_error(),
         BdevError::Busy(_) => Errno::BUSY.raw_os_error(),
         BdevError::NotSupported(_) => Errno::OPNOTSUPP.raw_os_error(),

@@ -17,6 +17,7 @@ mod log;
 mod methods;
 mod nbd;
 mod notices;
+mod nvmf;
 mod observer;
 mod reference;
 mod resizes;
@@ -26,5 +27,6 @@ mod service;
 mod shared;
 mod simulate;
 mod vhost;
+mod vhost_client;
 
 pub use cli::main;

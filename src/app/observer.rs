@@ -78,6 +78,7 @@ pub(super) struct Observer(Shared<Seen>);
 impl Observer {
     /// Looks, and notes what has changed since the last look.
     pub(super) fn look(&self, service: &Service) {
+        service.nvmf.look(&service.notices);
         let mut now = Seen::default();
         for entry in service.bdevs.list() {
             let info = entry.bdev.info();

@@ -8,12 +8,13 @@ use super::log::Log;
 use super::methods;
 use super::nbd::Nbd;
 use super::notices::Notices;
+use super::nvmf::Nvmf;
 use super::observer::Observer;
 use super::shared::Shared;
 use super::vhost::Vhost;
 use reactors::{
-    Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorInfo, Reactors, ReactorsConfig,
-    StartError,
+    Clock, CoreSet, IdlePolicy, MonotonicClock, Nanos, ReactorId, ReactorInfo, Reactors,
+    ReactorsConfig, StartError,
 };
 use rpc::{Error, Phase, Phased, Registry};
 use serde::Serialize;
@@ -109,6 +110,8 @@ pub(super) struct Service {
     pub(super) caches: Caches,
     /// The NBD servers and exports.
     pub(super) nbd: Nbd,
+    /// The NVMe-oF target.
+    pub(super) nvmf: Nvmf,
     /// The vhost controllers.
     pub(super) vhost: Vhost,
     /// What has happened.
@@ -151,6 +154,7 @@ impl Service {
             stage.with(|stage| *stage = Stage::Loading);
         }
         let notices = Arc::<Notices>::default();
+        let nvmf = Nvmf::new(reactors.data_handles().to_vec());
         Ok(Self {
             reactors,
             clock,
@@ -163,6 +167,7 @@ impl Service {
             bdevs: Arc::new(Bdevs::new(count, Arc::clone(&notices))),
             caches: Caches::new(config.run_dir.clone()),
             nbd: Nbd::default(),
+            nvmf,
             vhost: Vhost::new(config.vhost_dir.clone()),
             notices,
             observer: Observer::default(),
@@ -187,6 +192,13 @@ impl Service {
     pub(super) fn data_infos(&self) -> &[ReactorInfo] {
         let count = self.reactors.data_handles().len();
         self.reactors.infos().get(..count).unwrap_or_default()
+    }
+
+    /// The name of a reactor's thread.
+    pub(super) fn reactor_name(&self, id: ReactorId) -> &str {
+        let mut infos = self.reactors.infos().iter();
+        let found = infos.find(|info| info.handle.id() == id);
+        found.map_or("", |info| &*info.name)
     }
 
     /// Where the files of this service are.
@@ -300,6 +312,7 @@ impl Service {
     /// service then stops its reactors.
     pub(super) fn close(&self) {
         self.vhost.stop_all(&self.bdevs);
+        self.nvmf.stop_all(&self.bdevs);
         self.nbd.stop_all(&self.bdevs);
         caches::close_all(self);
         self.bdevs.clear();

@@ -7,6 +7,7 @@
 mod buf;
 mod delay;
 mod error;
+mod eventfd;
 mod identity;
 mod in_flight;
 mod inline;
@@ -25,6 +26,7 @@ mod rig;
 mod shared_mem;
 pub(crate) mod stream;
 mod uring;
+mod vhost;
 
 pub use buf::{BufPool, IoBuf, MemView};
 pub use delay::{DelayBdev, DelayKind, DelayLatencies};
@@ -45,6 +47,9 @@ pub use passthru::PassthruBdev;
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
 pub use request::{Completion, Data, Extent, IoStatus, Op, Request};
 pub use uring::{UringBdev, UringConfig, UringKind};
+pub use vhost::{Keeper, VhostBdev, VhostConfig, VhostFault};
+
+pub(crate) use eventfd::silence;
 
 use reactors::{Cx, Wake};
 use std::fmt::Debug;
@@ -156,6 +161,15 @@ pub enum BdevError {
         /// What went wrong.
         #[source]
         source: NvmeFault,
+    },
+    /// The vhost-user back end at this socket can't be used.
+    #[error("{path}: {source}")]
+    Vhost {
+        /// Its socket.
+        path: String,
+        /// What went wrong.
+        #[source]
+        source: VhostFault,
     },
     /// Not possible with this kind, here.
     #[error("{0}")]

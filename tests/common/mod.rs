@@ -122,6 +122,14 @@ impl Service {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Stops it in the middle of whatever it does; nothing of it runs when this returns.
+    pub fn freeze(&self) {
+        use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
+        self.signal(Signal::STOP);
+        let pid = Pid::from_child(&self.child);
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+    }
+
     /// Waits for its end, and returns how it ended and the directory.
     pub fn wait(mut self) -> (ExitStatus, tempfile::TempDir) {
         let status = self.child.wait().unwrap();

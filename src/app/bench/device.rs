@@ -1,41 +1,16 @@
-//! What can be measured: devices that are built here, exports of somebody's NBD server, and namespaces of
-//! somebody's NVMe/TCP controller.
+//! What can be measured: devices that are built here, and disks that somebody's server offers.
 
+use crate::app::vhost_client;
 use crate::bdev::{
     Bdev, BdevError, NbdBdev, NbdConfig, NbdUri, NvmeConfig, NvmeController, NvmeUri, Patience,
+    VhostConfig,
 };
 use reactors::{MonotonicClock, ReactorHandle};
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use uuid::Uuid;
-
-/// A device of somebody else, over the network or a Unix socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Export {
-    /// An export of an NBD server.
-    Nbd(NbdUri),
-    /// A namespace of an NVMe/TCP controller.
-    Nvme(NvmeUri),
-}
-
-impl Export {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Nbd(_) => "nbd",
-            Self::Nvme(_) => "nvme",
-        }
-    }
-}
-
-impl fmt::Display for Export {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nbd(uri) => uri.fmt(f),
-            Self::Nvme(uri) => uri.fmt(f),
-        }
-    }
-}
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +25,43 @@ pub(super) enum Device {
     Cache,
     /// The backing alone, with its delay.
     Backing,
-    /// Somebody else's.
+    /// What a server offers.
     Export(Export),
+}
+
+/// A disk that somebody's server offers, by its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Export {
+    /// An export of an NBD server, over the network or a Unix socket.
+    Nbd(NbdUri),
+    /// A namespace of an NVMe/TCP controller.
+    Nvme(NvmeUri),
+    /// The disk of a vhost-user-blk back end, by its socket.
+    Vhost(PathBuf),
+}
+
+/// How the address of a vhost-user back end begins; its socket's path follows.
+const VHOST: &str = "vhost:";
+
+impl Export {
+    /// Which kind, for names of rows.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Nbd(_) => "nbd",
+            Self::Nvme(_) => "nvme",
+            Self::Vhost(_) => "vhost",
+        }
+    }
+}
+
+impl fmt::Display for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nbd(uri) => uri.fmt(f),
+            Self::Nvme(uri) => uri.fmt(f),
+            Self::Vhost(path) => write!(f, "{VHOST}{}", path.display()),
+        }
+    }
 }
 
 impl Device {
@@ -111,35 +121,55 @@ impl FromStr for Device {
                 let uri = address.parse().map_err(|error| format!("{error}"))?;
                 Self::Export(Export::Nvme(uri))
             }
+            address if address.strip_prefix(VHOST).is_some_and(|p| !p.is_empty()) => {
+                let (_, path) = address.split_at(VHOST.len());
+                Self::Export(Export::Vhost(PathBuf::from(path)))
+            }
             other => {
                 return Err(format!(
-                    "{other:?} is not null, malloc, pmem, cache, backing, or an NBD or NVMe/TCP \
-                     address"
+                    "{other:?} is not null, malloc, pmem, cache, backing, an NBD or NVMe/TCP \
+                     address or {VHOST}PATH"
                 ));
             }
         })
     }
 }
 
-/// Connects to an export: its size and its abilities are known then. Without `writes` none is sent,
-/// whatever the job does. `keeper` is the reactor that gives signs of life, if it has to last; without
-/// one it can tell of itself, and perhaps no more.
+/// Connects to an export, for so many `users` at a time: its size and its abilities are known then.
+/// Without `writes` none is sent, whatever the job does.
+/// `keeper` is the reactor that gives signs of life, if it has to last; without one it can tell of
+/// itself, and perhaps no more.
 ///
 /// # Errors
 /// Why it can't be used.
 pub(super) fn connect(
     export: &Export,
     writes: bool,
+    users: u16,
     keeper: Option<&ReactorHandle>,
 ) -> Result<Arc<dyn Bdev>, BdevError> {
-    let uri = match export {
+    match export {
         Export::Nbd(uri) => {
             let mut config = NbdConfig::new("nbd", uri.clone());
             config.read_only = !writes;
-            return Ok(Arc::new(NbdBdev::connect(config, &MonotonicClock)?));
+            Ok(Arc::new(NbdBdev::connect(config, &MonotonicClock)?))
         }
-        Export::Nvme(uri) => uri,
-    };
+        Export::Nvme(uri) => attach(uri, writes, keeper),
+        Export::Vhost(path) => {
+            let mut config = VhostConfig::new("vhost", path);
+            config.read_only = !writes;
+            config.queues = users;
+            Ok(Arc::new(vhost_client::connect(config)?))
+        }
+    }
+}
+
+/// Attaches a controller of which one namespace is used.
+fn attach(
+    uri: &NvmeUri,
+    writes: bool,
+    keeper: Option<&ReactorHandle>,
+) -> Result<Arc<dyn Bdev>, BdevError> {
     let host = NvmeConfig::host_nqn_of(Uuid::new_v4());
     let mut config = NvmeConfig::new("nvme", uri.clone(), host);
     config.read_only = !writes;
@@ -173,6 +203,7 @@ mod tests {
             "backing",
             "nbd://h:1/x",
             nvme,
+            "vhost:/run/x.sock",
         ] {
             let device: Device = text.parse().unwrap();
             assert_eq!(device.to_string(), text);
@@ -187,6 +218,7 @@ mod tests {
             "nbds://h/x",
             "nvme://h",
             "/dev/null",
+            "vhost:",
         ] {
             assert!(bad.parse::<Device>().is_err(), "{bad}");
         }
@@ -194,11 +226,17 @@ mod tests {
 
     #[test]
     fn several_exports_are_numbered() {
-        let texts = ["nbd://a", "nvme://a/nqn.2026-11.x:y", "nbd://b"];
-        let devices: [Device; 3] = texts.map(|text| text.parse().unwrap());
+        let texts = [
+            "nbd://a",
+            "vhost:/a",
+            "nbd://b",
+            "vhost:/b",
+            "nvme://a/nqn.2026-11.x:y",
+        ];
+        let devices = texts.map(|text| text.parse::<Device>().unwrap());
         let known: Vec<&Export> = devices.iter().filter_map(Device::export).collect();
         let names = devices.each_ref().map(|device| device.name(&known));
-        assert_eq!(names, ["nbd", "nvme", "nbd2"]);
+        assert_eq!(names, ["nbd", "vhost", "nbd2", "vhost2", "nvme"]);
         assert_eq!(Device::Cache.name(&known), "cache");
     }
 }

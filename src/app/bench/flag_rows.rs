@@ -85,9 +85,9 @@ fn row(
 /// The addresses among `devices`, each once.
 pub(super) fn exports<'a>(devices: impl Iterator<Item = &'a Device>) -> Vec<&'a Export> {
     let mut found: Vec<&Export> = Vec::new();
-    for uri in devices.filter_map(Device::export) {
-        if !found.contains(&uri) {
-            found.push(uri);
+    for export in devices.filter_map(Device::export) {
+        if !found.contains(&export) {
+            found.push(export);
         }
     }
     found
@@ -111,13 +111,14 @@ pub(super) fn assemble(
         (.., 100) => None,
         _ => Some(job.rw()),
     };
-    if let (Some(uri), Some(what), false) = (export, what, args.allow_writes) {
+    if let (Some(export), Some(what), false) = (export, what, args.allow_writes) {
         return Err(format!(
-            "{what} would overwrite what {uri} holds: --allow-writes says that it may"
+            "{what} would overwrite what {export} holds: --allow-writes says that it may"
         )
         .into());
     }
     stack.writes = what.is_some();
+    stack.users = u16::try_from(jobs).unwrap_or(u16::MAX);
     Ok(Row {
         name,
         stack,
@@ -140,7 +141,7 @@ pub(super) fn plan(
 ) -> Result<(StackConfig, BdevInfo), Box<dyn Error>> {
     let cache = &args.cache;
     let info = match device {
-        Device::Export(export) => device::connect(export, true, None)?.info(),
+        Device::Export(export) => device::connect(export, true, 1, None)?.info(),
         built => Arc::new(BdevInfo {
             name: built.to_string(),
             product_name: "bench",

@@ -317,6 +317,7 @@ impl StackConfig {
             backing: Backing::Malloc,
             backing_delay_us: 0,
             writes: false,
+            users: 1,
         }
     }
 }

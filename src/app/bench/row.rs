@@ -124,7 +124,7 @@ impl Row {
         let head = RunHead {
             name: self.name.clone(),
             bdev: match self.stack.device.export() {
-                Some(uri) => uri.to_string(),
+                Some(export) => export.to_string(),
                 None => stack.bdev.info().name.clone(),
             },
             submit: self.submit.name(),

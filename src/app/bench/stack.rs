@@ -47,6 +47,8 @@ pub(super) struct StackConfig {
     pub(super) backing_delay_us: u64,
     /// Whether an export may be written to; otherwise no write can get there.
     pub(super) writes: bool,
+    /// How many jobs use it at a time.
+    pub(super) users: u16,
 }
 
 /// A device and what is below it.
@@ -73,7 +75,7 @@ impl Stack {
         let bdev: Arc<dyn Bdev> = match &config.device {
             Device::Export(export) => {
                 let keeper = reactors.data_handles().first();
-                device::connect(export, config.writes, keeper)?
+                device::connect(export, config.writes, config.users, keeper)?
             }
             Device::Null => null("null", bytes)?,
             Device::Malloc => malloc("malloc", bytes)?,

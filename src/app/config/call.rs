@@ -37,17 +37,18 @@ impl Call {
         Some(self.value().get(key)?.as_str()?.to_owned())
     }
 
-    /// Whether a parameter is the string `name`.
+    /// Whether a parameter, or a member of one, is the string `name`.
     pub(super) fn mentions(&self, name: &str) -> bool {
-        self.mentions_any(|text| text == name)
+        self.mentions_any(&|text| text == name)
     }
 
-    /// Whether a parameter is a string that is `meant`.
-    pub(super) fn mentions_any(&self, meant: impl Fn(&str) -> bool) -> bool {
-        let value = self.value();
-        let members = value.as_object();
-        let is_it = |member: &Value| member.as_str().is_some_and(&meant);
-        members.is_some_and(|members| members.values().any(is_it))
+    /// Whether a parameter, however deep, is a string that is `meant`.
+    pub(super) fn mentions_any(&self, meant: &dyn Fn(&str) -> bool) -> bool {
+        fn says(value: &Value, meant: &dyn Fn(&str) -> bool) -> bool {
+            let any = |members: &Map<String, Value>| members.values().any(|one| says(one, meant));
+            value.as_str().is_some_and(meant) || value.as_object().is_some_and(any)
+        }
+        says(&self.value(), meant)
     }
 
     /// The same call as everybody writes it: without spaces, and without empty parameters.

@@ -11,13 +11,14 @@ mod file;
 mod load;
 mod object;
 mod save;
+mod save_nvmf;
 mod start;
 mod subsystems;
 mod unresolved;
 
 pub(super) use call::{Call, Recipe};
 pub(super) use client::{ConfigArgs, run};
-pub(super) use object::Object;
+pub(super) use object::{Object, Place};
 pub(super) use start::{apply_file, watch};
 pub(super) use subsystems::{Subsystem, subsystems};
 pub(super) use unresolved::{MissingCache, Unresolved};

@@ -3,8 +3,10 @@
 use super::call::Call;
 use crate::app::caches;
 use crate::app::service::Service;
+use crate::target::nvmf::NamespaceInfo;
 use serde_json::{Value, json};
 use std::fmt;
+use std::net::SocketAddr;
 
 /// Something that a call makes, by what tells it from its like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +21,40 @@ pub(in crate::app) enum Object {
     NvmeController(String),
     /// A vhost controller.
     VhostController(String),
+    /// The NVMe-oF transport.
+    NvmfTransport,
+    /// An NVMe-oF subsystem, by NQN.
+    NvmfSubsystem(String),
+    /// A namespace of one, by its number, or by its bdev if the call gave none.
+    NvmfNamespace(String, Place),
+    /// A host of one.
+    NvmfHost(String, String),
+    /// A listener of one, at an address.
+    NvmfListener(String, String),
     /// An NBD server, by address.
     NbdServer(String),
     /// An NBD export.
     NbdExport(String),
     /// A key.
     Key(String),
+}
+
+/// What tells a namespace from others of its subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::app) enum Place {
+    /// Its number.
+    Nsid(u64),
+    /// The number is not known yet, but the bdev.
+    Bdev(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nsid(nsid) => write!(f, "{nsid}"),
+            Self::Bdev(name) => write!(f, "with bdev '{name}'"),
+        }
+    }
 }
 
 /// Methods that make a bdev whose name they answer, and the ones that delete it.
@@ -37,12 +67,19 @@ const BDEV_MAKERS: &[(&str, &str)] = &[
     ("bdev_delay_create", "bdev_delay_delete"),
     (ERROR_CREATE, "bdev_error_delete"),
     ("bdev_passthru_create", "bdev_passthru_delete"),
+    (VIRTIO_ATTACH, "bdev_virtio_detach_controller"),
 ];
 
 const ERROR_CREATE: &str = "bdev_error_create";
+const VIRTIO_ATTACH: &str = "bdev_virtio_attach_controller";
 const ADD_KEY: &str = "keyring_file_add_key";
 const VHOST_CREATE: &str = "vhost_create_blk_controller";
 pub(super) const NVME_ATTACH: &str = "bdev_nvme_attach_controller";
+const NVMF_TRANSPORT: &str = "nvmf_create_transport";
+const NVMF_SUBSYSTEM: &str = "nvmf_create_subsystem";
+const NVMF_NAMESPACE: &str = "nvmf_subsystem_add_ns";
+const NVMF_HOST: &str = "nvmf_subsystem_add_host";
+const NVMF_LISTENER: &str = "nvmf_subsystem_add_listener";
 const POOL_LOAD: &str = "pool_load";
 const CACHE_LOAD: &str = "bdev_pmcache_load";
 
@@ -70,6 +107,24 @@ impl Object {
             }
             VHOST_CREATE => Some(Self::VhostController(call.text("ctrlr")?)),
             NVME_ATTACH => Some(Self::NvmeController(call.text("name")?)),
+            NVMF_TRANSPORT => Some(Self::NvmfTransport),
+            NVMF_SUBSYSTEM => Some(Self::NvmfSubsystem(call.text("nqn")?)),
+            NVMF_NAMESPACE => {
+                let namespace = &call.value()["namespace"];
+                let nsid = namespace["nsid"].as_u64().filter(|nsid| *nsid != 0);
+                let place = match nsid {
+                    Some(nsid) => Place::Nsid(nsid),
+                    None => Place::Bdev(namespace["bdev_name"].as_str()?.to_owned()),
+                };
+                Some(Self::NvmfNamespace(call.text("nqn")?, place))
+            }
+            NVMF_HOST => Some(Self::NvmfHost(call.text("nqn")?, call.text("host")?)),
+            NVMF_LISTENER => {
+                let address = &call.value()["listen_address"];
+                let text = |key: &str| address[key].as_str();
+                let address = format!("{} port {}", text("traddr")?, text("trsvcid")?);
+                Some(Self::NvmfListener(call.text("nqn")?, address))
+            }
             "nbd_server_start" => Some(Self::NbdServer(call.text("address")?)),
             "nbd_export_add" => {
                 let name = call.text("name").or_else(|| call.text("bdev_name"));
@@ -95,7 +150,7 @@ impl Object {
     /// Whether `call` speaks of a bdev that it is or will be.
     pub(super) fn is_meant_by(&self, call: &Call) -> bool {
         match self {
-            Self::NvmeController(name) => call.mentions_any(|text| {
+            Self::NvmeController(name) => call.mentions_any(&|text| {
                 let nsid = text
                     .strip_prefix(&**name)
                     .and_then(|rest| rest.strip_prefix('n'));
@@ -121,6 +176,25 @@ impl Object {
             }
             Self::NvmeController(name) => service.bdevs.nvme(name).next().is_some(),
             Self::VhostController(name) => !service.vhost.list(Some(name)).is_empty(),
+            Self::NvmfTransport => service.nvmf.transport().is_some(),
+            Self::NvmfSubsystem(nqn) => service.nvmf.subsystem(nqn).is_ok(),
+            Self::NvmfNamespace(nqn, place) => {
+                let is_it = |info: &NamespaceInfo| match place {
+                    Place::Nsid(nsid) => u64::from(info.nsid) == *nsid,
+                    Place::Bdev(name) => info.bdev_name == *name,
+                };
+                let subsystem = service.nvmf.subsystem(nqn);
+                subsystem.is_ok_and(|found| found.namespaces.iter().any(is_it))
+            }
+            Self::NvmfHost(nqn, host) => {
+                let subsystem = service.nvmf.subsystem(nqn);
+                subsystem.is_ok_and(|found| found.hosts.contains(host))
+            }
+            Self::NvmfListener(nqn, address) => {
+                let subsystem = service.nvmf.subsystem(nqn);
+                let at = |found: &SocketAddr| format!("{} port {}", found.ip(), found.port());
+                subsystem.is_ok_and(|info| info.listeners.iter().any(|one| at(one) == *address))
+            }
             Self::NbdServer(address) => {
                 let servers = service.nbd.servers();
                 servers.iter().any(|s| s.address.to_string() == *address)
@@ -145,6 +219,13 @@ impl fmt::Display for Object {
             Self::Cache(name) => write!(f, "pmcache '{name}'"),
             Self::NvmeController(name) => write!(f, "nvme controller '{name}'"),
             Self::VhostController(name) => write!(f, "vhost controller '{name}'"),
+            Self::NvmfTransport => write!(f, "nvmf transport"),
+            Self::NvmfSubsystem(nqn) => write!(f, "nvmf subsystem '{nqn}'"),
+            Self::NvmfNamespace(nqn, place) => write!(f, "nvmf namespace {place} of '{nqn}'"),
+            Self::NvmfHost(nqn, host) => write!(f, "nvmf host '{host}' of '{nqn}'"),
+            Self::NvmfListener(nqn, address) => {
+                write!(f, "nvmf listener at {address} of '{nqn}'")
+            }
             Self::NbdServer(address) => write!(f, "nbd server '{address}'"),
             Self::NbdExport(name) => write!(f, "nbd export '{name}'"),
             Self::Key(name) => write!(f, "key '{name}'"),
@@ -176,6 +257,10 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
             let params = named(&call.text("name")?);
             (controller, "bdev_nvme_detach_controller", params)
         }
+        NVMF_TRANSPORT | NVMF_SUBSYSTEM | NVMF_NAMESPACE | NVMF_HOST | NVMF_LISTENER => {
+            let (method, params) = undo_nvmf(call, result)?;
+            (Object::of(call)?.to_string(), method, params)
+        }
         "nbd_server_start" => {
             let address = call.text("address")?;
             let params = json!({"address": address});
@@ -193,7 +278,7 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
         }
         maker => {
             let bdev = match Object::of(call) {
-                Some(object) if maker == ERROR_CREATE => object,
+                Some(object) if [ERROR_CREATE, VIRTIO_ATTACH].contains(&maker) => object,
                 _ => Object::Bdev(text.to_owned()),
             };
             let params = named(bdev.bdev_name()?);
@@ -201,6 +286,33 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
         }
     };
     Some((object, Call::new(method, &params)))
+}
+
+/// The method and the parameters that unmake what `call` has made of the NVMe-oF target.
+fn undo_nvmf(call: &Call, result: &Value) -> Option<(&'static str, Value)> {
+    let value = call.value();
+    let nqn = value.get("nqn");
+    let undo = match call.method.as_str() {
+        NVMF_TRANSPORT => {
+            let params = json!({"trtype": value.get("trtype")?});
+            ("nvmf_delete_transport", params)
+        }
+        NVMF_SUBSYSTEM => ("nvmf_delete_subsystem", json!({"nqn": nqn?})),
+        NVMF_NAMESPACE => {
+            let params = json!({"nqn": nqn?, "nsid": result});
+            ("nvmf_subsystem_remove_ns", params)
+        }
+        NVMF_HOST => {
+            let params = json!({"nqn": nqn?, "host": value.get("host")?});
+            ("nvmf_subsystem_remove_host", params)
+        }
+        _ => {
+            let address = value.get("listen_address")?;
+            let params = json!({"nqn": nqn?, "listen_address": address});
+            ("nvmf_subsystem_remove_listener", params)
+        }
+    };
+    Some(undo)
 }
 
 /// How to find out whether the object of a call is there already, and would be answered as made.
@@ -248,6 +360,11 @@ mod tests {
         Some((call.method.clone(), call.value()))
     }
 
+    fn is_unmade(method: &str, params: &Value, result: &Value, expected: &str, unmade: Value) {
+        let found = undone(method, params, result);
+        assert_eq!(found, Some((expected.to_owned(), unmade)), "{method}");
+    }
+
     #[test]
     fn what_a_call_made_is_unmade_by_name() {
         for (method, params, result, expected, unmade) in [
@@ -264,6 +381,13 @@ mod tests {
                 json!(true),
                 "bdev_error_delete",
                 json!({"name": "EE_d"}),
+            ),
+            (
+                "bdev_virtio_attach_controller",
+                json!({"name": "v", "traddr": "/x"}),
+                json!(["v"]),
+                "bdev_virtio_detach_controller",
+                json!({"name": "v"}),
             ),
             (
                 "pool_load",
@@ -308,16 +432,61 @@ mod tests {
                 json!({"name": "c", "mode": "hard"}),
             ),
         ] {
-            let found = undone(method, &params, &result);
-            assert_eq!(found, Some((expected.to_owned(), unmade)), "{method}");
+            is_unmade(method, &params, &result, expected, unmade);
         }
         let setter = undone("reactor_set_idle", &json!({}), &json!(true));
         assert_eq!(setter, None);
     }
 
     #[test]
+    fn what_a_call_made_of_the_nvmf_target_is_unmade_too() {
+        let address = json!({"trtype": "TCP", "traddr": "::1", "trsvcid": "1"});
+        let listener = json!({"nqn": "n", "listen_address": address});
+        for (method, params, result, expected, unmade) in [
+            (
+                "nvmf_create_transport",
+                json!({"trtype": "tcp", "kas": 5}),
+                json!(true),
+                "nvmf_delete_transport",
+                json!({"trtype": "tcp"}),
+            ),
+            (
+                "nvmf_create_subsystem",
+                json!({"nqn": "n", "allow_any_host": true}),
+                json!(true),
+                "nvmf_delete_subsystem",
+                json!({"nqn": "n"}),
+            ),
+            (
+                "nvmf_subsystem_add_ns",
+                json!({"nqn": "n", "namespace": {"bdev_name": "c"}}),
+                json!(3),
+                "nvmf_subsystem_remove_ns",
+                json!({"nqn": "n", "nsid": 3}),
+            ),
+            (
+                "nvmf_subsystem_add_host",
+                json!({"nqn": "n", "host": "h"}),
+                json!(true),
+                "nvmf_subsystem_remove_host",
+                json!({"nqn": "n", "host": "h"}),
+            ),
+            (
+                "nvmf_subsystem_add_listener",
+                listener.clone(),
+                json!(true),
+                "nvmf_subsystem_remove_listener",
+                listener,
+            ),
+        ] {
+            is_unmade(method, &params, &result, expected, unmade);
+        }
+    }
+
+    #[test]
     fn every_method_that_makes_something_has_one_that_unmakes_it() {
         let makes = |name: &str| {
+            let nvmf = name.starts_with("nvmf_create_") || name.starts_with("nvmf_subsystem_add_");
             let ends = [
                 "_create",
                 "_load",
@@ -326,12 +495,17 @@ mod tests {
                 "_server_start",
                 "_attach_controller",
             ];
-            ends.iter().any(|end| name.ends_with(end)) && !FORMATTING.contains(&name)
+            let named = nvmf || ends.iter().any(|end| name.ends_with(end));
+            named && !FORMATTING.contains(&name)
         };
         let registry = Service::registry();
         let known = registry.names();
         for maker in known.iter().filter(|name| makes(name)) {
-            let named = json!({"name": "x", "base_name": "x", "address": "x"});
+            let address = json!({"traddr": "x", "trsvcid": "x"});
+            let named = json!({
+                "name": "x", "base_name": "x", "address": "x", "nqn": "x", "host": "x", "trtype": "x",
+                "namespace": {"bdev_name": "x"}, "listen_address": address,
+            });
             let unmaker = undo(&Call::new(*maker, &named), &json!("x"));
             let (_, unmaker) = unmaker.unwrap_or_else(|| panic!("{maker} is never unmade"));
             assert!(known.contains(&&*unmaker.method), "{}", unmaker.method);

@@ -2,7 +2,7 @@
 
 use super::call::{Call, Recipe};
 use super::object::Object;
-use super::save;
+use super::{save, save_nvmf};
 use crate::app::service::Service;
 use serde_json::json;
 
@@ -50,11 +50,10 @@ const SUBSYSTEMS: &[Subsystem] = &[
         save: save::bdev,
         is_ours: true,
     },
-    // Listed so that SPDK's clients look into it; it holds nothing yet.
     Subsystem {
         name: "nvmf",
         depends_on: &["bdev", "keyring", "sock", "iobuf"],
-        save: nothing,
+        save: save_nvmf::nvmf,
         is_ours: false,
     },
     Subsystem {

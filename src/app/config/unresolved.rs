@@ -55,6 +55,7 @@ const OPENERS: &[&str] = &[
     "bdev_pmem_create",
     "bdev_uring_create",
     "bdev_aio_create",
+    "bdev_virtio_attach_controller",
     NVME_ATTACH,
 ];
 
@@ -71,7 +72,9 @@ const UNREACHABLE: &[Errno] = &[
 
 /// Whether `error` says that there is no device, of a call that opens one.
 fn is_absent(call: &Call, error: &Error) -> bool {
-    let absent = [Errno::NOENT, Errno::NXIO, Errno::NODEV].map(Errno::raw_os_error);
+    // A back end that serves somebody else does not answer.
+    let absent = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::TIMEDOUT];
+    let absent = absent.map(Errno::raw_os_error);
     let away = UNREACHABLE.iter().map(|errno| errno.raw_os_error());
     let is_remote = call.method == NVME_ATTACH;
     let says = |errno| absent.contains(&errno) || is_remote && away.clone().any(|it| it == errno);
@@ -125,11 +128,20 @@ impl Unresolved {
     }
 
     fn drop_maker(&self, object: &Object) -> bool {
+        self.drop_makers(|other| other == object)
+    }
+
+    fn drop_makers(&self, is_it: impl Fn(&Object) -> bool) -> bool {
         self.0.with(|items| {
             let before = items.len();
-            items.retain(|item| item.object.as_ref() != Some(object));
+            items.retain(|item| !item.object.as_ref().is_some_and(&is_it));
             items.len() < before
         })
+    }
+
+    /// Drops what makes namespaces of the NVMe-oF subsystem `nqn`, which has been ended.
+    pub(in crate::app) fn forget_namespaces(&self, nqn: &str) {
+        self.drop_makers(|object| matches!(object, Object::NvmfNamespace(of, _) if of == nqn));
     }
 
     /// Drops what makes `object`, which nobody wants any more, and what sets something of it. Returns

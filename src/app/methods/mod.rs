@@ -18,6 +18,11 @@ mod log;
 mod nbd;
 mod notify;
 mod nvme;
+mod nvmf;
+mod nvmf_access;
+mod nvmf_config;
+mod nvmf_namespace;
+mod nvmf_subsystem;
 mod pmem;
 mod pool;
 mod qos;
@@ -26,16 +31,19 @@ mod scheduler;
 mod service;
 mod sizes;
 mod sock;
-mod targets;
 mod threads;
 mod trace;
 mod vhost;
+mod virtio;
 
 use super::bdevs::{Entry, Kind, no_such_device};
 use super::config::{Object, Recipe};
 use super::service::Service;
 
 pub(super) use files::uring_recipe;
+pub(super) use nvmf::TCP;
+pub(super) use nvmf_access::describe_address;
+pub(super) use nvmf_namespace::namespace_params;
 pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
@@ -57,6 +65,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     iostat::register(registry);
     qos::register(registry);
     files::register(registry);
+    virtio::register(registry);
     filters::register(registry);
     nvme::register(registry);
     sizes::register(registry);
@@ -73,7 +82,11 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     registry.section("NBD", "");
     nbd::register(registry);
     vhost::register(registry);
-    targets::register(registry);
+    nvmf::register(registry);
+    nvmf_config::register(registry);
+    nvmf_subsystem::register(registry);
+    nvmf_namespace::register(registry);
+    nvmf_access::register(registry);
     keyring::register(registry);
     sock::register(registry);
     log::register(registry);

@@ -20,12 +20,12 @@ pub(super) fn register(registry: &mut Registry<Service>) {
             "`bdev_register`, `bdev_unregister`, `bdev_resize`; `pmcache_state` (a new state), \
              `pmcache_dirty_high` (the dirty bytes have passed `dirty_high_percent`), `pmcache_recovered` \
              (it serves again, after an error or a load that replayed a log); `media_error` (bad segments or \
-             lost data of a cache); `nvmf_host_connect`, `nvmf_host_disconnect` (with NVMe-oF).",
+             lost data of a cache); `nvmf_host_connect`, `nvmf_host_disconnect` (of an NVMe-oF subsystem).",
         );
     registry.method("notify_get_notifications", get_notifications).about(
         "What has happened. Bdevs and caches are looked at for it, and twice a second.",
         "`[{type, ctx, id}]`, the oldest first: `ctx` is the object's name, for `pmcache_state` with the \
-         state after a blank.",
+         state after a blank, for hosts the subsystem's with the host's after a blank.",
     );
 }
 

@@ -40,7 +40,7 @@ pub use listener::ListenAddress;
 pub use namespace::{NamespaceConfig, NamespaceInfo, RemovedNamespace};
 pub use options::TransportOptions;
 pub use stats::ReactorFigures;
-pub use subsystem::{RemovedSubsystem, SubsystemConfig, SubsystemInfo};
+pub use subsystem::{HostEvent, RemovedSubsystem, SubsystemConfig, SubsystemInfo};
 pub use target::NvmfTarget;
 
 use crate::wire::nvme::NqnFault;
@@ -87,6 +87,9 @@ pub enum NvmfError {
     /// There is no TCP transport yet.
     #[error("there is no TCP transport")]
     NoTransport,
+    /// Somebody listens.
+    #[error("the TCP transport listens on {0}")]
+    TransportInUse(SocketAddr),
     /// There is a subsystem of this name.
     #[error("subsystem {0:?} exists")]
     SubsystemExists(String),

@@ -8,6 +8,7 @@ use crate::wire::nvme::{AnaGroup, DISCOVERY_NQN, check_nqn};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// The highest possible controller identifier.
@@ -118,6 +119,17 @@ struct Access {
     hosts: Vec<String>,
 }
 
+/// A host has come to a subsystem, or has left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostEvent {
+    /// It has come.
+    pub connected: bool,
+    /// The subsystem.
+    pub subnqn: String,
+    /// The host.
+    pub hostnqn: String,
+}
+
 /// The namespaces at one time, by number.
 pub(super) type NamespaceTable = Vec<Arc<Namespace>>;
 
@@ -135,6 +147,8 @@ pub(super) struct Subsystem {
     ana_changes: AtomicU64,
     controllers: RwLock<Vec<Arc<Controller>>>,
     removed: AtomicBool,
+    /// Who hears of hosts that come and go.
+    ear: Option<SyncSender<HostEvent>>,
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
@@ -146,7 +160,7 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 }
 
 impl Subsystem {
-    pub(super) fn new(config: SubsystemConfig) -> Self {
+    pub(super) fn new(config: SubsystemConfig, ear: Option<SyncSender<HostEvent>>) -> Self {
         let access = Access {
             any: config.allow_any_host,
             hosts: vec![],
@@ -162,6 +176,21 @@ impl Subsystem {
             ana_changes: AtomicU64::new(1),
             controllers: RwLock::default(),
             removed: AtomicBool::new(false),
+            ear,
+        }
+    }
+
+    /// Tells whoever wants to hear that a host has come or gone. One who has no room is not waited for.
+    fn tell(&self, connected: bool, controller: &Controller) {
+        if let Some(ear) = &self.ear {
+            let event = HostEvent {
+                connected,
+                subnqn: self.config.nqn.clone(),
+                hostnqn: controller.host.nqn.clone(),
+            };
+            if ear.try_send(event).is_err() {
+                tracing::debug!(host = controller.host.nqn, "nvmf: nobody hears of a host");
+            }
         }
     }
 
@@ -433,6 +462,8 @@ impl Subsystem {
         let id = behind.or_else(|| ids.clone().find(is_free))?;
         let controller = Arc::new(make(id));
         controllers.push(Arc::clone(&controller));
+        drop(controllers);
+        self.tell(true, &controller);
         Some(controller)
     }
 
@@ -445,6 +476,7 @@ impl Subsystem {
     /// Forgets a controller that has ended.
     pub(super) fn forget(&self, controller: &Arc<Controller>) {
         write(&self.controllers).retain(|known| !Arc::ptr_eq(known, controller));
+        self.tell(false, controller);
     }
 
     pub(super) fn controllers(&self) -> Vec<ControllerInfo> {

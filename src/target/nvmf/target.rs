@@ -6,12 +6,13 @@ use super::listener::Listener;
 use super::namespace::{NamespaceConfig, RemovedNamespace};
 use super::stats::{ReactorCounters, ReactorFigures};
 use super::subsystem::{RemovedSubsystem, Subsystem, SubsystemConfig, SubsystemInfo};
-use super::{NvmfError, TransportOptions};
+use super::{HostEvent, NvmfError, TransportOptions};
 use crate::target::stream::wake_all;
 use crate::wire::nvme::DISCOVERY_NQN;
 use reactors::{ReactorHandle, ReactorId};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 #[derive(Debug)]
@@ -28,6 +29,8 @@ struct Table {
     connections: AtomicUsize,
     /// Of the discovery log.
     generation: AtomicU64,
+    /// Who hears of hosts that come and go.
+    ear: Option<SyncSender<HostEvent>>,
 }
 
 /// The one target: what it offers, and where. Clones share it. Never locked on the data path:
@@ -48,6 +51,16 @@ impl NvmfTarget {
     /// `reactors`; the first accepts.
     #[must_use]
     pub fn new(reactors: Vec<ReactorHandle>) -> Self {
+        Self::with_ear(reactors, None)
+    }
+
+    /// As [`NvmfTarget::new`]; `ear` is told of hosts that come and go, as long as it has room.
+    #[must_use]
+    pub fn telling(reactors: Vec<ReactorHandle>, ear: SyncSender<HostEvent>) -> Self {
+        Self::with_ear(reactors, Some(ear))
+    }
+
+    fn with_ear(reactors: Vec<ReactorHandle>, ear: Option<SyncSender<HostEvent>>) -> Self {
         let discovery = SubsystemConfig {
             allow_any_host: true,
             ..SubsystemConfig::new(DISCOVERY_NQN)
@@ -57,13 +70,14 @@ impl NvmfTarget {
             .map(|reactor| Arc::new(ReactorCounters::new(reactor.id())));
         Self(Arc::new(Table {
             transport: RwLock::new(None),
-            subsystems: RwLock::new(vec![Arc::new(Subsystem::new(discovery))]),
+            subsystems: RwLock::new(vec![Arc::new(Subsystem::new(discovery, None))]),
             listeners: RwLock::default(),
             closing: RwLock::default(),
             counters: counters.collect(),
             reactors,
             connections: AtomicUsize::new(0),
             generation: AtomicU64::new(1),
+            ear,
         }))
     }
 
@@ -87,6 +101,19 @@ impl NvmfTarget {
         *read(&self.0.transport)
     }
 
+    /// Takes the TCP transport away.
+    ///
+    /// # Errors
+    /// [`NvmfError::NoTransport`], or [`NvmfError::TransportInUse`] while anybody listens.
+    pub fn delete_transport(&self) -> Result<(), NvmfError> {
+        let listeners = read(&self.0.listeners);
+        if let Some(listener) = listeners.first() {
+            return Err(NvmfError::TransportInUse(listener.address));
+        }
+        let taken = write(&self.0.transport).take();
+        taken.map(drop).ok_or(NvmfError::NoTransport)
+    }
+
     /// Offers a subsystem.
     ///
     /// # Errors
@@ -97,7 +124,8 @@ impl NvmfTarget {
         if subsystems.iter().any(|known| known.nqn() == config.nqn) {
             return Err(NvmfError::SubsystemExists(config.nqn));
         }
-        subsystems.push(Arc::new(Subsystem::new(config)));
+        let ear = self.0.ear.clone();
+        subsystems.push(Arc::new(Subsystem::new(config, ear)));
         Ok(())
     }
 

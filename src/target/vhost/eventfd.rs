@@ -1,8 +1,8 @@
 //! The eventfds of a front end: its kicks, and our calls.
 
+pub(super) use crate::bdev::silence;
+
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::{Errno, ReadWriteFlags};
-use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Whether the descriptor is an eventfd: anything else could block us, or can't be waited for. It is
@@ -11,16 +11,6 @@ pub(super) fn is_eventfd(fd: &OwnedFd) -> bool {
     let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let target = rustix::fs::readlink(link, Vec::new());
     target.is_ok_and(|target| target.as_bytes() == b"anon_inode:[eventfd]")
-}
-
-/// Takes all kicks so far; never waits, even if the descriptor is a blocking one.
-pub(super) fn silence(fd: &OwnedFd) -> Result<(), Errno> {
-    let mut count = [0_u8; 8];
-    let into = &mut [IoSliceMut::new(&mut count)];
-    match rustix::io::preadv2(fd, into, u64::MAX, ReadWriteFlags::NOWAIT) {
-        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Rings. One that is full has been rung already, and a write would wait.

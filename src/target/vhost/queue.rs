@@ -20,6 +20,9 @@ use std::sync::Arc;
 
 /// Payload in bytes that one queue may have under way.
 const PAYLOAD_HELD_MAX: u64 = 32 << 20;
+/// After so many answers the driver may see them, though more are being written: a driver that polls
+/// works on them meanwhile, instead of taking turns with us. It is not called before all are there.
+const SHOWN_AFTER: u32 = 8;
 /// Payload that counts as much as a request: so many bytes are copied in about the time that one takes.
 /// A round's budget is spent by large requests sooner than by small ones, and no queue keeps its
 /// reactor for long.
@@ -108,8 +111,10 @@ pub(super) struct Queue {
     channel: Box<dyn Channel>,
     pool: Rc<RefCell<BufPool>>,
     done: Vec<Completion>,
-    /// Answers have been written and not published.
+    /// Answers have been written, and the driver has not been told.
     unpublished: bool,
+    /// How many of them it can't see.
+    unseen: u32,
     /// The ring makes no sense: nothing is taken any more.
     broken: bool,
     /// Met where nothing may change: it is given up in the next round.
@@ -192,6 +197,7 @@ impl Queue {
             pool: Rc::clone(&buffers.0),
             done: Vec::with_capacity(usize::from(entries)),
             unpublished: false,
+            unseen: 0,
             broken: false,
             fault: RefCell::new(None),
             obeyed: Order::Run,
@@ -409,20 +415,31 @@ impl Queue {
             Some(inflight) => inflight.answer(head).map_err(RingFault::from),
             None => Ok(()),
         };
-        let written = linked.and_then(|()| self.ring.answer(head, bytes));
+        let mut written = linked.and_then(|()| self.ring.answer(head, bytes));
         self.unpublished = true;
+        self.unseen += 1;
+        if self.unseen >= SHOWN_AFTER && !self.broken {
+            written = written.and_then(|()| self.show());
+        }
         if let Err(fault) = written {
             self.give_up(&fault);
         }
     }
 
-    /// Lets the driver see all answers of this round, and tells it if it wants to know.
-    fn publish(&mut self) -> Result<(), RingFault> {
-        self.unpublished = false;
+    /// Lets the driver see all answers so far.
+    fn show(&mut self) -> Result<(), RingFault> {
+        self.unseen = 0;
         self.ring.publish()?;
         if let Some(inflight) = &mut self.inflight {
             inflight.published(self.ring.published())?;
         }
+        Ok(())
+    }
+
+    /// Lets the driver see all answers of this round, and tells it if it wants to know.
+    fn publish(&mut self) -> Result<(), RingFault> {
+        self.unpublished = false;
+        self.show()?;
         if self.ring.wants_call()?
             && let Some(call) = &*self.call.0.borrow()
         {

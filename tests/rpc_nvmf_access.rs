@@ -1,0 +1,222 @@
+//! The methods about where NVMe/TCP subsystems are reached, and who may.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests stop at the first surprise"
+)]
+
+mod common;
+mod rpc_nvmf_common;
+
+use common::{Service, wait_until};
+use pmcache::wire::nvme::Status;
+use rpc_nvmf_common::{
+    DISCOVERY, HOST, Host, NQN, OTHER, address_of, all_refused, any_port, is_refused, knock,
+    listeners, subsystem, with, with_subsystem, with_transport,
+};
+use serde_json::{Value, json};
+
+const BAD_LISTENERS: &str = r#"
+{"listen_address": null} | -32602 |
+{"nqn": "nqn.none"} | -32602 | not found
+{"listen_address": {"trtype": "RDMA"}} | -32602 | only 'TCP'
+{"listen_address": {"traddr": "localhost"}} | -32602 | no IP address
+{"listen_address": {"traddr": "203.0.113.1"}} | -32602 | can't listen on 203.0.113.1
+{"listen_address": {"adrfam": "ipv6"}} | -32602 | not of ipv6
+{"listen_address": {"trsvcid": "x"}} | -32602 | no port
+{"listen_address": {"trsvcid": "+1"}} | -32602 | no port
+{"listen_address": {"trsvcid": "65536"}} | -32602 | no port
+{"listen_address": {"trsvcid": null}} | -32602 | trsvcid is missing
+{"listen_address": {"weight": 1}} | -32602 | weight
+{"secure_channel": true} | -32603 | Cannot establish secure channel, when 'allow_any_host' is set
+{"ana_state": "inaccessible"} | -32602 | ana_state is not supported
+{"sock_impl": "ssl"} | -32602 | sock_impl is not supported
+{"numa_id": 0} | -32602 | numa_id is not supported
+{"tgt_name": "x"} | -32603 | target
+"#;
+
+#[test]
+fn what_is_no_address_is_not_listened_on() {
+    let (service, address) = with_subsystem();
+    let at = |address: Value| json!({"nqn": NQN, "listen_address": address});
+    let add = "nvmf_subsystem_add_listener";
+    all_refused(&service, add, &at(any_port()), BAD_LISTENERS);
+    is_refused(
+        &service,
+        add,
+        &at(address_of(address)),
+        -32602,
+        "listens on",
+    );
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let busy = at(address_of(socket.local_addr().unwrap()));
+    is_refused(&service, add, &busy, -32602, "Address already in use");
+    // What is said of TLS depends on who may come.
+    let strict = json!({"nqn": OTHER, "listen_address": any_port(), "secure_channel": true});
+    service.call("nvmf_create_subsystem", json!({"nqn": OTHER}));
+    is_refused(
+        &service,
+        add,
+        &strict,
+        -32602,
+        "secure_channel is not supported",
+    );
+    assert_eq!(listeners(&service, NQN), [address_of(address)]);
+    let told = service.call("nvmf_subsystem_get_listeners", json!({"nqn": NQN}));
+    let expected = json!([{"address": address_of(address), "ana_states": []}]);
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn subsystems_share_a_listener_until_the_last_has_left() {
+    let (service, address) = with_subsystem();
+    let at = |nqn: &str| json!({"nqn": nqn, "listen_address": address_of(address)});
+    service.call("nvmf_create_subsystem", json!({"nqn": OTHER}));
+    service.call(
+        "nvmf_subsystem_add_host",
+        json!({"nqn": OTHER, "host": HOST}),
+    );
+    let defaults = r#"{"ana_state": "optimized", "sock_impl": "posix", "numa_id": -1, "secure_channel": false}"#;
+    let params = with(&at(OTHER), defaults);
+    assert_eq!(service.call("nvmf_subsystem_add_listener", params), true);
+    let mut first = Host::connect(address, NQN);
+    let mut second = Host::connect(address, OTHER);
+    let remove = "nvmf_subsystem_remove_listener";
+    assert_eq!(service.call(remove, at(NQN)), true);
+    assert_eq!(first.admin.try_receive(), None);
+    second.admin.identify(1, 0);
+    assert_eq!(knock(address, NQN), Status::INVALID_HOST);
+    let bad = r#"
+        {} | -32602 | does not listen on
+        {"nqn": "nqn.none"} | -32602 | not found
+        {"listen_address": {"traddr": "x"}} | -32602 | no IP address
+        {"tgt_name": "x"} | -32603 | target
+    "#;
+    all_refused(&service, remove, &at(NQN), bad);
+    assert_eq!(service.call(remove, at(OTHER)), true);
+    assert_eq!(second.admin.try_receive(), None);
+    // Nobody listens once the call has returned.
+    std::net::TcpListener::bind(address).unwrap();
+}
+
+#[test]
+fn listening_wants_a_transport() {
+    let service = Service::start();
+    service.call("nvmf_create_subsystem", json!({"nqn": NQN}));
+    let params = json!({"nqn": NQN, "listen_address": any_port()});
+    let text = "no TCP transport";
+    is_refused(
+        &service,
+        "nvmf_subsystem_add_listener",
+        &params,
+        -32602,
+        text,
+    );
+}
+
+#[test]
+fn ipv6_is_listened_on_too() {
+    let service = with_transport();
+    service.call("nvmf_create_subsystem", json!({"nqn": NQN}));
+    let address = json!({"trtype": "TCP", "traddr": "::1", "trsvcid": "0", "adrfam": "IPv6"});
+    let params = json!({"nqn": NQN, "listen_address": address});
+    // Not every machine has it.
+    if std::net::TcpListener::bind("[::1]:0").is_ok() {
+        service.call("nvmf_subsystem_add_listener", params);
+        let told = &listeners(&service, NQN)[0];
+        assert_eq!(
+            (&told["adrfam"], &told["traddr"]),
+            (&json!("IPv6"), &json!("::1"))
+        );
+    }
+}
+
+const BAD_HOSTS: &str = r#"
+{"host": null} | -32602 |
+{"host": "nobody"} | -32602 | NQN
+{"nqn": "nqn.none"} | -32602 | not found
+{"psk": "k"} | -32602 | psk is not supported
+{"dhchap_key": "k"} | -32602 | dhchap_key is not supported
+{"dhchap_ctrlr_key": "k"} | -32602 | dhchap_ctrlr_key is not supported
+{"tgt_name": "x"} | -32603 | target
+"#;
+
+#[test]
+fn only_hosts_of_the_list_come_in() {
+    let (service, address) = with_subsystem();
+    let host = json!({"nqn": NQN, "host": HOST});
+    let any = |any: bool| {
+        let params = json!({"nqn": NQN, "allow_any_host": any});
+        service.call("nvmf_subsystem_allow_any_host", params)
+    };
+    let mut before = Host::connect(address, NQN);
+    assert_eq!(any(false), true);
+    assert_eq!(before.admin.try_receive(), None);
+    assert_eq!(knock(address, NQN), Status::INVALID_HOST);
+    all_refused(&service, "nvmf_subsystem_add_host", &host, BAD_HOSTS);
+    let added = service.call("nvmf_subsystem_add_host", host.clone());
+    assert_eq!(added, true);
+    is_refused(
+        &service,
+        "nvmf_subsystem_add_host",
+        &host,
+        -32602,
+        "allowed already",
+    );
+    let told = subsystem(&service, NQN);
+    assert_eq!(told["hosts"], json!([{"nqn": HOST}]));
+    assert_eq!(told["allow_any_host"], false);
+
+    let mut listed = Host::connect(address, NQN);
+    let patient = with(&host, r#"{"timeout_ms": 18446744073709551615}"#);
+    assert_eq!(service.call("nvmf_subsystem_remove_host", patient), true);
+    let left = service.call("nvmf_subsystem_get_controllers", json!({"nqn": NQN}));
+    assert_eq!(left, json!([]));
+    assert_eq!(listed.admin.try_receive(), None);
+    assert_eq!(knock(address, NQN), Status::INVALID_HOST);
+    let bad = r#"
+        {} | -32602 | not in the list
+        {"nqn": "nqn.none"} | -32602 | not found
+    "#;
+    all_refused(&service, "nvmf_subsystem_remove_host", &host, bad);
+    let params = json!({"nqn": NQN, "allow_any_host": true});
+    let bad = r#"
+        {"allow_any_host": null} | -32602 |
+        {"nqn": "nqn.none"} | -32602 | not found
+    "#;
+    all_refused(&service, "nvmf_subsystem_allow_any_host", &params, bad);
+    assert_eq!(any(true), true);
+    Host::connect(address, NQN);
+}
+
+#[test]
+fn who_comes_and_goes_is_told() {
+    let (service, address) = with_subsystem();
+    let told = |service: &Service| -> Vec<String> {
+        let all = service.call("notify_get_notifications", Value::Null);
+        let hosts = all.as_array().unwrap().iter();
+        let text = |notice: &Value| {
+            format!(
+                "{} {}",
+                notice["type"].as_str().unwrap(),
+                notice["ctx"].as_str().unwrap()
+            )
+        };
+        hosts
+            .map(text)
+            .filter(|text| text.starts_with("nvmf"))
+            .collect()
+    };
+    assert!(told(&service).is_empty());
+    let host = Host::connect(address, NQN);
+    let came = format!("nvmf_host_connect {NQN} {HOST}");
+    assert_eq!(told(&service), std::slice::from_ref(&came));
+    // One that only looks around is no host of a subsystem.
+    drop(Host::connect(address, DISCOVERY));
+    let io = host.io(1, 0);
+    drop((host, io));
+    let went = format!("nvmf_host_disconnect {NQN} {HOST}");
+    wait_until("the host's leaving is told", || told(&service).len() == 2);
+    assert_eq!(told(&service), [came, went]);
+}
