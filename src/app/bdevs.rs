@@ -7,7 +7,9 @@ use super::config::Recipe;
 use super::notices::{Happening, Notices};
 use super::shared::Shared;
 use crate::bdev::pmem::PmemBdev;
-use crate::bdev::{Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev, NullBdev, UringBdev};
+use crate::bdev::{
+    Bdev, BdevError, DelayBdev, ErrorBdev, MeteredBdev, NullBdev, NvmeBdev, UringBdev,
+};
 use crate::cache::Cache;
 use rpc::Error;
 use rustix::io::Errno;
@@ -27,6 +29,8 @@ pub(super) enum Kind {
     Uring(Arc<UringBdev>),
     /// `bdev_aio_create`
     Aio(Arc<UringBdev>),
+    /// `bdev_nvme_attach_controller`
+    Nvme(Arc<NvmeBdev>),
     /// `bdev_delay_create`
     Delay(Arc<DelayBdev>),
     /// `bdev_error_create`
@@ -154,6 +158,7 @@ pub(super) fn bdev_error(error: &BdevError) -> Error {
     let errno = match error {
         BdevError::Os { source, .. } => source.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
         BdevError::Nbd { source, .. } => source.errno().raw_os_error(),
+        BdevError::Nvme { source, .. } => source.errno().raw_os_error(),
         BdevError::Vhost { source, .. } => source.errno().raw_os_error(),
         BdevError::Invalid(_) => Errno::INVAL.raw_os_error(),
         BdevError::Busy(_) => Errno::BUSY.raw_os_error(),
@@ -325,6 +330,45 @@ impl Bdevs {
         })?;
         self.bury(removed);
         Ok(())
+    }
+
+    /// The bdevs of the NVMe controller called `name`.
+    pub(super) fn nvme(&self, name: &str) -> impl Iterator<Item = Arc<NvmeBdev>> {
+        let bdevs = self
+            .list()
+            .into_iter()
+            .filter_map(|entry| match entry.kind {
+                Kind::Nvme(bdev) if bdev.controller().config().name == name => Some(bdev),
+                _ => None,
+            });
+        bdevs.collect::<Vec<_>>().into_iter()
+    }
+
+    /// Removes all bdevs of a kind that `is_kind` says, or none. They stand on nothing.
+    ///
+    /// # Errors
+    /// −19 if there is none, −16 if somebody uses one of them.
+    pub(super) fn remove_all(&self, is_kind: impl Fn(&Kind) -> bool) -> Result<(), Error> {
+        let removed = self.slots.with(|slots| {
+            let mut names = Vec::new();
+            for (name, slot) in slots.iter() {
+                if let Slot::Ready(entry) = slot
+                    && is_kind(&entry.kind)
+                {
+                    entry.refuse_if_used(name)?;
+                    names.push(name.clone());
+                }
+            }
+            let removed = names.iter().map(|name| self.take(slots, name));
+            Ok(removed.collect::<Vec<_>>())
+        })?;
+        match removed.is_empty() {
+            true => Err(no_such_device()),
+            false => {
+                drop(removed);
+                Ok(())
+            }
+        }
     }
 
     /// Removes a bdev that `owner` owns, and releases the one below.

@@ -16,6 +16,7 @@ mod malloc;
 mod metered;
 mod nbd;
 mod null;
+mod nvme;
 mod passthru;
 pub mod pmem;
 mod pmem_api;
@@ -38,6 +39,10 @@ pub use metered::{
 };
 pub use nbd::{NbdBdev, NbdConfig, NbdFault, NbdPlace, NbdUri};
 pub use null::{NullBdev, NullConfig};
+pub use nvme::{
+    ControllerFacts, ControllerState, NvmeBdev, NvmeConfig, NvmeController, NvmeFault, NvmeUri,
+    Patience,
+};
 pub use passthru::PassthruBdev;
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
 pub use request::{Completion, Data, Extent, IoStatus, Op, Request};
@@ -147,6 +152,15 @@ pub enum BdevError {
         /// What went wrong.
         #[source]
         source: NbdFault,
+    },
+    /// The NVMe/TCP controller at the other end of the address refused, or is none.
+    #[error("{uri}: {source}")]
+    Nvme {
+        /// What was dialled.
+        uri: String,
+        /// What went wrong.
+        #[source]
+        source: NvmeFault,
     },
     /// The vhost-user back end at this socket can't be used.
     #[error("{path}: {source}")]

@@ -29,8 +29,8 @@ pub(in crate::app) struct BenchArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["bdev", "rw", "rwmixread", "distribution", "depth", "jobs", "block_size", "bssplit", "fua_every", "flush_every", "offset_mib", "working_set_mib", "seconds", "warmup", "count", "rate", "arrival", "verify"])]
     pub(super) job_file: Option<PathBuf>,
     /// What to measure: null, malloc, pmem, cache, backing, an NBD export, as nbd://HOST:PORT/NAME,
-    /// nbd+unix:///NAME?socket=PATH or nbd:unix:PATH:NAME, or the disk of a vhost-user-blk back end, as
-    /// vhost:PATH of its socket.
+    /// nbd+unix:///NAME?socket=PATH or nbd:unix:PATH:NAME, an NVMe/TCP namespace, as
+    /// nvme://HOST:PORT/SUBNQN/NSID, or the disk of a vhost-user-blk back end, as vhost:PATH of its socket.
     #[arg(long, value_name = "DEVICE", value_delimiter = ',', default_values_t = [Device::Null, Device::Malloc, Device::Cache])]
     pub(super) bdev: Vec<Device>,
     /// Which requests.

@@ -1,12 +1,16 @@
 //! What can be measured: devices that are built here, and disks that somebody's server offers.
 
 use crate::app::vhost_client;
-use crate::bdev::{Bdev, BdevError, NbdBdev, NbdConfig, NbdUri, VhostConfig};
-use reactors::MonotonicClock;
+use crate::bdev::{
+    Bdev, BdevError, NbdBdev, NbdConfig, NbdUri, NvmeConfig, NvmeController, NvmeUri, Patience,
+    VhostConfig,
+};
+use reactors::{MonotonicClock, ReactorHandle};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub(super) enum Device {
 pub(super) enum Export {
     /// An export of an NBD server, over the network or a Unix socket.
     Nbd(NbdUri),
+    /// A namespace of an NVMe/TCP controller.
+    Nvme(NvmeUri),
     /// The disk of a vhost-user-blk back end, by its socket.
     Vhost(PathBuf),
 }
@@ -42,6 +48,7 @@ impl Export {
     fn kind(&self) -> &'static str {
         match self {
             Self::Nbd(_) => "nbd",
+            Self::Nvme(_) => "nvme",
             Self::Vhost(_) => "vhost",
         }
     }
@@ -51,6 +58,7 @@ impl fmt::Display for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nbd(uri) => uri.fmt(f),
+            Self::Nvme(uri) => uri.fmt(f),
             Self::Vhost(path) => write!(f, "{VHOST}{}", path.display()),
         }
     }
@@ -109,14 +117,18 @@ impl FromStr for Device {
                 let uri = address.parse().map_err(|error| format!("{error}"))?;
                 Self::Export(Export::Nbd(uri))
             }
+            address if address.starts_with("nvme") => {
+                let uri = address.parse().map_err(|error| format!("{error}"))?;
+                Self::Export(Export::Nvme(uri))
+            }
             address if address.strip_prefix(VHOST).is_some_and(|p| !p.is_empty()) => {
                 let (_, path) = address.split_at(VHOST.len());
                 Self::Export(Export::Vhost(PathBuf::from(path)))
             }
             other => {
                 return Err(format!(
-                    "{other:?} is not null, malloc, pmem, cache, backing, an NBD address or \
-                     {VHOST}PATH"
+                    "{other:?} is not null, malloc, pmem, cache, backing, an NBD or NVMe/TCP \
+                     address or {VHOST}PATH"
                 ));
             }
         })
@@ -125,6 +137,8 @@ impl FromStr for Device {
 
 /// Connects to an export, for so many `users` at a time: its size and its abilities are known then.
 /// Without `writes` none is sent, whatever the job does.
+/// `keeper` is the reactor that gives signs of life, if it has to last; without one it can tell of
+/// itself, and perhaps no more.
 ///
 /// # Errors
 /// Why it can't be used.
@@ -132,6 +146,7 @@ pub(super) fn connect(
     export: &Export,
     writes: bool,
     users: u16,
+    keeper: Option<&ReactorHandle>,
 ) -> Result<Arc<dyn Bdev>, BdevError> {
     match export {
         Export::Nbd(uri) => {
@@ -139,6 +154,7 @@ pub(super) fn connect(
             config.read_only = !writes;
             Ok(Arc::new(NbdBdev::connect(config, &MonotonicClock)?))
         }
+        Export::Nvme(uri) => attach(uri, writes, keeper),
         Export::Vhost(path) => {
             let mut config = VhostConfig::new("vhost", path);
             config.read_only = !writes;
@@ -148,12 +164,37 @@ pub(super) fn connect(
     }
 }
 
+/// Attaches a controller of which one namespace is used.
+fn attach(
+    uri: &NvmeUri,
+    writes: bool,
+    keeper: Option<&ReactorHandle>,
+) -> Result<Arc<dyn Bdev>, BdevError> {
+    let host = NvmeConfig::host_nqn_of(Uuid::new_v4());
+    let mut config = NvmeConfig::new("nvme", uri.clone(), host);
+    config.read_only = !writes;
+    // What is measured must not go on with another life of the controller.
+    config.patience = Patience {
+        ctrlr_loss_timeout_sec: 0,
+        reconnect_delay_sec: 0,
+        fast_io_fail_timeout_sec: 0,
+    };
+    let controller = match keeper {
+        Some(keeper) => NvmeController::attach(config, &MonotonicClock, keeper)?,
+        None => NvmeController::probe(config, &MonotonicClock)?,
+    };
+    let first = controller.bdevs().into_iter().next();
+    let first = first.ok_or_else(|| BdevError::Invalid(format!("{uri}: no namespaces")))?;
+    Ok(Arc::new(first))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn devices_are_read_as_they_are_shown() {
+        let nvme = "nvme://h:1/nqn.2026-11.x:y/2";
         for text in [
             "null",
             "malloc",
@@ -161,6 +202,7 @@ mod tests {
             "cache",
             "backing",
             "nbd://h:1/x",
+            nvme,
             "vhost:/run/x.sock",
         ] {
             let device: Device = text.parse().unwrap();
@@ -174,6 +216,7 @@ mod tests {
             "disk",
             "nbd:",
             "nbds://h/x",
+            "nvme://h",
             "/dev/null",
             "vhost:",
         ] {
@@ -183,11 +226,17 @@ mod tests {
 
     #[test]
     fn several_exports_are_numbered() {
-        let texts = ["nbd://a", "vhost:/a", "nbd://b", "vhost:/b"];
+        let texts = [
+            "nbd://a",
+            "vhost:/a",
+            "nbd://b",
+            "vhost:/b",
+            "nvme://a/nqn.2026-11.x:y",
+        ];
         let devices = texts.map(|text| text.parse::<Device>().unwrap());
         let known: Vec<&Export> = devices.iter().filter_map(Device::export).collect();
         let names = devices.each_ref().map(|device| device.name(&known));
-        assert_eq!(names, ["nbd", "vhost", "nbd2", "vhost2"]);
+        assert_eq!(names, ["nbd", "vhost", "nbd2", "vhost2", "nvme"]);
         assert_eq!(Device::Cache.name(&known), "cache");
     }
 }

@@ -141,7 +141,7 @@ pub(super) fn plan(
 ) -> Result<(StackConfig, BdevInfo), Box<dyn Error>> {
     let cache = &args.cache;
     let info = match device {
-        Device::Export(export) => device::connect(export, true, 1)?.info(),
+        Device::Export(export) => device::connect(export, true, 1, None)?.info(),
         built => Arc::new(BdevInfo {
             name: built.to_string(),
             product_name: "bench",

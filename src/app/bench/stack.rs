@@ -73,7 +73,10 @@ impl Stack {
     ) -> Result<Self, Box<dyn Error>> {
         let bytes = config.bytes;
         let bdev: Arc<dyn Bdev> = match &config.device {
-            Device::Export(export) => device::connect(export, config.writes, config.users)?,
+            Device::Export(export) => {
+                let keeper = reactors.data_handles().first();
+                device::connect(export, config.writes, config.users, keeper)?
+            }
             Device::Null => null("null", bytes)?,
             Device::Malloc => malloc("malloc", bytes)?,
             Device::Pmem => memory("pmem", bytes)?,

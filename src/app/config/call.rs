@@ -39,11 +39,16 @@ impl Call {
 
     /// Whether a parameter, or a member of one, is the string `name`.
     pub(super) fn mentions(&self, name: &str) -> bool {
-        fn says(value: &Value, name: &str) -> bool {
-            let any = |members: &Map<String, Value>| members.values().any(|one| says(one, name));
-            value == name || value.as_object().is_some_and(any)
+        self.mentions_any(&|text| text == name)
+    }
+
+    /// Whether a parameter, however deep, is a string that is `meant`.
+    pub(super) fn mentions_any(&self, meant: &dyn Fn(&str) -> bool) -> bool {
+        fn says(value: &Value, meant: &dyn Fn(&str) -> bool) -> bool {
+            let any = |members: &Map<String, Value>| members.values().any(|one| says(one, meant));
+            value.as_str().is_some_and(meant) || value.as_object().is_some_and(any)
         }
-        says(&self.value(), name)
+        says(&self.value(), meant)
     }
 
     /// The same call as everybody writes it: without spaces, and without empty parameters.

@@ -17,6 +17,8 @@ pub(in crate::app) enum Object {
     PoolOn(String),
     /// A cache, by name, or by UUID if the call gave that alone.
     Cache(String),
+    /// An NVMe controller of somebody else, whose namespaces are bdevs.
+    NvmeController(String),
     /// A vhost controller.
     VhostController(String),
     /// The NVMe-oF transport.
@@ -72,6 +74,7 @@ const ERROR_CREATE: &str = "bdev_error_create";
 const VIRTIO_ATTACH: &str = "bdev_virtio_attach_controller";
 const ADD_KEY: &str = "keyring_file_add_key";
 const VHOST_CREATE: &str = "vhost_create_blk_controller";
+pub(super) const NVME_ATTACH: &str = "bdev_nvme_attach_controller";
 const NVMF_TRANSPORT: &str = "nvmf_create_transport";
 const NVMF_SUBSYSTEM: &str = "nvmf_create_subsystem";
 const NVMF_NAMESPACE: &str = "nvmf_subsystem_add_ns";
@@ -103,6 +106,7 @@ impl Object {
                 Some(Self::Cache(name?))
             }
             VHOST_CREATE => Some(Self::VhostController(call.text("ctrlr")?)),
+            NVME_ATTACH => Some(Self::NvmeController(call.text("name")?)),
             NVMF_TRANSPORT => Some(Self::NvmfTransport),
             NVMF_SUBSYSTEM => Some(Self::NvmfSubsystem(call.text("nqn")?)),
             NVMF_NAMESPACE => {
@@ -143,6 +147,19 @@ impl Object {
         }
     }
 
+    /// Whether `call` speaks of a bdev that it is or will be.
+    pub(super) fn is_meant_by(&self, call: &Call) -> bool {
+        match self {
+            Self::NvmeController(name) => call.mentions_any(&|text| {
+                let nsid = text
+                    .strip_prefix(&**name)
+                    .and_then(|rest| rest.strip_prefix('n'));
+                nsid.is_some_and(|nsid| nsid.parse::<u32>().is_ok())
+            }),
+            other => other.bdev_name().is_some_and(|name| call.mentions(name)),
+        }
+    }
+
     /// Whether the service has it.
     pub(super) fn exists(&self, service: &Service) -> bool {
         match self {
@@ -157,6 +174,7 @@ impl Object {
                 let mut caches = caches.iter();
                 caches.any(|cache| cache.name() == name || is_it(cache.uuid().to_string()))
             }
+            Self::NvmeController(name) => service.bdevs.nvme(name).next().is_some(),
             Self::VhostController(name) => !service.vhost.list(Some(name)).is_empty(),
             Self::NvmfTransport => service.nvmf.transport().is_some(),
             Self::NvmfSubsystem(nqn) => service.nvmf.subsystem(nqn).is_ok(),
@@ -199,6 +217,7 @@ impl fmt::Display for Object {
             Self::Bdev(name) => write!(f, "bdev '{name}'"),
             Self::PoolOn(bdev) => write!(f, "pool on '{bdev}'"),
             Self::Cache(name) => write!(f, "pmcache '{name}'"),
+            Self::NvmeController(name) => write!(f, "nvme controller '{name}'"),
             Self::VhostController(name) => write!(f, "vhost controller '{name}'"),
             Self::NvmfTransport => write!(f, "nvmf transport"),
             Self::NvmfSubsystem(nqn) => write!(f, "nvmf subsystem '{nqn}'"),
@@ -232,6 +251,11 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
             let controller = Object::of(call)?.to_string();
             let params = json!({"ctrlr": call.text("ctrlr")?});
             (controller, "vhost_delete_controller", params)
+        }
+        NVME_ATTACH => {
+            let controller = Object::of(call)?.to_string();
+            let params = named(&call.text("name")?);
+            (controller, "bdev_nvme_detach_controller", params)
         }
         NVMF_TRANSPORT | NVMF_SUBSYSTEM | NVMF_NAMESPACE | NVMF_HOST | NVMF_LISTENER => {
             let (method, params) = undo_nvmf(call, result)?;
@@ -385,6 +409,13 @@ mod tests {
                 json!(true),
                 "vhost_delete_controller",
                 json!({"ctrlr": "v"}),
+            ),
+            (
+                "bdev_nvme_attach_controller",
+                json!({"name": "Nvme0", "trtype": "tcp"}),
+                json!(["Nvme0n1", "Nvme0n2"]),
+                "bdev_nvme_detach_controller",
+                json!({"name": "Nvme0"}),
             ),
             (
                 "nbd_server_start",

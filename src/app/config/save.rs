@@ -5,7 +5,7 @@
 //! difference in which order they were made or came up.
 
 use super::call::Call;
-use super::object::Object;
+use super::object::{NVME_ATTACH, Object};
 use crate::app::bdevs::{Entry, Kind};
 use crate::app::methods;
 use crate::app::service::Service;
@@ -52,6 +52,8 @@ impl Step {
         let (class, name) = match object {
             Object::Bdev(name) if call.method == "bdev_pmem_create" => (Class::Pmem, name),
             Object::Bdev(name) => (Class::Other, name),
+            // What it will be called, if it has one namespace.
+            Object::NvmeController(name) => (Class::Other, format!("{name}n1")),
             Object::PoolOn(bdev) => (Class::Pool, bdev),
             Object::Cache(name) => (Class::Cache, name),
             _ => return None,
@@ -97,7 +99,15 @@ fn in_order(steps: &[Step]) -> Vec<Call> {
         })
         .collect();
     placed.sort_by(|a, b| a.0.cmp(&b.0));
-    placed.into_iter().map(|(_, call)| call.clone()).collect()
+    let mut calls: Vec<Call> = Vec::new();
+    for (_, call) in placed {
+        // One call may make several bdevs: where the first of them stands.
+        let same = |made: &Call| made.method == call.method && made.value() == call.value();
+        if call.method != NVME_ATTACH || !calls.iter().any(same) {
+            calls.push(call.clone());
+        }
+    }
+    calls
 }
 
 /// All calls of the subsystem.

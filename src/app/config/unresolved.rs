@@ -5,7 +5,7 @@
 //! it is. Any other failure is final until the operator has made the object by hand.
 
 use super::call::Call;
-use super::object::{LOADERS, Object};
+use super::object::{LOADERS, NVME_ATTACH, Object};
 use crate::app::service::{Degraded, Service};
 use crate::app::shared::Shared;
 use rpc::{Error, Params, Registry};
@@ -50,12 +50,24 @@ impl MissingCache {
     }
 }
 
-/// Methods that open a device by its path, which may appear later.
+/// Methods that open a device by its path or address, which may appear later.
 const OPENERS: &[&str] = &[
     "bdev_pmem_create",
     "bdev_uring_create",
     "bdev_aio_create",
     "bdev_virtio_attach_controller",
+    NVME_ATTACH,
+];
+
+/// What the system says of an address where nobody answers, or not the one who is to be there.
+const UNREACHABLE: &[Errno] = &[
+    Errno::CONNREFUSED,
+    Errno::CONNRESET,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+    Errno::NETDOWN,
+    Errno::NETUNREACH,
+    Errno::TIMEDOUT,
 ];
 
 /// Whether `error` says that there is no device, of a call that opens one.
@@ -63,7 +75,9 @@ fn is_absent(call: &Call, error: &Error) -> bool {
     // A back end that serves somebody else does not answer.
     let absent = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::TIMEDOUT];
     let absent = absent.map(Errno::raw_os_error);
-    let says = |errno| absent.contains(&errno);
+    let away = UNREACHABLE.iter().map(|errno| errno.raw_os_error());
+    let is_remote = call.method == NVME_ATTACH;
+    let says = |errno| absent.contains(&errno) || is_remote && away.clone().any(|it| it == errno);
     OPENERS.contains(&call.method.as_str()) && error.as_errno().is_some_and(says)
 }
 
@@ -77,7 +91,7 @@ fn lacks_one_of(items: &[Item], call: &Call, error: &Error) -> bool {
     let makes_it = |item: &Item| match &item.object {
         // Known by its UUID alone, it may be anybody.
         Some(Object::Cache(_)) if item.call.text("name").is_none() => true,
-        Some(object) => object.bdev_name().is_some_and(|name| call.mentions(name)),
+        Some(object) => object.is_meant_by(call),
         None => false,
     };
     is_loader || items.iter().any(makes_it)

@@ -17,6 +17,7 @@ mod keyring;
 mod log;
 mod nbd;
 mod notify;
+mod nvme;
 mod nvmf;
 mod nvmf_access;
 mod nvmf_config;
@@ -66,6 +67,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     files::register(registry);
     virtio::register(registry);
     filters::register(registry);
+    nvme::register(registry);
     sizes::register(registry);
     registry.section("Persistent memory and pools", "");
     pmem::register(registry);

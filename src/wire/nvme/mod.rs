@@ -6,6 +6,7 @@
 mod command;
 mod fabrics;
 mod header;
+mod host;
 mod identify;
 mod log;
 mod nqn;
@@ -18,6 +19,10 @@ pub use fabrics::{ConnectCommand, ConnectData, PropertyCommand, cc, connect_flag
 pub use header::{
     Alignment, Digests, Direction, Fault, FaultKind, HEADER_BYTES, HEADER_BYTES_MAX, Header, Kind,
     Limits, digest, flag,
+};
+pub use host::{
+    Agreed, Capabilities, ControllerTold, Identities, NamespaceTold, NvmControllerTold,
+    RunningDigest, TermRequest, namespace_list,
 };
 pub use identify::{
     ControllerPage, NamespacePage, cns, put_descriptors, put_namespace_list, put_nvm_controller,

@@ -1,0 +1,298 @@
+//! What is said on an admin queue until the controller can be used, and what it tells meanwhile.
+
+use super::dialogue::Saying;
+use super::{NvmeConfig, NvmeFault};
+use crate::wire::nvme::{
+    Capabilities, ConnectCommand, ConnectData, ControllerTold, Cqe, IDENTIFY_BYTES, Identities,
+    NamespaceTold, NvmControllerTold, PropertyCommand, Sqe, Status, admin, cc, cns, connect_flag,
+    csts, feature, namespace_list, property,
+};
+use zerocopy::IntoBytes;
+
+/// Namespaces that are looked at; controllers have few.
+const NAMESPACES_MAX: usize = 128;
+/// SQSIZE of the admin queue, 0-based, as other hosts have it.
+const ADMIN_QUEUE_SIZE: u16 = 31;
+
+/// One namespace, as it was told.
+#[derive(Clone, Debug)]
+pub(super) struct FoundNamespace {
+    pub(super) nsid: u32,
+    pub(super) told: NamespaceTold,
+    pub(super) identities: Identities,
+}
+
+/// A controller, as it was told.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) cntlid: u16,
+    pub(super) version: u32,
+    pub(super) capabilities: Capabilities,
+    pub(super) controller: ControllerTold,
+    pub(super) nvm: NvmControllerTold,
+    /// I/O queues that it grants.
+    pub(super) queues: u16,
+    pub(super) namespaces: Vec<FoundNamespace>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Connect,
+    Capabilities,
+    Version,
+    Enable,
+    Ready,
+    Controller,
+    NvmController,
+    List,
+    Namespace(usize),
+    Descriptors(usize),
+    Queues,
+    Done,
+}
+
+impl Stage {
+    /// For people.
+    fn what(self) -> &'static str {
+        match self {
+            Self::Connect => "Connect",
+            Self::Capabilities | Self::Version | Self::Ready => "Property Get",
+            Self::Enable => "Property Set",
+            Self::Controller | Self::NvmController => "Identify Controller",
+            Self::List => "Identify Active Namespaces",
+            Self::Namespace(_) => "Identify Namespace",
+            Self::Descriptors(_) => "Identify Descriptors",
+            Self::Queues | Self::Done => "Set Features",
+        }
+    }
+}
+
+/// The conversation.
+#[derive(Debug)]
+pub(super) struct Setup {
+    stage: Stage,
+    connect: Saying,
+    queues_wanted: u16,
+    only: Option<u32>,
+    found: Found,
+}
+
+/// Connect to queue `qid`; `cntlid` is [`ConnectData::ANY`] for the admin queue.
+pub(super) fn connect(config: &NvmeConfig, qid: u16, cntlid: u16, queue_size: u16) -> Saying {
+    let flags = match config.no_flow_control && qid > 0 {
+        true => connect_flag::NO_FLOW_CONTROL,
+        false => 0,
+    };
+    let keep_alive_ms = if qid == 0 { config.keep_alive_ms } else { 0 };
+    let command = ConnectCommand::new(qid, queue_size, flags, keep_alive_ms);
+    let (host_id, subnqn) = (config.host_id(), &config.uri.subnqn);
+    let data = ConnectData::new(host_id, cntlid, subnqn, &config.host_nqn);
+    Saying {
+        sqe: command.to_sqe(0),
+        data: data.as_bytes().to_vec(),
+        wanted: 0,
+    }
+}
+
+/// How a Connect ended: the controller's identifier.
+pub(super) fn connected(cqe: &Cqe) -> Result<u16, NvmeFault> {
+    accept("Connect", cqe.status())?;
+    let [low, high, wants, ..] = cqe.result().to_le_bytes();
+    // ATR and ASCR.
+    if wants & 0b110 != 0 {
+        return Err(NvmeFault::Unusable("wants the host to authenticate"));
+    }
+    Ok(u16::from_le_bytes([low, high]))
+}
+
+fn accept(what: &'static str, status: Status) -> Result<(), NvmeFault> {
+    match status.is_ok() {
+        true => Ok(()),
+        false => Err(NvmeFault::Refused { what, status }),
+    }
+}
+
+fn identify(page: u8, nsid: u32) -> Saying {
+    let mut sqe = Sqe::new(admin::IDENTIFY, 0, nsid);
+    sqe.cdw10 = u32::from(page).into();
+    Saying::for_page(sqe)
+}
+
+impl Setup {
+    pub(super) fn new(config: &NvmeConfig) -> Self {
+        Self {
+            stage: Stage::Connect,
+            connect: connect(config, 0, ConnectData::ANY, ADMIN_QUEUE_SIZE),
+            queues_wanted: config.io_queues,
+            only: config.uri.nsid,
+            found: Found {
+                cntlid: 0,
+                version: 0,
+                capabilities: Capabilities(0),
+                controller: ControllerTold::decode(&[0; IDENTIFY_BYTES]),
+                nvm: NvmControllerTold::default(),
+                queues: 0,
+                namespaces: vec![],
+            },
+        }
+    }
+
+    /// What to say next; nothing if all has been said.
+    pub(super) fn next(&mut self) -> Option<Saying> {
+        let get = |offset, long| Saying::plain(PropertyCommand::get(0, offset, long));
+        Some(match self.stage {
+            Stage::Connect => {
+                let none = Saying::plain(Sqe::default());
+                std::mem::replace(&mut self.connect, none)
+            }
+            Stage::Capabilities => get(property::CAP, true),
+            Stage::Version => get(property::VS, false),
+            Stage::Enable => {
+                let config = cc::ENTRY_SIZES | cc::ENABLE;
+                Saying::plain(PropertyCommand::set(0, property::CC, config))
+            }
+            Stage::Ready => get(property::CSTS, false),
+            Stage::Controller => identify(cns::CONTROLLER, 0),
+            Stage::NvmController => identify(cns::CSI_CONTROLLER, 0),
+            Stage::List => identify(cns::ACTIVE_NAMESPACES, 0),
+            Stage::Namespace(at) => identify(cns::NAMESPACE, self.nsid(at)),
+            Stage::Descriptors(at) => identify(cns::DESCRIPTORS, self.nsid(at)),
+            Stage::Queues => {
+                let mut sqe = Sqe::new(admin::SET_FEATURES, 0, 0);
+                let last = u32::from(self.queues_wanted.saturating_sub(1));
+                sqe.cdw10 = u32::from(feature::QUEUES).into();
+                sqe.cdw11 = (last | last << 16).into();
+                Saying::plain(sqe)
+            }
+            Stage::Done => return None,
+        })
+    }
+
+    fn nsid(&self, at: usize) -> u32 {
+        let namespace = self.found.namespaces.get(at);
+        namespace.map_or(0, |namespace| namespace.nsid)
+    }
+
+    /// Takes the answer to what [`Setup::next`] said.
+    ///
+    /// # Errors
+    /// Why this controller can't be used.
+    pub(super) fn answered(
+        &mut self,
+        cqe: &Cqe,
+        page: &[u8; IDENTIFY_BYTES],
+    ) -> Result<(), NvmeFault> {
+        let (stage, status) = (self.stage, cqe.status());
+        // What older controllers lack can be done without.
+        let optional = matches!(stage, Stage::NvmController | Stage::Descriptors(_));
+        if !optional {
+            accept(stage.what(), status)?;
+        }
+        let [b0, b1, b2, b3, ..] = cqe.result().to_le_bytes();
+        let dw0 = u32::from_le_bytes([b0, b1, b2, b3]);
+        self.stage = match stage {
+            Stage::Connect => {
+                self.found.cntlid = connected(cqe)?;
+                Stage::Capabilities
+            }
+            Stage::Capabilities => {
+                self.found.capabilities = Capabilities(cqe.result());
+                Stage::Version
+            }
+            Stage::Version => {
+                self.found.version = dw0;
+                Stage::Enable
+            }
+            Stage::Enable => Stage::Ready,
+            Stage::Ready if dw0 & csts::FATAL != 0 => return Err(NvmeFault::Fatal),
+            // Asked again until the time for the set-up is over.
+            Stage::Ready if dw0 & csts::READY == 0 => Stage::Ready,
+            Stage::Ready => Stage::Controller,
+            Stage::Controller => {
+                self.found.controller = ControllerTold::decode(page);
+                self.check_controller()?;
+                Stage::NvmController
+            }
+            Stage::NvmController => {
+                if status.is_ok() {
+                    self.found.nvm = NvmControllerTold::decode(page);
+                }
+                Stage::List
+            }
+            Stage::List => self.listed(page)?,
+            Stage::Namespace(at) => {
+                if let Some(namespace) = self.found.namespaces.get_mut(at) {
+                    namespace.told = NamespaceTold::decode(page);
+                }
+                Stage::Descriptors(at)
+            }
+            Stage::Descriptors(at) => {
+                let descriptors: &[u8] = if status.is_ok() { page } else { &[] };
+                if let Some(namespace) = self.found.namespaces.get_mut(at) {
+                    namespace.identities = Identities::decode(descriptors, &namespace.told);
+                }
+                match at + 1 < self.found.namespaces.len() {
+                    true => Stage::Namespace(at + 1),
+                    false => Stage::Queues,
+                }
+            }
+            Stage::Queues => {
+                // Submission and completion queues, 0-based.
+                let granted = u16::from_le_bytes([b0, b1]).min(u16::from_le_bytes([b2, b3]));
+                self.found.queues = granted.saturating_add(1).min(self.queues_wanted);
+                Stage::Done
+            }
+            Stage::Done => Stage::Done,
+        };
+        Ok(())
+    }
+
+    fn check_controller(&self) -> Result<(), NvmeFault> {
+        let told = &self.found.controller;
+        if told.cntlid != self.found.cntlid {
+            return Err(NvmeFault::ControllerId {
+                connect: self.found.cntlid,
+                identify: told.cntlid,
+            });
+        }
+        match told {
+            told if told.kind > 1 => Err(NvmeFault::Unusable("has no namespaces: it lists others")),
+            told if told.capsule_data_offset != 0 => Err(NvmeFault::Unusable(
+                "wants data at an offset in the capsule",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the list. More than a page of it would be too many anyway.
+    fn listed(&mut self, page: &[u8; IDENTIFY_BYTES]) -> Result<Stage, NvmeFault> {
+        let mut last = 0;
+        for nsid in namespace_list(page) {
+            if nsid <= last {
+                return Err(NvmeFault::Unusable("lists its namespaces out of order"));
+            }
+            last = nsid;
+            if self.only.is_some_and(|only| only != nsid) {
+                continue;
+            }
+            if self.found.namespaces.len() == NAMESPACES_MAX {
+                return Err(NvmeFault::Unusable("has more than 128 namespaces"));
+            }
+            self.found.namespaces.push(FoundNamespace {
+                nsid,
+                told: NamespaceTold::default(),
+                identities: Identities::default(),
+            });
+        }
+        match (self.only, self.found.namespaces.is_empty()) {
+            (Some(only), true) => Err(NvmeFault::NoNamespace(only)),
+            (None, true) => Ok(Stage::Queues),
+            _ => Ok(Stage::Namespace(0)),
+        }
+    }
+
+    /// What was found, once all has been said.
+    pub(super) fn finish(self) -> Option<Found> {
+        (self.stage == Stage::Done).then_some(self.found)
+    }
+}
