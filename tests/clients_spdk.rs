@@ -333,6 +333,11 @@ fn spdk_rpc_runs_the_nvmf_target() {
         (&told["allow_any_host"], &told["hosts"][0]["nqn"]),
         (&json!(false), &json!(HOST))
     );
+    let namespace = &told["namespaces"][0];
+    assert_eq!(
+        (&namespace["nsid"], &namespace["bdev_name"]),
+        (&json!(3), &json!("m0"))
+    );
     let listeners = rpc.json(&format!("nvmf_subsystem_get_listeners {NQN}"));
     let port = listeners[0]["address"]["trsvcid"].as_str().unwrap();
     for what in ["controllers", "qpairs"] {
