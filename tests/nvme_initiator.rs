@@ -273,7 +273,8 @@ fn more_reactors_than_queues_are_refused_and_a_place_is_free_again() {
     };
     channel.submit(other.cx(), request);
     nvme_common::wait_until("a read on the other reactor", || {
-        (reactor.step(), other.step());
+        reactor.step();
+        other.step();
         channel.poll(other.cx(), &mut done);
         !done.is_empty()
     });
