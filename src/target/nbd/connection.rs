@@ -4,14 +4,13 @@ use super::export::NbdExports;
 use super::handshake::{Handshake, HandshakeFault, Step};
 use super::session::{Session, SessionFault, Took};
 use super::status::Entry;
-use crate::bdev::BufPool;
-use crate::bdev::stream::{Input, Pace, Received};
-use crate::target::stream::{Output, peer_has_left};
+use crate::bdev::stream::Received;
+use crate::target::stream::Line;
 use crate::wire::nbd::put_greeting;
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use rustix::io::Errno;
-use std::cell::{Cell, RefCell};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
@@ -19,14 +18,8 @@ use std::sync::atomic::Ordering;
 const HANDSHAKE_NS: u64 = 30_000_000_000;
 /// How long a client may take to read its last replies.
 const GOODBYE_NS: u64 = 1_000_000_000;
-/// When to look again whether a full socket takes more; sleeping reactors watch for input only.
-const BLOCKED_NS: u64 = 200_000;
 /// Replies that may wait during the handshake, in bytes.
 const HANDSHAKE_REPLIES_MAX: usize = 256 << 10;
-/// Empty rounds after which a client with too much under way is no longer watched.
-const FULL_ROUNDS_MAX: u32 = 64;
-/// How often such a client is asked whether it is still there.
-const ASK_NS: u64 = 100_000_000;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -52,68 +45,42 @@ enum Phase {
     Closing(Option<Nanos>),
 }
 
-/// This reactor's buffers, shared by its NBD connections.
-#[derive(Debug, Default)]
-struct Buffers(Rc<RefCell<BufPool>>);
-
 #[derive(Debug)]
 pub(super) struct Connection {
     own_id: Rc<Cell<Option<PollerId>>>,
-    socket: OwnedFd,
+    line: Line,
     entry: Entry,
     exports: NbdExports,
-    pool: Rc<RefCell<BufPool>>,
-    input: Input,
-    output: Output,
-    pace: Pace,
     phase: Phase,
     session: Option<Session>,
     requests: u64,
-    /// Received bytes may hold a request that is not taken yet.
-    leftover: bool,
     /// The client is gone: nobody reads replies.
     deaf: bool,
     cancelled: bool,
-    watched: bool,
-    full_rounds: u32,
-    /// When to ask again whether the client is there, while it is not watched.
-    ask_at: Nanos,
-    polled_at: Nanos,
 }
 
 impl Connection {
     /// Greets the client, on the reactor of `cx`.
     pub(super) fn settle_on(cx: &Cx, socket: OwnedFd, entry: Entry, exports: NbdExports) {
-        let buffers = cx.local::<Buffers>(0).unwrap_or_else(|| {
-            let buffers = Rc::new(Buffers::default());
-            cx.set_local(0, Rc::clone(&buffers));
-            buffers
-        });
-        let mut output = Output::default();
-        output.put(put_greeting);
-        cx.watch(socket.as_raw_fd());
+        let mut line = Line::new(cx, socket);
+        line.output.put(put_greeting);
         let own_id = Rc::new(Cell::new(None));
         let connection = Self {
             own_id: Rc::clone(&own_id),
-            socket,
+            line,
             entry,
             exports,
-            pool: Rc::clone(&buffers.0),
-            input: Input::new(),
-            output,
-            pace: Pace::default(),
             phase: Phase::Handshake(Handshake::default(), cx.now().after(HANDSHAKE_NS)),
             session: None,
             requests: 0,
-            leftover: false,
             deaf: false,
             cancelled: false,
-            watched: true,
-            full_rounds: 0,
-            ask_at: cx.now(),
-            polled_at: cx.now(),
         };
         own_id.set(Some(cx.add_poller("nbd connection", Box::new(connection))));
+    }
+
+    fn is_open(&self) -> bool {
+        !matches!(self.phase, Phase::Closing(_))
     }
 
     fn is_ordered_to_stop(&self) -> bool {
@@ -124,21 +91,10 @@ impl Connection {
                 .is_some_and(Session::export_is_removed)
     }
 
-    fn set_watched(&mut self, cx: &Cx, watched: bool) {
-        if self.watched != watched {
-            self.watched = watched;
-            match watched {
-                true => cx.watch(self.socket.as_raw_fd()),
-                false => cx.unwatch(self.socket.as_raw_fd()),
-            }
-        }
-    }
-
     /// Stops receiving. What is under way completes, and is answered while the client can hear.
     fn close(&mut self, cx: &Cx) {
-        self.leftover = false;
-        self.set_watched(cx, false);
-        if !matches!(self.phase, Phase::Closing(_)) {
+        self.line.stop_receiving(cx);
+        if self.is_open() {
             self.phase = Phase::Closing(None);
         }
     }
@@ -161,12 +117,12 @@ impl Connection {
             _ => tracing::info!(peer = %self.entry.status.peer, "nbd: hanging up: {fault}"),
         }
         self.deaf = true;
-        self.output.clear(&self.pool);
+        self.line.clear();
         self.cancel(cx);
     }
 
     fn reap(&mut self, cx: &Cx) -> u32 {
-        let output = (!self.deaf).then_some(&mut self.output);
+        let output = (!self.deaf).then_some(&mut self.line.output);
         match &mut self.session {
             Some(session) => session.reap(cx, output),
             None => 0,
@@ -178,19 +134,19 @@ impl Connection {
         if let Phase::Handshake(..) = self.phase
             && !self.negotiate(cx, budget)?
         {
-            return Ok(matches!(self.phase, Phase::Handshake(..)) && !self.leftover);
+            return Ok(matches!(self.phase, Phase::Handshake(..)) && !self.line.leftover);
         }
         let (Phase::Transmission, Some(session)) = (&self.phase, &mut self.session) else {
             return Ok(false);
         };
         let before = *budget;
-        let took = session.take(cx, &mut self.input, &mut self.output, budget)?;
+        let took = session.take(cx, &mut self.line.input, &mut self.line.output, budget)?;
         if before != *budget {
             self.requests += u64::from(before - *budget);
             let requests = &self.entry.status.requests;
             requests.store(self.requests, Ordering::Relaxed);
         }
-        self.leftover = matches!(took, Took::Full | Took::Spent);
+        self.line.leftover = matches!(took, Took::Full | Took::Spent);
         if took == Took::Bye {
             self.close(cx);
         }
@@ -203,13 +159,15 @@ impl Connection {
             return Ok(false);
         };
         loop {
-            self.leftover = *budget == 0 || self.output.head_bytes() > HANDSHAKE_REPLIES_MAX;
-            if self.leftover {
+            self.line.leftover =
+                *budget == 0 || self.line.output.head_bytes() > HANDSHAKE_REPLIES_MAX;
+            if self.line.leftover {
                 return Ok(false);
             }
             let mut step = Ok(Step::Hungry);
-            let (input, exports) = (&mut self.input, &self.exports);
-            self.output
+            let (input, exports) = (&mut self.line.input, &self.exports);
+            self.line
+                .output
                 .put(|out| step = handshake.step(input, exports, out));
             let step = step?;
             if matches!(step, Step::Hungry) {
@@ -224,10 +182,10 @@ impl Connection {
                 }
                 Step::Begin(begin) => match begin.claim.config.bdev.open(cx) {
                     Ok(channel) => {
-                        self.output.put(|out| begin.accept(out));
+                        self.line.output.put(|out| begin.accept(out));
                         let name = begin.claim.config.name.clone();
                         let _ = self.entry.status.export.set(name);
-                        let pool = Rc::clone(&self.pool);
+                        let pool = Rc::clone(&self.line.pool);
                         self.session = Some(Session::new(begin, channel, pool));
                         self.phase = Phase::Transmission;
                         return Ok(true);
@@ -236,7 +194,7 @@ impl Connection {
                         let name = &begin.claim.config.name;
                         tracing::warn!(%error, export = %name, "nbd: can't open a channel");
                         let mut refused = Ok(());
-                        self.output.put(|out| refused = begin.refuse(out));
+                        self.line.output.put(|out| refused = begin.refuse(out));
                         refused?;
                     }
                 },
@@ -247,8 +205,8 @@ impl Connection {
     /// Receives and uses what it gets, until there is no more, no room, or no budget.
     fn receive(&mut self, cx: &Cx, mut budget: u32) -> Result<u32, Fault> {
         let given = budget;
-        let mut all_received = !self.pace.is_due(cx.now());
-        if all_received && !self.leftover {
+        let mut all_received = !self.line.is_due(cx);
+        if all_received && !self.line.leftover {
             return Ok(0);
         }
         while self.digest(cx, &mut budget)? && !all_received && budget > 0 {
@@ -257,15 +215,13 @@ impl Connection {
                 Some(session) => session.payload_room(),
                 None => &mut [],
             };
-            match self.input.receive(&self.socket, payload)? {
+            match self.line.receive(cx, payload)? {
                 Received::Nothing => {
                     budget += 1;
-                    self.pace.silent(cx.now());
                     break;
                 }
                 Received::End => return Err(Fault::End),
                 Received::Some { payload, all } => {
-                    self.pace.heard(cx.now());
                     all_received = all;
                     if let Some(session) = &mut self.session {
                         session.payload_received(payload);
@@ -279,29 +235,7 @@ impl Connection {
     /// Whether received requests wait because too much is under way.
     fn is_full(&self) -> bool {
         let session = self.session.as_ref();
-        self.leftover && session.is_some_and(|s| s.is_full(&self.output))
-    }
-
-    /// A client that has too much under way stays readable, and would keep the reactor from
-    /// sleeping while a stalled device completes nothing. So it is not watched, but asked now and
-    /// then whether it is still there. One that streams is not watched either, until the reactor would
-    /// sleep.
-    fn watch_or_not(&mut self, cx: &Cx, handled: u32) {
-        if !self.is_full() {
-            self.full_rounds = 0;
-            self.set_watched(cx, !self.pace.is_stream());
-        } else if handled == 0 {
-            self.full_rounds = self.full_rounds.saturating_add(1);
-            if self.watched && self.full_rounds > FULL_ROUNDS_MAX {
-                self.set_watched(cx, false);
-                self.ask_at = cx.now().after(ASK_NS);
-            } else if !self.watched && cx.now() >= self.ask_at {
-                self.ask_at = cx.now().after(ASK_NS);
-                if peer_has_left(&self.socket) {
-                    self.hang_up(cx, &Fault::End);
-                }
-            }
-        }
+        self.line.leftover && session.is_some_and(|s| s.is_full(&self.line.output))
     }
 
     /// Ends the connection when nothing is left to do.
@@ -314,21 +248,17 @@ impl Connection {
         }
         self.session = None;
         let until = *until.get_or_insert(cx.now().after(GOODBYE_NS));
-        if (self.output.is_empty() || cx.now() >= until)
+        if (self.line.output.is_empty() || cx.now() >= until)
             && let Some(id) = self.own_id.take()
         {
-            self.output.clear(&self.pool);
+            self.line.clear();
             cx.remove_poller(id);
         }
     }
 
     fn send(&mut self, cx: &Cx) -> u32 {
-        if self.output.is_empty() {
-            return 0;
-        }
-        match self.output.send(&self.socket, &self.pool) {
-            Ok(0) => 0,
-            Ok(_) => 1,
+        match self.line.send() {
+            Ok(sent) => sent.into(),
             Err(error) => {
                 self.hang_up(cx, &Fault::Socket(error));
                 1
@@ -339,12 +269,12 @@ impl Connection {
 
 impl Poller for Connection {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
-        self.polled_at = cx.now();
+        self.line.begin_round(cx);
         let mut handled = self.reap(cx);
         if self.is_ordered_to_stop() {
             self.cancel(cx);
         }
-        if !matches!(self.phase, Phase::Closing(_)) {
+        if self.is_open() {
             match self.receive(cx, budget) {
                 Ok(0) => {}
                 Ok(count) => handled += count + self.reap(cx),
@@ -357,15 +287,15 @@ impl Poller for Connection {
             self.hang_up(cx, &Fault::HandshakeTimeout);
         }
         handled += self.send(cx);
-        if !matches!(self.phase, Phase::Closing(_)) {
-            self.watch_or_not(cx, handled);
+        if self.is_open() && self.line.watch_or_not(cx, self.is_full(), handled) {
+            self.hang_up(cx, &Fault::End);
         }
         self.settle(cx);
         handled
     }
 
     fn wake(&self) -> Wake {
-        self.pace.before_sleep();
+        self.line.before_sleep();
         if self.is_ordered_to_stop() && !self.cancelled {
             return Wake::Now;
         }
@@ -376,18 +306,6 @@ impl Poller for Connection {
             }
             Phase::Closing(None) | Phase::Transmission => {}
         }
-        if !self.output.is_empty() {
-            wake = wake.sooner(match self.output.is_blocked() {
-                true => Wake::At(self.polled_at.after(BLOCKED_NS)),
-                false => Wake::Now,
-            });
-        }
-        match (self.leftover, self.is_full(), self.watched) {
-            (true, false, _) => Wake::Now,
-            // It streamed: the next round watches it again.
-            (false, _, false) if !matches!(self.phase, Phase::Closing(_)) => Wake::Now,
-            (true, true, false) => wake.sooner(Wake::At(self.ask_at)),
-            _ => wake,
-        }
+        self.line.wake(wake, self.is_full(), self.is_open())
     }
 }

@@ -3,28 +3,20 @@
 use super::listener::{ListenAddress, Presence};
 use super::qpair::{Qpair, Side};
 use super::receiver::{Event, Receiver};
-use crate::bdev::BufPool;
-use crate::bdev::stream::{Input, Pace, Received};
-use crate::target::stream::{Output, peer_has_left};
+use crate::bdev::stream::Received;
+use crate::target::stream::Line;
 use crate::wire::nvme::{Direction, Fault as WireFault, IcPdu, put_term};
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use rustix::io::Errno;
-use rustix::net::Shutdown;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 /// How long a host may take until it has connected.
 const CONNECT_NS: u64 = 30_000_000_000;
 /// How long a host may take to read its last replies.
 const GOODBYE_NS: u64 = 2_000_000_000;
-/// When to look again whether a full socket takes more; sleeping reactors watch for input only.
-const BLOCKED_NS: u64 = 200_000;
-/// Empty rounds after which a host with too much under way is no longer watched.
-const FULL_ROUNDS_MAX: u32 = 64;
-/// How often such a host is asked whether it is still there.
-const ASK_NS: u64 = 100_000_000;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -52,38 +44,23 @@ enum Phase {
     Closing(Option<Nanos>),
 }
 
-/// This reactor's buffers, shared by its connections.
-#[derive(Debug, Default)]
-struct Buffers(Rc<RefCell<BufPool>>);
-
 #[derive(Debug)]
 pub(super) struct Connection {
     own_id: Rc<Cell<Option<PollerId>>>,
-    socket: OwnedFd,
+    line: Line,
     presence: Presence,
-    pool: Rc<RefCell<BufPool>>,
-    input: Input,
     receiver: Receiver,
     /// Gone once nothing of it is under way.
     qpair: Option<Qpair>,
-    output: Output,
-    pace: Pace,
     phase: Phase,
     /// When the host was last heard of.
     heard_at: Nanos,
-    /// Received bytes may hold a PDU that is not taken yet.
-    leftover: bool,
     /// The host is gone, or reads no more than why it must go.
     deaf: bool,
     /// The host is told why it must go: what it still sends is read and forgotten, since closing a socket
     /// with unread bytes could take the message back.
     draining: bool,
     cancelled: bool,
-    watched: bool,
-    full_rounds: u32,
-    /// When to ask again whether the host is there, while it is not watched.
-    ask_at: Nanos,
-    polled_at: Nanos,
 }
 
 impl Connection {
@@ -95,11 +72,7 @@ impl Connection {
         address: ListenAddress,
         peer: SocketAddr,
     ) {
-        let buffers = cx.local::<Buffers>(0).unwrap_or_else(|| {
-            let buffers = Rc::new(Buffers::default());
-            cx.set_local(0, Rc::clone(&buffers));
-            buffers
-        });
+        let line = Line::new(cx, socket);
         let target = presence.target.clone();
         let side = Side {
             options: target.transport().unwrap_or_default(),
@@ -108,28 +81,18 @@ impl Connection {
             address,
             peer,
         };
-        cx.watch(socket.as_raw_fd());
         let own_id = Rc::new(Cell::new(None));
         let connection = Self {
             own_id: Rc::clone(&own_id),
-            socket,
+            receiver: Receiver::new(Rc::clone(&line.pool)),
+            qpair: Some(Qpair::new(side, Rc::clone(&line.pool))),
+            line,
             presence,
-            pool: Rc::clone(&buffers.0),
-            input: Input::new(),
-            receiver: Receiver::new(Rc::clone(&buffers.0)),
-            qpair: Some(Qpair::new(side, Rc::clone(&buffers.0))),
-            output: Output::default(),
-            pace: Pace::default(),
             phase: Phase::Open(cx.now().after(CONNECT_NS)),
             heard_at: cx.now(),
-            leftover: false,
             deaf: false,
             draining: false,
             cancelled: false,
-            watched: true,
-            full_rounds: 0,
-            ask_at: cx.now(),
-            polled_at: cx.now(),
         };
         own_id.set(Some(cx.add_poller("nvmf connection", Box::new(connection))));
     }
@@ -143,20 +106,9 @@ impl Connection {
         matches!(self.phase, Phase::Open(_))
     }
 
-    fn set_watched(&mut self, cx: &Cx, watched: bool) {
-        if self.watched != watched {
-            self.watched = watched;
-            match watched {
-                true => cx.watch(self.socket.as_raw_fd()),
-                false => cx.unwatch(self.socket.as_raw_fd()),
-            }
-        }
-    }
-
     /// Stops receiving, and gives up what waits for space or a stalled device.
     fn close(&mut self, cx: &Cx) {
-        self.leftover = false;
-        self.set_watched(cx, false);
+        self.line.stop_receiving(cx);
         if self.is_open() {
             self.phase = Phase::Closing(None);
         }
@@ -178,18 +130,19 @@ impl Connection {
         // Replies are whole PDUs, but of the first some bytes may be gone already.
         if let Fault::Wire(wire) = fault {
             let head = self.receiver.head();
-            self.output
+            self.line
+                .output
                 .put(|out| put_term(Direction::FromController, *wire, head, out));
             self.draining = true;
         } else {
-            self.output.clear(&self.pool);
+            self.line.clear();
         }
         self.deaf = true;
         self.close(cx);
     }
 
     fn reap(&mut self, cx: &Cx) -> u32 {
-        let output = (!self.deaf).then_some(&mut self.output);
+        let output = (!self.deaf).then_some(&mut self.line.output);
         match &mut self.qpair {
             Some(qpair) => qpair.reap(cx, output),
             None => 0,
@@ -202,11 +155,11 @@ impl Connection {
             return Ok(false);
         };
         loop {
-            self.leftover = *budget == 0 || qpair.is_full(&self.output);
-            if self.leftover || qpair.is_lost {
+            self.line.leftover = *budget == 0 || qpair.is_full(&self.line.output);
+            if self.line.leftover || qpair.is_lost {
                 return Ok(false);
             }
-            let Some(event) = self.receiver.next(&mut self.input, &qpair.limits())? else {
+            let Some(event) = self.receiver.next(&mut self.line.input, &qpair.limits())? else {
                 return Ok(true);
             };
             *budget -= 1;
@@ -216,11 +169,11 @@ impl Connection {
                     qpair.agreed(digests, alignment);
                     self.receiver.is_open = true;
                     let answer = IcPdu::new(0, digests, qpair.limits().data_max);
-                    self.output.put(|out| answer.put_response(out));
+                    self.line.output.put(|out| answer.put_response(out));
                 }
                 Event::Term(reason) => return Err(Fault::Term(reason)),
                 Event::Command(sqe, payload) => {
-                    qpair.command(cx, sqe, payload, &mut self.output)?;
+                    qpair.command(cx, sqe, payload, &mut self.line.output)?;
                 }
                 Event::DataHead(pdu) => {
                     let (slot, buf, at) = qpair.data_begins(&pdu)?;
@@ -233,7 +186,7 @@ impl Connection {
                     is_last,
                 } => {
                     let place = (end, is_last);
-                    qpair.data_arrived(cx, slot, payload, place, &mut self.output)?;
+                    qpair.data_arrived(cx, slot, payload, place, &mut self.line.output)?;
                 }
             }
         }
@@ -242,21 +195,19 @@ impl Connection {
     /// Receives and uses what it gets, until there is no more, no room, or no budget.
     fn receive(&mut self, cx: &Cx, mut budget: u32) -> Result<u32, Fault> {
         let given = budget;
-        let mut all_received = !self.pace.is_due(cx.now());
-        if all_received && !self.leftover {
+        let mut all_received = !self.line.is_due(cx);
+        if all_received && !self.line.leftover {
             return Ok(0);
         }
         while self.digest(cx, &mut budget)? && !all_received && budget > 0 {
             budget -= 1;
-            match self.input.receive(&self.socket, self.receiver.room())? {
+            match self.line.receive(cx, self.receiver.room())? {
                 Received::Nothing => {
                     budget += 1;
-                    self.pace.silent(cx.now());
                     break;
                 }
                 Received::End => return Err(Fault::End),
                 Received::Some { payload, all } => {
-                    self.pace.heard(cx.now());
                     self.heard_at = cx.now();
                     all_received = all;
                     self.receiver.received(payload);
@@ -269,28 +220,7 @@ impl Connection {
     /// Whether received PDUs wait because too much is under way.
     fn is_full(&self) -> bool {
         let qpair = self.qpair.as_ref();
-        self.leftover && qpair.is_some_and(|qpair| qpair.is_full(&self.output))
-    }
-
-    /// A host that has too much under way stays readable, and would keep the reactor from sleeping
-    /// while a stalled device completes nothing. So it is not watched, but asked now and then whether it
-    /// is still there. One that streams is not watched either, until the reactor would sleep.
-    fn watch_or_not(&mut self, cx: &Cx, handled: u32) {
-        if !self.is_full() {
-            self.full_rounds = 0;
-            self.set_watched(cx, !self.pace.is_stream());
-        } else if handled == 0 {
-            self.full_rounds = self.full_rounds.saturating_add(1);
-            if self.watched && self.full_rounds > FULL_ROUNDS_MAX {
-                self.set_watched(cx, false);
-                self.ask_at = cx.now().after(ASK_NS);
-            } else if !self.watched && cx.now() >= self.ask_at {
-                self.ask_at = cx.now().after(ASK_NS);
-                if peer_has_left(&self.socket) {
-                    self.hang_up(cx, &Fault::End);
-                }
-            }
-        }
+        self.line.leftover && qpair.is_some_and(|qpair| qpair.is_full(&self.line.output))
     }
 
     /// Until when the host must say something.
@@ -330,11 +260,11 @@ impl Connection {
         }
         self.qpair = None;
         let until = *until.get_or_insert(cx.now().after(GOODBYE_NS));
-        let is_done = self.output.is_empty() && !self.is_draining();
+        let is_done = self.line.output.is_empty() && !self.is_draining();
         if (is_done || cx.now() >= until)
             && let Some(id) = self.own_id.take()
         {
-            self.output.clear(&self.pool);
+            self.line.clear();
             cx.remove_poller(id);
         }
     }
@@ -342,22 +272,14 @@ impl Connection {
     /// Whether the host, told why it must go, has not gone yet.
     fn is_draining(&mut self) -> bool {
         if self.draining {
-            // Nothing more will be said; that fails if the host is gone, as the read will tell.
-            let _ = rustix::net::shutdown(&self.socket, Shutdown::Write);
-            let received = self.input.receive(&self.socket, &mut []);
-            self.input.skip(usize::MAX);
-            self.draining = matches!(received, Ok(Received::Nothing | Received::Some { .. }));
+            self.draining = self.line.drain();
         }
         self.draining
     }
 
     fn send(&mut self, cx: &Cx) -> u32 {
-        if self.output.is_empty() {
-            return 0;
-        }
-        match self.output.send(&self.socket, &self.pool) {
-            Ok(0) => 0,
-            Ok(_) => 1,
+        match self.line.send() {
+            Ok(sent) => sent.into(),
             Err(error) => {
                 self.hang_up(cx, &Fault::Socket(error));
                 1
@@ -368,7 +290,7 @@ impl Connection {
 
 impl Poller for Connection {
     fn poll(&mut self, cx: &Cx, budget: u32) -> u32 {
-        self.polled_at = cx.now();
+        self.line.begin_round(cx);
         let mut handled = self.reap(cx);
         if self.is_ordered_to_stop() {
             self.close(cx);
@@ -385,15 +307,15 @@ impl Poller for Connection {
         }
         self.enforce_deadline(cx);
         handled += self.send(cx);
-        if self.is_open() {
-            self.watch_or_not(cx, handled);
+        if self.is_open() && self.line.watch_or_not(cx, self.is_full(), handled) {
+            self.hang_up(cx, &Fault::End);
         }
         self.settle(cx);
         handled
     }
 
     fn wake(&self) -> Wake {
-        self.pace.before_sleep();
+        self.line.before_sleep();
         if self.is_ordered_to_stop() && !self.cancelled {
             return Wake::Now;
         }
@@ -404,21 +326,9 @@ impl Poller for Connection {
         if let Phase::Closing(Some(until)) = self.phase {
             wake = wake.sooner(Wake::At(until));
         }
-        if self.draining && self.output.is_empty() {
-            wake = wake.sooner(Wake::At(self.polled_at.after(BLOCKED_NS)));
+        if self.draining && self.line.output.is_empty() {
+            wake = wake.sooner(self.line.look_again());
         }
-        if !self.output.is_empty() {
-            wake = wake.sooner(match self.output.is_blocked() {
-                true => Wake::At(self.polled_at.after(BLOCKED_NS)),
-                false => Wake::Now,
-            });
-        }
-        match (self.leftover, self.is_full(), self.watched) {
-            (true, false, _) => Wake::Now,
-            // It streamed: the next round watches it again.
-            (false, _, false) if self.is_open() => Wake::Now,
-            (true, true, false) => wake.sooner(Wake::At(self.ask_at)),
-            _ => wake,
-        }
+        self.line.wake(wake, self.is_full(), self.is_open())
     }
 }

@@ -1,12 +1,14 @@
 //! What the targets on byte streams have in common: who connects, and replies on their way out.
 
 mod acceptor;
+mod line;
 mod output;
 mod socket;
 
 pub(in crate::target) use acceptor::{Acceptor, Door};
+pub(in crate::target) use line::Line;
 pub(in crate::target) use output::Output;
-pub(in crate::target) use socket::{listen_tcp, peer_has_left};
+pub(in crate::target) use socket::listen_tcp;
 
 use reactors::ReactorHandle;
 

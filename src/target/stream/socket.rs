@@ -40,7 +40,7 @@ pub(super) fn accept(listener: &OwnedFd) -> Result<Option<(OwnedFd, String)>, Er
 }
 
 /// Whether the peer has closed its side, even if there are bytes before the end. One system call.
-pub(in crate::target) fn peer_has_left(socket: &OwnedFd) -> bool {
+pub(super) fn peer_has_left(socket: &OwnedFd) -> bool {
     let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
     let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
     let polled = rustix::event::poll(&mut fds, Some(&Timespec::default()));
