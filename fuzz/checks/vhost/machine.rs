@@ -7,6 +7,8 @@ use super::guest::{AVAIL, DESC, REGIONS, Region, USED};
 
 pub(super) const DISK_BYTES: usize = 64 << 10;
 const SECTOR: u64 = 512;
+/// After so many answers the driver sees them, though it is not called before the round's end.
+const SHOWN_AFTER: u32 = 8;
 /// Requests of one round; so much payload counts as one.
 const ROUND: usize = 64;
 const PAYLOAD_UNIT: usize = 64 << 10;
@@ -52,6 +54,8 @@ pub(super) struct Machine {
     armed: bool,
     begun: Vec<Begun>,
     unpublished: bool,
+    /// Answers that the driver can't see.
+    unseen: u32,
     broken: bool,
     /// The ring's error must have been told.
     pub(super) complains: bool,
@@ -72,6 +76,7 @@ impl Machine {
             armed: true,
             begun: Vec::new(),
             unpublished: false,
+            unseen: 0,
             broken: false,
             complains: false,
             called: false,
@@ -314,11 +319,20 @@ impl Machine {
         self.put(at + 4, &bytes.to_le_bytes());
         self.written = self.written.wrapping_add(1);
         self.unpublished = true;
+        self.unseen += 1;
+        if self.unseen >= SHOWN_AFTER && !self.broken {
+            self.show();
+        }
+    }
+
+    fn show(&mut self) {
+        self.unseen = 0;
+        self.put(USED + 2, &self.written.to_le_bytes());
     }
 
     fn publish(&mut self) {
         self.unpublished = false;
-        self.put(USED + 2, &self.written.to_le_bytes());
+        self.show();
         let Some(told) = self.told.replace(self.written) else {
             self.called |= self.shape.event_idx || self.u16(AVAIL) & 1 == 0;
             return;

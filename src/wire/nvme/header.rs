@@ -252,6 +252,9 @@ impl Header {
             data: data as usize,
         };
         if !kind.may_have_data() {
+            if flags & flag::DATA_DIGEST != 0 {
+                return Err(Fault::field(1));
+            }
             let last = match kind {
                 Kind::H2cTerm | Kind::C2hTerm => TERM_BYTES_MAX,
                 _ => head,

@@ -99,6 +99,7 @@ fn each_wrong_field_is_named() {
         (&hello, 4, 127, 4),
         (&hello, 5, 1, 4),
         (&hello, 1, flag::HEADER_DIGEST, 1),
+        (&hello, 1, flag::DATA_DIGEST, 1),
     ];
     for &(pdu, at, value, offset) in cases {
         let mut bytes = first(pdu);
