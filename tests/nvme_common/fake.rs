@@ -338,7 +338,6 @@ impl State {
                     namespaces_max: 32,
                     volatile_cache: nature.volatile_cache,
                     capsule_data_max: nature.capsule,
-                    compare_and_write: false,
                     ana: false,
                 };
                 out = page.encode();

@@ -109,7 +109,6 @@ fn controller_page(
         namespaces_max: config.namespaces_max,
         volatile_cache: volatile,
         capsule_data_max: options.in_capsule_bytes,
-        compare_and_write: false,
         ana: config.ana_reporting,
     };
     page.encode()

@@ -360,7 +360,6 @@ mod tests {
             namespaces_max: 32,
             volatile_cache: true,
             capsule_data_max: 8192,
-            compare_and_write: false,
             ana: false,
         };
         let told = ControllerTold::decode(page(&written.encode()));

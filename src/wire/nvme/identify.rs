@@ -92,8 +92,6 @@ pub struct ControllerPage<'a> {
     pub volatile_cache: bool,
     /// Data in the capsule of an I/O command, in bytes; a multiple of 16.
     pub capsule_data_max: u32,
-    /// Compare and Write as a fused operation.
-    pub compare_and_write: bool,
     /// It tells how good the way to each group of namespaces is; groups are 1 to `namespaces_max`.
     pub ana: bool,
 }
@@ -153,7 +151,6 @@ impl ControllerPage<'_> {
             page.u32(516, self.namespaces_max);
             // Compare, Dataset Management, Write Zeroes, Verify.
             page.u16(520, 1 | 1 << 2 | 1 << 3 | 1 << 7);
-            page.u16(522, u16::from(self.compare_and_write));
             page.u8(525, 0b100 | u8::from(self.volatile_cache));
             page.u32(540, self.namespaces_max);
             if self.ana {
@@ -294,7 +291,6 @@ mod tests {
             namespaces_max: 32,
             volatile_cache: true,
             capsule_data_max: 8192,
-            compare_and_write: true,
             ana: true,
         }
     }

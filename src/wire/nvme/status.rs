@@ -36,18 +36,10 @@ impl Status {
     pub const INVALID_OPCODE: Self = lasting(StatusType::Generic, 0x01);
     /// A field of the command is out of bounds.
     pub const INVALID_FIELD: Self = lasting(StatusType::Generic, 0x02);
-    /// There is a command with this identifier already.
-    pub const COMMAND_ID_CONFLICT: Self = lasting(StatusType::Generic, 0x03);
-    /// The transfer failed inside the controller.
-    pub const INTERNAL_ERROR: Self = transient(StatusType::Generic, 0x06);
     /// Given up on request of the host.
     pub const ABORTED: Self = lasting(StatusType::Generic, 0x07);
     /// Given up since its queue is being deleted.
     pub const ABORTED_QUEUE_DELETED: Self = transient(StatusType::Generic, 0x08);
-    /// Its partner in a fused operation failed.
-    pub const ABORTED_FAILED_FUSED: Self = lasting(StatusType::Generic, 0x09);
-    /// Its partner in a fused operation is missing.
-    pub const ABORTED_MISSING_FUSED: Self = lasting(StatusType::Generic, 0x0a);
     /// No such namespace, or no format.
     pub const INVALID_NAMESPACE: Self = lasting(StatusType::Generic, 0x0b);
     /// Not now: the queue or the controller is in another state.
