@@ -234,7 +234,7 @@ fn reads_beyond_the_memory_of_a_qpair_wait_their_turn() {
     let fixture = Fixture::new(1, options);
     let disk = Arc::new(RamDisk::new("disk", 1 << 20));
     fixture.add(&disk, None);
-    let host = Host::connect(fixture.address, NQN);
+    let mut host = Host::connect(fixture.address, NQN);
     let mut qpair = host.io(1, 0);
     let whole = pattern(1 << 20, 5);
     assert_eq!(qpair.write_asked(0, &whole, 1 << 20), Status::SUCCESS);
@@ -243,7 +243,17 @@ fn reads_beyond_the_memory_of_a_qpair_wait_their_turn() {
         let sqe = qpair.io(io::READ, 0, 2048).with_transport_data(1 << 20);
         bytes.extend(qpair.capsule(sqe, &[]));
     }
+    disk.switches.hold.store(true, Ordering::SeqCst);
+    let before = disk.switches.submitted.load(Ordering::SeqCst);
+    let begun = || disk.switches.submitted.load(Ordering::SeqCst) - before;
     qpair.send(&bytes);
+    wait_until("as many have begun as 16 MiB allow", || begun() >= 16);
+    // Rounds of the one reactor, in which no other begins.
+    for _ in 0..3 {
+        host.admin.identify(1, 0);
+    }
+    assert_eq!(begun(), 16);
+    disk.switches.hold.store(false, Ordering::SeqCst);
     for _ in 0..100 {
         let data = qpair.receive();
         assert!(data.data == whole);
