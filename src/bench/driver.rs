@@ -24,6 +24,10 @@ const DRAIN_NS: u64 = 1_000_000_000;
 /// What a job calls at its end, on its reactor.
 pub type Done = Box<dyn FnOnce(Outcome)>;
 
+/// What a job calls once, on its reactor, just before the first request that counts. A closed loop
+/// reads the clock again afterwards; an open one is behind by what it took.
+pub type Counting = Box<dyn FnOnce()>;
+
 /// Why a job did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -38,12 +42,19 @@ pub enum StartError {
     Histogram(#[from] hdrhistogram::CreationError),
 }
 
-/// Starts `workload` on `bdev`, on this reactor. `done` gets the outcome once the last request has
-/// completed and the channel is closed.
+/// Starts `workload` on `bdev`, on this reactor. `counting` is called when the warm-up is over, if
+/// that ever is; `done` gets the outcome once the last request has completed and the channel is
+/// closed.
 ///
 /// # Errors
-/// If the job doesn't fit the device, or the device gives no channel. `done` is not called then.
-pub fn start(cx: &Cx, bdev: &dyn Bdev, workload: &Workload, done: Done) -> Result<(), StartError> {
+/// If the job doesn't fit the device, or the device gives no channel. Neither is called then.
+pub fn start(
+    cx: &Cx,
+    bdev: &dyn Bdev,
+    workload: &Workload,
+    counting: Counting,
+    done: Done,
+) -> Result<(), StartError> {
     let info = bdev.info();
     let places = workload.places(&info)?;
     let mut contents = Rng::new(workload.seed ^ cx.random());
@@ -82,6 +93,7 @@ pub fn start(cx: &Cx, bdev: &dyn Bdev, workload: &Workload, done: Done) -> Resul
         interval_end: Nanos(u64::MAX),
         outcome: Outcome::new(workload.run_ns, workload.series_ns)?,
         own_id: Rc::new(Cell::new(None)),
+        counting: Some(counting),
         done: Some(done),
     };
     driver.channel = Some(bdev.open(cx)?);
@@ -206,6 +218,7 @@ struct Driver {
     interval_end: Nanos,
     outcome: Outcome,
     own_id: Rc<Cell<Option<PollerId>>>,
+    counting: Option<Counting>,
     done: Option<Done>,
 }
 
@@ -253,18 +266,27 @@ impl Driver {
         })
     }
 
-    /// Begins to count once the warm-up is over.
-    fn count_from(&mut self, start: Nanos) {
+    /// Begins to count once the warm-up is over. Tells when a request that should start at `start`
+    /// does.
+    fn count_from(&mut self, cx: &Cx, start: Nanos) -> Nanos {
         if start < self.counted_from && self.warmup_left > 0 {
             self.warmup_left -= 1;
-            return;
+            return start;
         }
+        if let Some(counting) = self.counting.take() {
+            counting();
+        }
+        let start = match &self.schedule {
+            Some(_) => start,
+            None => cx.read_clock(),
+        };
         self.is_counting = true;
         self.counted_from = start;
         self.counted_to = start.after(self.run_ns);
         self.drained_by = self.counted_to.after(self.run_ns.max(DRAIN_NS));
         (self.outcome.begun, self.outcome.ended) = (start, start);
         self.interval_end = start.after(self.outcome.series_ns);
+        start
     }
 
     /// Submits what may start now.
@@ -281,11 +303,11 @@ impl Driver {
                 let start = cx.read_clock();
                 self.submit(cx, index, Op::Flush, ByteRange::default(), start);
             }
-            let Some(start) = self.next_start(cx, now) else {
+            let Some(mut start) = self.next_start(cx, now) else {
                 return;
             };
             if !self.is_counting {
-                self.count_from(start);
+                start = self.count_from(cx, start);
             }
             let Some(index) = self.free.pop() else {
                 return;

@@ -17,7 +17,7 @@ mod schedule;
 mod verify;
 mod workload;
 
-pub use driver::{Done, StartError, start};
+pub use driver::{Counting, Done, StartError, start};
 pub use hgrm::write_hgrm;
 pub use job_file::{
     JobDistribution, JobExtent, JobFile, JobFileError, JobNote, JobRw, JobSpec, JobSplit,

@@ -9,6 +9,7 @@ mod document;
 mod flag_rows;
 mod floors;
 mod job_rows;
+mod jobs;
 mod overlay;
 mod plot;
 mod replay;

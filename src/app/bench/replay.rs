@@ -2,8 +2,9 @@
 
 use super::args::BenchArgs;
 use super::device::Device;
+use super::jobs::run_jobs;
 use super::mib;
-use super::row::{run_jobs, start_reactors};
+use super::row::start_reactors;
 use super::stack::{BLOCK_BYTES, Stack, StackConfig};
 use crate::app::caches::{start_parts, stop_parts};
 use crate::bench::Workload;
@@ -13,7 +14,6 @@ use reactors::Reactors;
 use serde_json::json;
 use std::error::Error;
 use std::path::Path;
-use std::time::Duration;
 
 /// Requests under way while the log is written.
 const DEPTH: u32 = 32;
@@ -87,7 +87,7 @@ fn load(
         requests_max: Some(bytes / u64::from(BLOCK_BYTES)),
         ..Workload::new(ByteRange::between(0, bytes), BLOCK_BYTES)
     };
-    let (outcome, _) = run_jobs(handles, &stack, &[job], Duration::ZERO)?;
+    let outcome = run_jobs(handles, &stack, &[job])?.outcome;
     if outcome.errors > 0 {
         return Err(format!("{} of the writes failed", outcome.errors).into());
     }

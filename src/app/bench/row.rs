@@ -1,24 +1,18 @@
 //! One row of a report: a device built anew, filled, and driven by jobs on its reactors.
 
+use super::jobs::run_jobs;
 use super::stack::{Stack, StackConfig};
-use super::stages::CacheBefore;
 use crate::app::service::maintenance_reactors;
-use crate::bdev::Bdev;
-use crate::bench::{self, Outcome, RunHead, RunReport, Workload};
+use crate::bench::{RunHead, RunReport, Workload};
 use crate::units::ByteRange;
 use clap::ValueEnum;
-use reactors::{Cx, IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
-use std::cell::Cell;
+use reactors::{IdlePolicy, MonotonicClock, ReactorHandle, Reactors, ReactorsConfig};
 use std::error::Error;
 use std::path::Path;
-use std::rc::Rc;
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
 
 /// Bytes of the requests that fill a device before it is measured.
 const FILL_BYTES: u32 = 64 << 10;
-/// How long a job may take beyond the time that it was given, or at all if it is bounded otherwise.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// Far apart on the generators' common sequence.
 const SEED_STEP: u64 = 0xd6e8_feb8_6659_fd93;
 
@@ -113,14 +107,14 @@ impl Row {
             let block = u32::try_from(range.len()).map_or(FILL_BYTES, |all| all.min(FILL_BYTES));
             let fill = Workload::fill(range, block);
             let (first, _) = drivers.split_at(drivers.len().min(1));
-            let filled = run_jobs(first, stack, std::slice::from_ref(&fill), Duration::ZERO)?.0;
-            if filled.errors > 0 {
-                return Err(format!("{} of the writes that fill it failed", filled.errors).into());
+            let filled = run_jobs(first, stack, std::slice::from_ref(&fill))?;
+            let errors = filled.outcome.errors;
+            if errors > 0 {
+                return Err(format!("{errors} of the writes that fill it failed").into());
             }
         }
         let jobs: Vec<Workload> = (0..self.jobs).map(|number| self.job_of(number)).collect();
-        let warmup = Duration::from_nanos(self.job.warmup_ns);
-        let (outcome, before) = run_jobs(drivers, stack, &jobs, warmup)?;
+        let run = run_jobs(drivers, stack, &jobs)?;
         let head = RunHead {
             name: self.name.clone(),
             bdev: match self.stack.device.export() {
@@ -130,9 +124,9 @@ impl Row {
             submit: self.submit.name(),
             jobs: self.jobs,
         };
-        let mut report = RunReport::new(head, &self.job, &outcome);
-        if let (Some(before), Some(cache)) = (before, &stack.cache) {
-            before.note_difference(cache, &mut report);
+        let mut report = RunReport::new(head, &self.job, &run.outcome);
+        if let Some((before, after)) = run.cache {
+            before.note_difference(&after, &mut report);
         }
         Ok(report)
     }
@@ -155,67 +149,5 @@ impl Row {
             job.first = job.range.len() / jobs * number;
         }
         job
-    }
-}
-
-/// Runs `jobs`, each on the next of `drivers`, and waits for what they found together, and for what
-/// a cache had done when the warm-up was over.
-pub(super) fn run_jobs(
-    drivers: &[ReactorHandle],
-    stack: &Stack,
-    jobs: &[Workload],
-    warmup: Duration,
-) -> Result<(Outcome, Option<CacheBefore>), Box<dyn Error>> {
-    let (sender, receiver) = mpsc::sync_channel(jobs.len());
-    let mut patience = PATIENCE;
-    for (job, driver) in jobs.iter().zip(drivers.iter().cycle()) {
-        if job.run_ns < u64::MAX {
-            let drain = Duration::from_nanos(job.run_ns);
-            patience = patience.saturating_add(warmup).saturating_add(2 * drain);
-        }
-        let (bdev, job, sender) = (Arc::clone(&stack.bdev), job.clone(), sender.clone());
-        let message = move |cx: &Cx| start_job(cx, &*bdev, &job, sender);
-        let sent = driver.send(Box::new(message));
-        sent.map_err(|_full| "a reactor's inbox is full")?;
-    }
-    drop(sender);
-    let mut before = stack.cache.as_deref().map(CacheBefore::now);
-    let mut early = Vec::new();
-    match receiver.recv_timeout(warmup) {
-        Ok(found) => early.push(found),
-        Err(_not_yet) => before = stack.cache.as_deref().map(CacheBefore::now),
-    }
-    let mut sum: Option<Outcome> = None;
-    for number in 0..jobs.len() {
-        let found = match early.pop() {
-            Some(found) => found,
-            None => receiver
-                .recv_timeout(patience)
-                .map_err(|_| format!("job {number} of {} does not end", jobs.len()))?,
-        };
-        let found = found?;
-        match &mut sum {
-            Some(sum) => sum.merge(&found),
-            None => sum = Some(found),
-        }
-    }
-    Ok((sum.ok_or("no jobs")?, before))
-}
-
-type Found = Result<Outcome, String>;
-
-fn start_job(cx: &Cx, bdev: &dyn Bdev, job: &Workload, sender: mpsc::SyncSender<Found>) {
-    // There is room for one answer of each job, so sending never waits; who has given up is gone.
-    let sender = Rc::new(Cell::new(Some(sender)));
-    let at_end = Rc::clone(&sender);
-    let done = Box::new(move |outcome| {
-        if let Some(sender) = at_end.take() {
-            let _ = sender.try_send(Ok(outcome));
-        }
-    });
-    if let Err(error) = bench::start(cx, bdev, job, done)
-        && let Some(sender) = sender.take()
-    {
-        let _ = sender.try_send(Err(error.to_string()));
     }
 }

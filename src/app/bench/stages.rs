@@ -24,14 +24,14 @@ const LANE_COUNTERS: &[&str] = &[
 
 /// A cache's statistics at one time.
 #[derive(Debug)]
-pub(super) struct CacheBefore {
+pub(super) struct CacheFigures {
     lanes: LaneFigures,
     writeback: WritebackFigures,
     gc: GcFigures,
     latencies: LatencySnapshot,
 }
 
-impl CacheBefore {
+impl CacheFigures {
     /// As they are.
     pub(super) fn now(cache: &Cache) -> Self {
         Self {
@@ -42,9 +42,8 @@ impl CacheBefore {
         }
     }
 
-    /// Puts what `cache` has done since then into `report`.
-    pub(super) fn note_difference(&self, cache: &Cache, report: &mut RunReport) {
-        let after = Self::now(cache);
+    /// Puts what the cache has done from then until `after` into `report`.
+    pub(super) fn note_difference(&self, after: &Self, report: &mut RunReport) {
         let mut maintenance = BTreeMap::new();
         let lanes: BTreeMap<_, _> =
             difference(&after.lanes.fields(), &self.lanes.fields()).collect();

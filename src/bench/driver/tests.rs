@@ -1,7 +1,7 @@
 use super::super::workload::{Arrival, Load};
 use super::*;
 use crate::bdev::{BdevInfo, IoStatus, MallocBdev, MallocConfig, NullBdev, NullConfig, Supports};
-use reactors::{IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
+use reactors::{Clock, IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use uuid::Uuid;
@@ -28,7 +28,8 @@ impl Rig {
         let found = Rc::new(Cell::new(None));
         let put = Rc::clone(&found);
         let done: Done = Box::new(move |outcome| put.set(Some(outcome)));
-        start(self.reactor.cx(), bdev, workload, done).unwrap();
+        let counting = Box::new(|| {});
+        start(self.reactor.cx(), bdev, workload, counting, done).unwrap();
         for _ in 0..1_000_000 {
             self.reactor.step();
             self.clock.advance(step_ns);
@@ -214,11 +215,47 @@ fn a_job_that_does_not_fit_does_not_start() {
     let bdev = malloc(64);
     let workload = Workload::fill(whole(128), 512);
     let done: Done = Box::new(|_| panic!("it ran"));
-    let error = start(rig.reactor.cx(), &bdev, &workload, done).unwrap_err();
+    let counting = Box::new(|| panic!("it ran"));
+    let error = start(rig.reactor.cx(), &bdev, &workload, counting, done).unwrap_err();
     assert!(matches!(
         error,
         StartError::Workload(WorkloadError::Range { .. })
     ));
+}
+
+#[test]
+fn whoever_watches_is_told_when_counting_begins() {
+    let mut rig = Rig::new();
+    let slow = Slow::new(100, (0, 0));
+    let workload = Workload {
+        warmup_ns: 5_000,
+        requests_max: Some(100),
+        ..Workload::new(whole(1024), 512)
+    };
+    let (told, ended) = (Rc::new(Cell::new(None)), Rc::new(Cell::new(None)));
+    let (tell, end) = (Rc::clone(&told), Rc::clone(&ended));
+    let clock = rig.clock.clone();
+    let counting = Box::new(move || {
+        tell.set(Some(clock.now()));
+        clock.advance(50_000);
+    });
+    let done: Done = Box::new(move |outcome| end.set(Some(outcome)));
+    start(rig.reactor.cx(), &slow, &workload, counting, done).unwrap();
+    while told.get().is_none() {
+        rig.reactor.step();
+        rig.clock.advance(100);
+    }
+    assert_eq!(told.get(), Some(Nanos(5_000)));
+    for _ in 0..1_000 {
+        rig.reactor.step();
+        rig.clock.advance(100);
+    }
+    let outcome = ended.take().unwrap();
+    assert!(
+        outcome.begun >= Nanos(55_000),
+        "the watch itself is not counted"
+    );
+    assert!(outcome.all().max() < 50_000);
 }
 
 #[test]
