@@ -193,6 +193,35 @@ fn a_remote_that_vanishes_under_a_cache_and_comes_back_has_everything() {
     assert!(fake.counts().flushes.load(Ordering::SeqCst) > 0);
 }
 
+/// The controller says so itself: nobody has to call.
+#[test]
+fn a_cache_follows_a_namespace_that_grows() {
+    let fake = Fake::new(Nature::default());
+    let service = Service::start();
+    service.call("bdev_nvme_attach_controller", attach(&fake));
+    service.call(
+        "bdev_pmem_create",
+        json!({"name": "pm0", "path": "pm0.pmem", "size": 32 * MIB, "create_file": true}),
+    );
+    let pool = json!({"name": "p0", "bdev_name": "pm0", "segment_size": 256 << 10});
+    service.call("pool_create", pool);
+    let cache = json!({
+        "name": "c0", "pool": "p0", "backing_bdev": "Nvme0n1", "size": 12 * MIB, "lanes": 2,
+    });
+    service.call("bdev_pmcache_create", cache);
+    let bytes = |name: &str| {
+        let bdev = &service.call("bdev_get_bdevs", json!({"name": name}))[0];
+        bdev["num_blocks"].as_u64().unwrap() * bdev["block_size"].as_u64().unwrap()
+    };
+    assert_eq!((bytes("Nvme0n1"), bytes("c0")), (MIB, MIB));
+    for mib in [2, 3] {
+        fake.change(|nature| nature.blocks = mib * MIB / 512);
+        wait_until("an event request", || fake.tell(0x04_0002));
+        wait_until("the cache to follow", || bytes("c0") == mib * MIB);
+        assert_eq!(bytes("Nvme0n1"), mib * MIB);
+    }
+}
+
 /// A controller of the configuration that is not there yet is waited for, and the cache over it, too.
 #[test]
 fn a_controller_that_is_not_there_at_the_start_is_waited_for() {

@@ -289,6 +289,76 @@ fn what_waits_while_memory_changes_is_not_failed() {
     }
 }
 
+/// Who begins anew has nothing under way: what the record says is of an earlier life.
+#[test]
+fn a_reset_ends_what_was_under_way_for_good() {
+    let service = Service::start();
+    let params = json!({"name": "M0", "block_size": 512, "num_blocks": BLOCKS * BLOCK / 512});
+    service.call("bdev_malloc_create", params);
+    service.call("bdev_error_create", json!({"base_name": "M0"}));
+    let socket = controller(&service, "EE_M0");
+    let mut guest = Guest::new();
+    guest.connect(&socket);
+    let stall = json!({
+        "name": "EE_M0", "io_type": "write", "error_type": "pending", "num": 2,
+    });
+    service.call("bdev_error_inject_error", stall);
+    for slot in 3..6 {
+        guest.write(slot, slot, &block_of(slot as u64 + 7));
+    }
+    wait_until("the one that does not stall is answered", || {
+        guest.answered();
+        guest.pending.len() == 2
+    });
+    guest.reset();
+    // The first answers are those of its new requests, and there are no others.
+    guest.write(9, 9, &block_of(1));
+    guest.settle();
+    for _ in 0..8 {
+        guest.read(10, 9);
+        guest.settle();
+        assert!(guest.data(10) == block_of(1));
+    }
+    assert_eq!(guest.counts(), (9, 9));
+}
+
+/// More than one back end may have at a time: when the ring is stopped, most of it is not begun.
+#[test]
+fn a_ring_is_stopped_in_order_only_when_what_a_predecessor_took_is_answered() {
+    let mut guest = Guest::new();
+    let mut service = Service::start();
+    let image = service.dir().join("image");
+    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+    let slow = |service: &Service| {
+        let params = json!({"name": "U0", "filename": image, "block_size": 512});
+        service.call("bdev_uring_create", params);
+        let params = json!({
+            "name": "D0", "base_bdev_name": "U0", "avg_read_latency": 0, "p99_read_latency": 0,
+            "avg_write_latency": 20_000, "p99_write_latency": 20_000,
+        });
+        service.call("bdev_delay_create", params);
+        controller(service, "D0")
+    };
+    guest.connect(&slow(&service));
+    for slot in 0..16 {
+        guest.start_large_write(slot);
+    }
+    wait_until("some are answered, so all are taken", || {
+        guest.answered();
+        guest.pending.len() < 16
+    });
+    let dir = service.kill();
+    guest.answered();
+    let left = guest.pending.len();
+    guest.disconnect();
+    service = Service::start_in(dir, &["--config", EMPTY_CONFIG]);
+    guest.connect(&slow(&service));
+    let taken = guest.stop_ring();
+    guest.answered();
+    assert_eq!(guest.pending.len(), 0, "of {left}");
+    assert_eq!(taken, 16);
+}
+
 #[test]
 fn a_used_ring_whose_memory_is_lost_is_given_up() {
     let service = Service::start();

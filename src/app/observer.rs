@@ -2,6 +2,7 @@
 //! tells nobody anything.
 
 use super::bdevs::Kind;
+use super::grown::bdev_resized;
 use super::notices::{Happening, Notices};
 use super::service::Service;
 use super::shared::Shared;
@@ -83,6 +84,16 @@ impl Observer {
         for entry in service.bdevs.list() {
             let info = entry.bdev.info();
             now.bytes.insert(info.name.clone(), info.bytes());
+            let known = self.0.with(|seen| seen.bytes.get(&info.name).copied());
+            if matches!(entry.kind, Kind::Nvme(_)) && known != Some(info.bytes()) {
+                // Its controller has said so, and so has its operator meant it.
+                if let Err(error) = bdev_resized(service, &info.name) {
+                    tracing::warn!(
+                        bdev = info.name,
+                        "a cache does not follow its size: {error}"
+                    );
+                }
+            }
             if let Kind::Cache(cache) = &entry.kind {
                 now.caches.insert(info.name.clone(), CacheLook::at(cache));
             }

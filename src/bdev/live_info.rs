@@ -1,9 +1,10 @@
-//! What a bdev says of itself where its size may change, and how its channels learn of that.
+//! What a bdev says of itself where its size, or whether it takes writes, may change, and how its
+//! channels learn of that.
 
 use super::{Bdev, BdevInfo, IoStatus, Request};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// The info of a bdev, of which only the size ever changes. A filter has its base's.
+/// The info of a bdev, of which only the size and `read_only` ever change. A filter has its base's size.
 #[derive(Debug)]
 pub(super) struct LiveInfo {
     now: RwLock<Arc<BdevInfo>>,
@@ -37,25 +38,27 @@ impl LiveInfo {
 
     /// The device has so many blocks from now on.
     pub(super) fn set_blocks(&self, blocks: u64) {
-        if self
-            .now
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .blocks
-            == blocks
-        {
+        let now = Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner));
+        self.set(blocks, now.read_only);
+    }
+
+    /// The device has so many blocks from now on, and takes writes or not.
+    pub(super) fn set(&self, blocks: u64, read_only: bool) {
+        let is = |info: &BdevInfo| (info.blocks, info.read_only) == (blocks, read_only);
+        if is(&self.now.read().unwrap_or_else(PoisonError::into_inner)) {
             return;
         }
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
         *now = Arc::new(BdevInfo {
             blocks,
+            read_only,
             ..(**now).clone()
         });
     }
 }
 
-/// What a channel checks requests with. It looks for another size only when it meets a request that is
-/// beyond the one it knows.
+/// What a channel checks requests with. It looks for another info only when it meets a request that the
+/// one it knows forbids.
 #[derive(Debug)]
 pub(super) struct Gate {
     seen: Arc<BdevInfo>,
@@ -73,7 +76,7 @@ impl Gate {
     /// See [`BdevInfo::admit`].
     pub(super) fn admit(&mut self, request: &Request) -> Result<(), IoStatus> {
         match self.seen.admit(request) {
-            Err(IoStatus::OutOfRange) => {
+            Err(IoStatus::OutOfRange | IoStatus::ReadOnly) => {
                 self.seen = self.live.get();
                 self.seen.admit(request)
             }

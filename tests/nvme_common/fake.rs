@@ -2,10 +2,11 @@
 
 use super::peer::{Pdu, Peer};
 use pmcache::wire::nvme::{
-    ConnectCommand, ConnectData, ControllerPage, Digests, DsmRange, Kind, NamespacePage,
-    PropertyCommand, R2tPdu, Sqe, Status, admin, cns, fctype, flag, io, property, put_descriptors,
-    put_namespace_list, put_nvm_controller, sgl,
+    CapsuleRespPdu, ConnectCommand, ConnectData, ControllerPage, Cqe, Digests, DsmRange, Kind,
+    NamespacePage, PropertyCommand, R2tPdu, Sqe, Status, admin, cns, fctype, flag, io, property,
+    put_descriptors, put_namespace_list, put_nvm_controller, sgl,
 };
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
@@ -40,8 +41,10 @@ pub(crate) struct Nature {
     pub(crate) success: bool,
     /// So many completions are held back, and said in reverse.
     pub(crate) reverse: usize,
-    /// Keep Alive is not answered.
+    /// Neither Keep Alive nor Get Log Page is answered.
     pub(crate) is_dumb: bool,
+    /// Event requests fail.
+    pub(crate) refuses_events: bool,
 }
 
 impl Default for Nature {
@@ -68,6 +71,7 @@ impl Default for Nature {
             success: false,
             reverse: 1,
             is_dumb: false,
+            refuses_events: false,
         }
     }
 }
@@ -85,6 +89,8 @@ pub(crate) struct Counts {
     pub(crate) deallocated: AtomicUsize,
     pub(crate) zeroed: AtomicUsize,
     pub(crate) shutdowns: AtomicUsize,
+    pub(crate) event_requests: AtomicUsize,
+    pub(crate) logs: AtomicUsize,
     /// Commands under way at most, on one queue.
     pub(crate) depth: AtomicUsize,
 }
@@ -97,6 +103,8 @@ struct State {
     streams: RwLock<Vec<(u16, TcpStream)>>,
     next_cntlid: AtomicU16,
     config: AtomicU32,
+    /// The event request that waits: where, and its identifier.
+    listener: RwLock<Option<(TcpStream, Digests, u16)>>,
     counts: Counts,
 }
 
@@ -118,6 +126,7 @@ impl Fake {
             streams: RwLock::new(vec![]),
             next_cntlid: AtomicU16::new(1),
             config: AtomicU32::new(0),
+            listener: RwLock::new(None),
             counts: Counts::default(),
         });
         let served = Arc::clone(&state);
@@ -151,6 +160,18 @@ impl Fake {
         hook: impl Fn(&mut Peer, &Sqe, &[u8]) -> bool + Send + Sync + 'static,
     ) {
         *self.state.hook.write().unwrap() = Some(Box::new(hook));
+    }
+
+    /// Answers the event request that waits; whether there was one. Only while the admin queue is at rest.
+    pub(crate) fn tell(&self, dw0: u32) -> bool {
+        let Some((mut stream, digests, cid)) = self.state.listener.write().unwrap().take() else {
+            return false;
+        };
+        let mut out = vec![];
+        let cqe = Cqe::new(cid, Status::SUCCESS, dw0.into(), 0);
+        CapsuleRespPdu(cqe).put(digests, &mut out);
+        stream.write_all(&out).unwrap();
+        true
     }
 
     /// Hangs up on everybody, and on those who come, until [`Fake::revive`].
@@ -262,6 +283,30 @@ impl State {
                         let at = u32::try_from(first.len()).unwrap();
                         out.extend(peer.data(cid, at, rest, flag::LAST));
                     }
+                }
+                (admin::ASYNC_EVENT_REQUEST, _) => {
+                    self.counts.event_requests.fetch_add(1, Ordering::SeqCst);
+                    if nature.refuses_events {
+                        let status = Status::INVALID_OPCODE;
+                        peer.say(&peer.completion(cid, status, 0));
+                        continue;
+                    }
+                    let digests = peer.digests;
+                    let stream = peer.stream.try_clone().ok()?;
+                    *self.listener.write().unwrap() = Some((stream, digests, cid));
+                    continue;
+                }
+                (admin::GET_LOG_PAGE, _) => {
+                    // The log of changed namespaces, whole, without RAE.
+                    assert_eq!(sqe.cdw10.get(), 0x03ff_0004);
+                    self.counts.logs.fetch_add(1, Ordering::SeqCst);
+                    if nature.is_dumb {
+                        continue;
+                    }
+                    out.extend(peer.data(cid, 0, &[0; 4096], flag::LAST));
+                }
+                (admin::SET_FEATURES, _) if sqe.cdw10.get() == 0x0b => {
+                    assert_eq!(sqe.cdw11.get(), 1 << 8);
                 }
                 (admin::SET_FEATURES, _) => {
                     let last = u64::from(nature.io_queues) - 1;

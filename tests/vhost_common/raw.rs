@@ -146,6 +146,25 @@ impl Guest {
         }
         self.front = Some(front);
         self.share_memory();
+        let base = if self.keeps_record { 0 } else { self.used };
+        self.set_up_ring(base);
+    }
+
+    /// Has the device reset, and begins anew with an empty ring, on the same connection. The record is not
+    /// handed over again.
+    pub fn reset(&mut self) {
+        let front = self.front.as_mut().unwrap();
+        front.reset_owner().unwrap();
+        front.set_owner().unwrap();
+        front.set_features(self.accepted.unwrap()).unwrap();
+        self.put(AVAIL, &[0; 4]);
+        self.put(USED, &[0; 4]);
+        (self.avail, self.used) = (0, 0);
+        self.pending.clear();
+        self.set_up_ring(0);
+    }
+
+    fn set_up_ring(&mut self, taken: u16) {
         let base = self.memory.as_ptr().addr() as u64;
         let addresses = VringConfigData {
             queue_max_size: ENTRIES,
@@ -158,8 +177,7 @@ impl Guest {
         };
         let front = self.front.as_mut().unwrap();
         front.set_vring_num(0, ENTRIES).unwrap();
-        let base = if self.keeps_record { 0 } else { self.used };
-        front.set_vring_base(0, base).unwrap();
+        front.set_vring_base(0, taken).unwrap();
         front.set_vring_addr(0, &addresses).unwrap();
         front.set_vring_call(0, &self.call).unwrap();
         front.set_vring_err(0, &self.err).unwrap();
@@ -308,6 +326,13 @@ impl Guest {
     pub fn write(&mut self, slot: usize, block: usize, bytes: &[u8; BLOCK]) {
         self.put(DATA + BLOCK * slot, bytes);
         self.start(slot, 1, block);
+    }
+
+    /// Starts a [`Guest::large_write`].
+    pub fn start_large_write(&mut self, slot: usize) {
+        self.large_write(slot);
+        assert!(self.pending.insert(slot));
+        self.offer(u16::try_from(4 * slot).unwrap());
     }
 
     /// Starts to read a block.

@@ -1,11 +1,11 @@
-//! A queue on which one command at a time is under way: how every queue begins, and all of the admin
-//! queue's life. Never waits.
+//! A queue on which one command at a time is under way, and perhaps an event request beside it: how every
+//! queue begins, and all of the admin queue's life. Never waits.
 
 use super::NvmeFault;
 use super::receive::{Commands, Receiver};
 use crate::wire::nvme::{
     Agreed, CapsuleCmdPdu, Cqe, DataPdu, Digests, Direction, Fault, FaultKind, IDENTIFY_BYTES,
-    IcPdu, R2tPdu, Sqe, Status, digest, put_term,
+    IcPdu, R2tPdu, Sqe, Status, admin, digest, put_term,
 };
 use reactors::Interest;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -55,7 +55,13 @@ struct Answer {
     received: usize,
     page: Box<[u8; IDENTIFY_BYTES]>,
     cqe: Option<Cqe>,
+    /// The event request that waits.
+    listening: Option<u16>,
+    event: Option<Cqe>,
 }
+
+/// Identifiers of event requests are from here on, all others below.
+const EVENT_CIDS: u16 = 0x8000;
 
 impl Answer {
     fn own(&self, cid: u16) -> Result<(), NvmeFault> {
@@ -93,6 +99,10 @@ impl Commands for Answer {
     }
 
     fn completed(&mut self, cqe: &Cqe) -> Result<(), NvmeFault> {
+        if self.listening == Some(cqe.cid.get()) {
+            (self.listening, self.event) = (None, Some(*cqe));
+            return Ok(());
+        }
         self.own(cqe.cid.get())?;
         if cqe.status().is_ok() && self.received < self.wanted {
             let bytes = |count| u32::try_from(count).unwrap_or(u32::MAX);
@@ -133,6 +143,7 @@ pub(super) struct Dialogue {
     out: Vec<u8>,
     sent: usize,
     answer: Answer,
+    event_serial: u16,
 }
 
 impl Dialogue {
@@ -154,7 +165,10 @@ impl Dialogue {
                 received: 0,
                 page: Box::new([0; IDENTIFY_BYTES]),
                 cqe: None,
+                listening: None,
+                event: None,
             },
+            event_serial: 0,
         }
     }
 
@@ -240,18 +254,43 @@ impl Dialogue {
     /// # Errors
     /// If the socket fails.
     pub(super) fn say(&mut self, saying: Saying) -> Result<(), NvmeFault> {
-        let Some(agreed) = &self.agreed else {
-            return Err(Fault::of(FaultKind::Sequence).into());
-        };
         let mut sqe = saying.sqe;
         let answer = &mut self.answer;
         answer.cid = answer.cid.wrapping_add(1) & 0x7fff;
         sqe.cid = answer.cid.into();
         (answer.under_way, answer.cqe) = (true, None);
         (answer.wanted, answer.received) = (saying.wanted.min(IDENTIFY_BYTES), 0);
-        self.out.clear();
+        self.put(sqe, &saying.data)
+    }
+
+    /// Asks for the next event, beside other commands; only while no such request waits.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub(super) fn listen(&mut self) -> Result<(), NvmeFault> {
+        self.event_serial = self.event_serial.wrapping_add(1) & !EVENT_CIDS;
+        let cid = EVENT_CIDS | self.event_serial;
+        self.answer.listening = Some(cid);
+        self.put(Sqe::new(admin::ASYNC_EVENT_REQUEST, cid, 0), &[])
+    }
+
+    /// Whether an event request waits.
+    pub(super) fn is_listening(&self) -> bool {
+        self.answer.listening.is_some()
+    }
+
+    /// How the event request ended, once.
+    pub(super) fn event(&mut self) -> Option<Cqe> {
+        self.answer.event.take()
+    }
+
+    /// Sends a command, behind what is not all sent.
+    fn put(&mut self, sqe: Sqe, data: &[u8]) -> Result<(), NvmeFault> {
+        let Some(agreed) = &self.agreed else {
+            return Err(Fault::of(FaultKind::Sequence).into());
+        };
+        self.out.drain(..self.sent.min(self.out.len()));
         self.sent = 0;
-        let data = &saying.data;
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let pdu = CapsuleCmdPdu(sqe);
         pdu.put(agreed.digests, agreed.alignment, len, &mut self.out);

@@ -23,6 +23,8 @@ const NOBODY: u64 = u64::MAX;
 struct Job {
     request: Request,
     plan: Plan,
+    /// The namespace, as an index.
+    namespace: usize,
     channel: u64,
     /// Bytes of the range that commands have been made for.
     issued: u64,
@@ -178,9 +180,14 @@ impl Jobs {
             self.refuse(channel, request, IoStatus::IoError);
             return;
         };
+        if namespace.is_gone() {
+            self.refuse(channel, request, IoStatus::IoError);
+            return;
+        }
         let is_flush = request.op == Op::Flush;
         let job = Job {
             plan: plan(&self.shared, namespace, info, request.op),
+            namespace: index,
             channel,
             issued: if is_flush { request.range.len() } else { 0 },
             flush_due: is_flush,

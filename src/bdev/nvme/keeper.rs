@@ -1,13 +1,13 @@
-//! The poller that has the admin queue: it gives signs of life, and makes the association anew when it
-//! is lost.
+//! The poller that has the admin queue: it looks after the association, and makes it anew when it is
+//! lost.
 
 use super::NvmeFault;
-use super::dialogue::{Dialogue, Saying};
+use super::dialogue::Dialogue;
+use super::live::Live;
 use super::setup::{Found, Setup};
 use super::shared::{Shared, Standing};
 use super::watch::Watched;
 use crate::bdev::stream::Pace;
-use crate::wire::nvme::{PropertyCommand, Sqe, admin, cc, property};
 use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -36,15 +36,9 @@ pub(super) fn converse(dialogue: &mut Dialogue, setup: &mut Setup) -> Result<boo
 
 #[derive(Debug)]
 enum State {
-    Live {
-        dialogue: Dialogue,
-        /// When to give the next sign of life.
-        next: Nanos,
-        /// When the controller must have answered the last one.
-        answer_by: Option<Nanos>,
-    },
+    Live(Box<Live>),
     Opening {
-        dialogue: Dialogue,
+        dialogue: Box<Dialogue>,
         setup: Box<Setup>,
         deadline: Nanos,
     },
@@ -80,7 +74,7 @@ impl Keeper {
             last_attempt: cx.now(),
             poller: Rc::clone(&poller),
         };
-        keeper.live(cx, established.dialogue, established.found.cntlid);
+        keeper.live(cx, established.dialogue, &established.found);
         keeper.watch(cx);
         poller.set(Some(cx.add_poller("nvme keeper", Box::new(keeper))));
     }
@@ -91,50 +85,30 @@ impl Keeper {
         (ms > 0).then_some(ms * 1_000_000)
     }
 
-    fn live(&mut self, cx: &Cx, dialogue: Dialogue, cntlid: u16) {
+    fn live(&mut self, cx: &Cx, dialogue: Dialogue, found: &Found) {
         self.epoch = self.epoch.wrapping_add(1);
-        let half = self.patience_ns().map_or(u64::MAX, |ns| ns / 2);
-        self.state = State::Live {
-            dialogue,
-            next: cx.now().after(half),
-            answer_by: None,
-        };
-        let epoch = self.epoch;
+        let live = Live::new(cx.now(), dialogue, found.tells, self.patience_ns());
+        self.state = State::Live(Box::new(live));
+        let (epoch, cntlid) = (self.epoch, found.cntlid);
         self.shared.set_standing(Standing::Up { epoch, cntlid });
     }
 
     fn go_on(&mut self, cx: &Cx) -> Result<u32, NvmeFault> {
-        let patience = self.patience_ns();
         match &mut self.state {
-            State::Live {
-                dialogue,
-                next,
-                answer_by,
-            } => {
+            State::Live(live) => {
                 if self.shared.is_suspected(self.epoch) {
                     return Err(NvmeFault::AssociationEnded);
                 }
-                let says = answer_by.is_none() && patience.is_some() && cx.now() >= *next;
-                if !says && !self.pace.is_due(cx.now()) {
+                let now = cx.now();
+                if !live.has_to_say(now) && !self.pace.is_due(now) {
                     return Ok(0);
                 }
-                self.pace.silent(cx.now());
-                let is_free = dialogue.turn()?;
-                if dialogue.answer().is_some() {
-                    *answer_by = None;
+                let handled = live.turn(now, &self.shared)?;
+                match handled {
+                    0 => self.pace.silent(now),
+                    _ => self.pace.heard(now),
                 }
-                if answer_by.is_some_and(|by| cx.now() >= by) {
-                    return Err(NvmeFault::Unanswered);
-                }
-                match patience {
-                    Some(patience) if is_free && says => {
-                        dialogue.say(Saying::plain(Sqe::new(admin::KEEP_ALIVE, 0, 0)))?;
-                        *next = cx.now().after(patience / 2);
-                        *answer_by = Some(cx.now().after(patience));
-                        Ok(1)
-                    }
-                    _ => Ok(0),
-                }
+                Ok(handled)
             }
             State::Opening {
                 dialogue,
@@ -173,7 +147,7 @@ impl Keeper {
         }
         let uri = &self.shared.config.uri;
         tracing::info!(%uri, cntlid = found.cntlid, "nvme: the controller is back");
-        self.live(cx, dialogue, found.cntlid);
+        self.live(cx, *dialogue, &found);
         Ok(1)
     }
 
@@ -192,7 +166,7 @@ impl Keeper {
         let config = &self.shared.config;
         self.last_attempt = now;
         self.state = State::Opening {
-            dialogue: Dialogue::new(self.shared.address, config.digests()),
+            dialogue: Box::new(Dialogue::new(self.shared.address, config.digests())),
             setup: Box::new(Setup::new(config)),
             deadline: now.after(config.connect_timeout_us.saturating_mul(1000)),
         };
@@ -208,9 +182,9 @@ impl Keeper {
         let patience = self.shared.config.patience;
         let uri = &self.shared.config.uri;
         let mut until = self.last_attempt.after(patience.delay_ns());
-        if let State::Live { dialogue, .. } = &self.state {
+        if let State::Live(live) = &self.state {
             tracing::warn!(%uri, "nvme: the association ends: {fault}");
-            dialogue.complain(fault);
+            live.dialogue().complain(fault);
             self.lost_at = cx.now();
             self.shared.set_standing(Standing::Down);
             // The old association may still be at writes of ours until it has missed us for as long:
@@ -235,7 +209,8 @@ impl Keeper {
 
     fn watch(&mut self, cx: &Cx) {
         let wanted = match &self.state {
-            State::Live { dialogue, .. } | State::Opening { dialogue, .. } => dialogue.waits_for(),
+            State::Live(live) => live.dialogue().waits_for(),
+            State::Opening { dialogue, .. } => dialogue.waits_for(),
             State::Pause(_) | State::Over => None,
         };
         self.watched.set(cx, wanted);
@@ -243,12 +218,8 @@ impl Keeper {
 
     /// Shuts the controller down, as far as that can be done without waiting.
     fn leave(&mut self, cx: &Cx) {
-        if let State::Live { dialogue, .. } = &mut self.state
-            && matches!(dialogue.turn(), Ok(true))
-        {
-            let config = cc::ENTRY_SIZES | cc::ENABLE | cc::SHN_NORMAL;
-            let shutdown = PropertyCommand::set(0, property::CC, config);
-            let _ = dialogue.say(Saying::plain(shutdown));
+        if let State::Live(live) = &mut self.state {
+            live.shut_down();
         }
         self.shared.set_standing(Standing::Failed);
         self.watched.set(cx, None);
@@ -282,10 +253,8 @@ impl Poller for Keeper {
             return Wake::Now;
         }
         match &self.state {
-            State::Live {
-                next, answer_by, ..
-            } if self.patience_ns().is_some() => Wake::At(answer_by.unwrap_or(*next)),
-            State::Live { .. } | State::Over => Wake::OnEvent,
+            State::Live(live) => live.due().map_or(Wake::OnEvent, Wake::At),
+            State::Over => Wake::OnEvent,
             State::Opening { deadline, .. } => Wake::At(*deadline),
             State::Pause(until) => Wake::At(self.gives_up_at().map_or(*until, |at| at.min(*until))),
         }
@@ -295,6 +264,6 @@ impl Poller for Keeper {
 impl Keeper {
     /// A queue has asked for a new association.
     fn must_look(&self) -> bool {
-        matches!(self.state, State::Live { .. }) && self.shared.is_suspected(self.epoch)
+        matches!(self.state, State::Live(_)) && self.shared.is_suspected(self.epoch)
     }
 }

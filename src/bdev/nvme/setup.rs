@@ -4,8 +4,8 @@ use super::dialogue::Saying;
 use super::{NvmeConfig, NvmeFault};
 use crate::wire::nvme::{
     Capabilities, ConnectCommand, ConnectData, ControllerTold, Cqe, IDENTIFY_BYTES, Identities,
-    NamespaceTold, NvmControllerTold, PropertyCommand, Sqe, Status, admin, cc, cns, connect_flag,
-    csts, feature, namespace_list, property,
+    NamespaceTold, NvmControllerTold, PropertyCommand, Sqe, Status, admin, async_event, cc, cns,
+    connect_flag, csts, feature, log_id, namespace_list, property,
 };
 use zerocopy::IntoBytes;
 
@@ -33,6 +33,8 @@ pub(super) struct Found {
     /// I/O queues that it grants.
     pub(super) queues: u16,
     pub(super) namespaces: Vec<FoundNamespace>,
+    /// It tells when they change.
+    pub(super) tells: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,9 @@ enum Stage {
     Ready,
     Controller,
     NvmController,
+    Events,
+    /// Here a visit begins.
+    Changes,
     List,
     Namespace(usize),
     Descriptors(usize),
@@ -62,7 +67,8 @@ impl Stage {
             Self::List => "Identify Active Namespaces",
             Self::Namespace(_) => "Identify Namespace",
             Self::Descriptors(_) => "Identify Descriptors",
-            Self::Queues | Self::Done => "Set Features",
+            Self::Changes => "Get Log Page",
+            Self::Events | Self::Queues | Self::Done => "Set Features",
         }
     }
 }
@@ -74,6 +80,8 @@ pub(super) struct Setup {
     connect: Saying,
     queues_wanted: u16,
     only: Option<u32>,
+    /// The controller is known; only its namespaces are looked at.
+    is_visit: bool,
     found: Found,
 }
 
@@ -118,6 +126,13 @@ fn identify(page: u8, nsid: u32) -> Saying {
     Saying::for_page(sqe)
 }
 
+fn set_feature(id: u8, value: u32) -> Saying {
+    let mut sqe = Sqe::new(admin::SET_FEATURES, 0, 0);
+    sqe.cdw10 = u32::from(id).into();
+    sqe.cdw11 = value.into();
+    Saying::plain(sqe)
+}
+
 impl Setup {
     pub(super) fn new(config: &NvmeConfig) -> Self {
         Self {
@@ -125,6 +140,7 @@ impl Setup {
             connect: connect(config, 0, ConnectData::ANY, ADMIN_QUEUE_SIZE),
             queues_wanted: config.io_queues,
             only: config.uri.nsid,
+            is_visit: false,
             found: Found {
                 cntlid: 0,
                 version: 0,
@@ -133,8 +149,21 @@ impl Setup {
                 nvm: NvmControllerTold::default(),
                 queues: 0,
                 namespaces: vec![],
+                tells: false,
             },
         }
+    }
+
+    /// A look at the namespaces of a controller that is set up, since it says that they have changed.
+    /// One that has none any more is no error.
+    pub(super) fn visit(config: &NvmeConfig, known: &Found) -> Self {
+        let mut setup = Self::new(config);
+        (setup.stage, setup.is_visit) = (Stage::Changes, true);
+        setup.found = Found {
+            namespaces: vec![],
+            ..known.clone()
+        };
+        setup
     }
 
     /// What to say next; nothing if all has been said.
@@ -154,15 +183,25 @@ impl Setup {
             Stage::Ready => get(property::CSTS, false),
             Stage::Controller => identify(cns::CONTROLLER, 0),
             Stage::NvmController => identify(cns::CSI_CONTROLLER, 0),
+            Stage::Events => {
+                // Before the namespaces are looked at, so that no change is missed.
+                let wanted = async_event::NAMESPACE_CHANGED;
+                set_feature(feature::ASYNC_EVENTS, wanted)
+            }
+            Stage::Changes => {
+                // All namespaces are looked at, whatever it lists. To read it, without RAE, is what
+                // makes the controller tell of the next change.
+                let mut sqe = Sqe::new(admin::GET_LOG_PAGE, 0, u32::MAX);
+                let dwords = 4096 / 4 - 1;
+                sqe.cdw10 = (u32::from(log_id::CHANGED_NAMESPACES) | dwords << 16).into();
+                Saying::for_page(sqe)
+            }
             Stage::List => identify(cns::ACTIVE_NAMESPACES, 0),
             Stage::Namespace(at) => identify(cns::NAMESPACE, self.nsid(at)),
             Stage::Descriptors(at) => identify(cns::DESCRIPTORS, self.nsid(at)),
             Stage::Queues => {
-                let mut sqe = Sqe::new(admin::SET_FEATURES, 0, 0);
                 let last = u32::from(self.queues_wanted.saturating_sub(1));
-                sqe.cdw10 = u32::from(feature::QUEUES).into();
-                sqe.cdw11 = (last | last << 16).into();
-                Saying::plain(sqe)
+                set_feature(feature::QUEUES, last | last << 16)
             }
             Stage::Done => return None,
         })
@@ -183,8 +222,12 @@ impl Setup {
         page: &[u8; IDENTIFY_BYTES],
     ) -> Result<(), NvmeFault> {
         let (stage, status) = (self.stage, cqe.status());
-        // What older controllers lack can be done without.
-        let optional = matches!(stage, Stage::NvmController | Stage::Descriptors(_));
+        // What older controllers lack can be done without. A namespace may be gone since it was listed.
+        let optional = match stage {
+            Stage::NvmController | Stage::Events | Stage::Changes | Stage::Descriptors(_) => true,
+            Stage::Namespace(_) => self.is_visit,
+            _ => false,
+        };
         if !optional {
             accept(stage.what(), status)?;
         }
@@ -217,25 +260,26 @@ impl Setup {
                 if status.is_ok() {
                     self.found.nvm = NvmControllerTold::decode(page);
                 }
+                match self.found.controller.events & async_event::NAMESPACE_CHANGED {
+                    0 => Stage::List,
+                    _ => Stage::Events,
+                }
+            }
+            Stage::Events => {
+                self.found.tells = status.is_ok();
                 Stage::List
             }
+            Stage::Changes => Stage::List,
             Stage::List => self.listed(page)?,
             Stage::Namespace(at) => {
-                if let Some(namespace) = self.found.namespaces.get_mut(at) {
+                if let Some(namespace) = self.found.namespaces.get_mut(at)
+                    && status.is_ok()
+                {
                     namespace.told = NamespaceTold::decode(page);
                 }
                 Stage::Descriptors(at)
             }
-            Stage::Descriptors(at) => {
-                let descriptors: &[u8] = if status.is_ok() { page } else { &[] };
-                if let Some(namespace) = self.found.namespaces.get_mut(at) {
-                    namespace.identities = Identities::decode(descriptors, &namespace.told);
-                }
-                match at + 1 < self.found.namespaces.len() {
-                    true => Stage::Namespace(at + 1),
-                    false => Stage::Queues,
-                }
-            }
+            Stage::Descriptors(at) => self.described(at, status.is_ok().then_some(page)),
             Stage::Queues => {
                 // Submission and completion queues, 0-based.
                 let granted = u16::from_le_bytes([b0, b1]).min(u16::from_le_bytes([b2, b3]));
@@ -285,9 +329,28 @@ impl Setup {
             });
         }
         match (self.only, self.found.namespaces.is_empty()) {
-            (Some(only), true) => Err(NvmeFault::NoNamespace(only)),
-            (None, true) => Ok(Stage::Queues),
+            (Some(only), true) if !self.is_visit => Err(NvmeFault::NoNamespace(only)),
+            (_, true) => Ok(self.after_namespaces()),
             _ => Ok(Stage::Namespace(0)),
+        }
+    }
+
+    /// Takes a namespace's descriptors, if it has some.
+    fn described(&mut self, at: usize, page: Option<&[u8; IDENTIFY_BYTES]>) -> Stage {
+        let descriptors: &[u8] = page.map_or(&[], |page| page);
+        if let Some(namespace) = self.found.namespaces.get_mut(at) {
+            namespace.identities = Identities::decode(descriptors, &namespace.told);
+        }
+        match at + 1 < self.found.namespaces.len() {
+            true => Stage::Namespace(at + 1),
+            false => self.after_namespaces(),
+        }
+    }
+
+    fn after_namespaces(&self) -> Stage {
+        match self.is_visit {
+            true => Stage::Done,
+            false => Stage::Queues,
         }
     }
 

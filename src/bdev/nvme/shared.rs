@@ -5,7 +5,7 @@ use super::unflushed::Unflushed;
 use super::{NvmeConfig, NvmeFault};
 use crate::bdev::live_info::LiveInfo;
 use crate::bdev::{BdevError, BdevInfo, Supports, derived_uuid};
-use crate::wire::nvme::Identities;
+use crate::wire::nvme::{Identities, NamespaceTold};
 use reactors::ReactorHandle;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -48,10 +48,15 @@ pub(super) struct Namespace {
     pub(super) nsid: u32,
     pub(super) live: Arc<LiveInfo>,
     pub(super) zeroes_deallocate: bool,
+    /// It is gone, as the controller has told: it has none of this number, or another.
+    gone: AtomicBool,
     identities: Identities,
     block_exponent: u8,
     metadata_bytes: u16,
 }
+
+/// A namespace, and what the controller says of it now.
+type Looked<'a> = (&'a Namespace, Result<NamespaceTold, NvmeFault>);
 
 /// A controller.
 #[derive(Debug)]
@@ -151,10 +156,23 @@ impl Namespace {
             nsid,
             live: Arc::new(LiveInfo::new(info)),
             zeroes_deallocate: told.zeroes_deallocate,
+            gone: AtomicBool::new(false),
             identities: namespace.identities,
             block_exponent: exponent,
             metadata_bytes: told.metadata_bytes,
         })
+    }
+
+    /// Whether its requests fail, since it has been taken away.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// It is there, as `told`.
+    fn take_note(&self, config: &NvmeConfig, told: &NamespaceTold) {
+        let read_only = config.read_only || told.read_only;
+        self.live.set(told.blocks, read_only);
+        self.gone.store(false, Ordering::Release);
     }
 
     /// Checks that `found` is the same one.
@@ -267,8 +285,8 @@ impl Shared {
         })
     }
 
-    /// Checks that a new association found what the bdevs were made from, or more of it; takes note of
-    /// sizes.
+    /// Checks that a new association found what the bdevs were made from, or more of it, but for
+    /// namespaces that were taken away before; takes note of what may change.
     pub(super) fn recognise(&self, found: &Found) -> Result<(), NvmeFault> {
         let (was, is) = (&self.found, found);
         if is.controller.subnqn != was.controller.subnqn {
@@ -300,19 +318,55 @@ impl Shared {
         if !weaker.is_empty() {
             return Err(NvmeFault::Weaker(weaker));
         }
-        for namespace in &self.namespaces {
-            let nsid = namespace.nsid;
-            let mut all = found.namespaces.iter();
-            let same = all.find(|found| found.nsid == nsid);
-            namespace.recognise(same.ok_or(NvmeFault::NoNamespace(nsid))?)?;
-        }
-        for namespace in &self.namespaces {
-            let mut all = found.namespaces.iter();
-            if let Some(same) = all.find(|found| found.nsid == namespace.nsid) {
-                namespace.live.set_blocks(same.told.blocks);
+        let looked = self.look_for_namespaces(found);
+        for (namespace, outcome) in &looked {
+            if let (Err(fault), false) = (outcome, namespace.is_gone()) {
+                return Err(*fault);
             }
         }
+        self.take_note(&looked);
         Ok(())
+    }
+
+    /// The controller has told of a change of its namespaces; `found` is what there is now. One that has
+    /// been taken away, or replaced by another, is gone until it is there again.
+    pub(super) fn review(&self, found: &Found) {
+        let uri = &self.config.uri;
+        let looked = self.look_for_namespaces(found);
+        for (namespace, outcome) in &looked {
+            if let (Err(fault), false) = (outcome, namespace.is_gone()) {
+                tracing::warn!(%uri, nsid = namespace.nsid, "nvme: a namespace is gone: {fault}");
+                // Whoever takes it away may make it anew.
+                self.unflushed.note_loss();
+                namespace.gone.store(true, Ordering::Release);
+            }
+        }
+        self.take_note(&looked);
+    }
+
+    /// Each namespace with what `found` says of it, or why that is not it.
+    fn look_for_namespaces<'a>(&'a self, found: &Found) -> Vec<Looked<'a>> {
+        let look = |namespace: &Namespace| {
+            let nsid = namespace.nsid;
+            let mut all = found.namespaces.iter();
+            let same = all.find(|found| found.nsid == nsid && found.told.blocks > 0);
+            let same = same.ok_or(NvmeFault::NoNamespace(nsid))?;
+            namespace.recognise(same).map(|()| same.told)
+        };
+        let each = self.namespaces.iter();
+        each.map(|namespace| (namespace, look(namespace))).collect()
+    }
+
+    fn take_note(&self, looked: &[Looked<'_>]) {
+        for (namespace, outcome) in looked {
+            if let Ok(told) = outcome {
+                if namespace.is_gone() {
+                    let uri = &self.config.uri;
+                    tracing::info!(%uri, nsid = namespace.nsid, "nvme: the namespace is back");
+                }
+                namespace.take_note(&self.config, told);
+            }
+        }
     }
 
     fn queue_entries_of(&self, found: &Found) -> u32 {

@@ -58,6 +58,11 @@ impl Unflushed {
         }
     }
 
+    /// Part of what was acknowledged may be gone, though the association is not.
+    pub(super) fn note_loss(&self) {
+        self.note_end(self.acknowledged.load(Ordering::SeqCst));
+    }
+
     fn note_forgotten(&self) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
     }

@@ -80,6 +80,11 @@ impl Mapping {
             return Err(MemoryFault::Short { found, needed });
         }
         let page = page_bytes(&file)?;
+        Self::of_pages(file, (offset, len), page)
+    }
+
+    /// The same, of a file that can be mapped in whole pages of `page` bytes only.
+    fn of_pages(file: File, (offset, len): (u64, u64), page: u64) -> Result<Self, MemoryFault> {
         let skip = offset % page;
         let whole = (skip + len).checked_next_multiple_of(page);
         let whole = whole.and_then(|whole| usize::try_from(whole).ok());
@@ -397,6 +402,36 @@ pub(super) mod tests {
             Err(MemoryFault::Lost(0x1000))
         ));
         mapping.write(0, b"y").unwrap();
+    }
+
+    /// The same without huge pages, of which a machine may have none: what is written to the region is in its
+    /// part of the file, whichever way it is reached.
+    #[test]
+    fn what_begins_in_the_middle_of_a_large_page_is_in_its_place() {
+        use std::os::unix::fs::FileExt;
+        const LARGE: u64 = 2 << 20;
+        let file = shared_file(2 * LARGE);
+        let place = (LARGE - 0x1000, 0x3000);
+        let mapping = Mapping::of_pages(file.try_clone().unwrap(), place, LARGE).unwrap();
+        let mapping = Arc::new(mapping);
+        mapping.write(0xfff, b"abc").unwrap();
+        let window = Window::new(Arc::clone(&mapping), 0x2000, 0x1000).unwrap();
+        window.write(0xffd, b"def").unwrap();
+        window.store(8, 0x1234_u16, Ordering::Relaxed).unwrap();
+        let at = |at: u64| {
+            let mut bytes = [0; 3];
+            file.read_exact_at(&mut bytes, place.0 + at).unwrap();
+            bytes
+        };
+        assert_eq!((&at(0xfff), &at(0x2ffd)), (b"abc", b"def"));
+        assert_eq!(at(0x2008), [0x34, 0x12, 0]);
+        let mut bytes = [0; 3];
+        mapping.read(0x2ffd, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"def");
+        assert_eq!(window.load::<u16>(8, Ordering::Relaxed).unwrap(), 0x1234);
+        // The page goes on, the region does not.
+        assert!(mapping.read(0x2ffe, &mut bytes).is_err());
+        assert!(Window::new(mapping, 0, 0x3001).is_err());
     }
 
     /// Regions of a guest's memory begin anywhere in its file, mappings of huge pages do not.

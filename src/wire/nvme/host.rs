@@ -154,6 +154,8 @@ pub struct ControllerTold {
     pub mdts: u8,
     /// CNTLID.
     pub cntlid: u16,
+    /// OAES: the events that it can tell, see [`super::async_event`].
+    pub events: u32,
     /// CNTRLTYPE: 1 for I/O, 2 for discovery, 0 from controllers that do not tell.
     pub kind: u8,
     /// Commands that a queue may have under way; 0 if not told.
@@ -185,6 +187,7 @@ impl ControllerTold {
             firmware: page.text::<8>(64),
             mdts: page.u8(77),
             cntlid: page.u16(78),
+            events: page.u32(92),
             kind: page.u8(111),
             commands_max: page.u16(514),
             dataset_management: optional & 1 << 2 != 0,
@@ -367,6 +370,7 @@ mod tests {
         assert_eq!((&*told.firmware, &*told.subnqn), ("0.1", "nqn.2026-11.x:y"));
         assert_eq!((told.cntlid, told.kind, told.mdts), (7, 1, 5));
         assert_eq!((told.commands_max, told.capsule_data_max), (128, 8192));
+        assert_eq!(told.events, super::super::async_event::NAMESPACE_CHANGED);
         assert!(told.volatile_cache && told.write_zeroes && told.dataset_management);
         let namespace = NamespacePage {
             blocks: 77,

@@ -44,6 +44,19 @@ pub enum EventInfo {
 }
 
 impl EventInfo {
+    /// What DW0 of an answer says, if it is one of these.
+    #[must_use]
+    pub fn from_dw0(dw0: u32) -> Option<Self> {
+        let all = [
+            Self::NamespaceChanged,
+            Self::AnaChanged,
+            Self::DiscoveryChanged,
+        ];
+        // Bits 31:24 are reserved, 7:3 too.
+        let told = dw0 & 0x00ff_ff07;
+        all.into_iter().find(|event| event.to_dw0() == told)
+    }
+
     /// As DW0.
     #[must_use]
     pub fn to_dw0(self) -> u32 {
@@ -241,6 +254,12 @@ mod tests {
     fn an_event_says_where_to_read_on() {
         assert_eq!(EventInfo::NamespaceChanged.to_dw0(), 0x04_0002);
         assert_eq!(EventInfo::DiscoveryChanged.to_dw0(), 0x70_f002);
+        for event in [EventInfo::NamespaceChanged, EventInfo::AnaChanged] {
+            assert_eq!(EventInfo::from_dw0(event.to_dw0()), Some(event));
+        }
+        // An error, and a notice of something else.
+        assert_eq!(EventInfo::from_dw0(0x01_0000), None);
+        assert_eq!(EventInfo::from_dw0(0x04_0102), None);
     }
 
     #[test]

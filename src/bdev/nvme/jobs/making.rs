@@ -5,6 +5,7 @@ use super::{Command, Job, Jobs, Piece, Terms};
 use crate::bdev::IoStatus;
 use crate::bdev::nvme::outbox::Outgoing;
 use crate::bdev::nvme::plan::Verb;
+use crate::bdev::nvme::shared::Namespace;
 use crate::bdev::nvme::unflushed::Mark;
 use crate::wire::nvme::{CapsuleCmdPdu, DataPdu, DsmRange, IoRange, RunningDigest, Sqe, flag, io};
 use zerocopy::IntoBytes;
@@ -100,6 +101,12 @@ impl Jobs {
 
     /// The command for `piece`; nothing if its request has ended meanwhile.
     fn make(&mut self, piece: Piece, terms: &Terms) -> Option<Outgoing> {
+        if self.is_gone(piece.job) {
+            let job = self.jobs.get_mut(piece.job)?;
+            job.status = job.status.and(IoStatus::IoError);
+            self.finish_if_done(piece.job);
+            return None;
+        }
         let mark = match piece.verb {
             Verb::Flush => self.begin_flush(piece.job, terms)?,
             _ => Mark::default(),
@@ -143,6 +150,13 @@ impl Jobs {
         (outgoing.at, outgoing.len) = place;
         outgoing.is_capsule = true;
         Some(outgoing)
+    }
+
+    /// Whether the namespace that a job is for was taken away since.
+    fn is_gone(&self, job: u64) -> bool {
+        let job = self.jobs.get(job);
+        let namespace = job.and_then(|job| self.shared.namespaces.get(job.namespace));
+        namespace.is_some_and(Namespace::is_gone)
     }
 
     /// Begins a flush; ends its request instead if writes may have been forgotten that its channel was
