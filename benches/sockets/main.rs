@@ -19,7 +19,7 @@ mod sys;
 use bodies::{Bodies, Way};
 use core_affinity::CoreId;
 use exchange::{READ, Server, Shape, WRITE, pairs};
-use peer::Waits;
+use peer::{Habit, Waits};
 use polled::{Look, Polled};
 use reactors::{Clock, MonotonicClock};
 use ring::{Replies, Ring};
@@ -39,11 +39,24 @@ enum Use {
     Ring(Replies),
 }
 
-const USES: [(&str, Use); 6] = [
-    ("recv, paced (ours)", Use::Sockets(Look::Paced)),
+const USES: [(&str, Use); 7] = [
+    ("recv, paced", Use::Sockets(Look::Paced)),
     ("recv, each round", Use::Sockets(Look::Each)),
     ("epoll each round", Use::Sockets(Look::Epoll)),
-    ("recv, epoll for silent", Use::Sockets(Look::SilentByEpoll)),
+    (
+        "epoll after 320 µs",
+        Use::Sockets(Look::SilentByEpoll {
+            silent_ns: 320_000,
+            wait_ns: 20_000,
+        }),
+    ),
+    (
+        "epoll after 20 µs",
+        Use::Sockets(Look::SilentByEpoll {
+            silent_ns: 20_000,
+            wait_ns: 4000,
+        }),
+    ),
     ("io_uring", Use::Ring(Replies::Ring)),
     ("io_uring recv, sendmsg", Use::Ring(Replies::Calls)),
 ];
@@ -62,12 +75,14 @@ struct Sample {
     busy_ns: f64,
 }
 
-/// What a row measures: connections that are busy and idle, requests under way on each busy one.
+/// What a row measures: connections that are busy, with so many requests under way on each, slow, with
+/// a request a millisecond, and idle.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     shape: Shape,
     depth: usize,
     busy: usize,
+    slow: usize,
     idle: usize,
     waits: Waits,
 }
@@ -77,6 +92,7 @@ fn rows() -> Vec<Row> {
         shape,
         depth,
         busy,
+        slow: 0,
         idle,
         waits: Waits::Polling,
     };
@@ -92,15 +108,20 @@ fn rows() -> Vec<Row> {
     }
     for depth in [1, 32] {
         rows.extend([8, 32, 128].map(|idle| row(READ, depth, 1, idle)));
+        rows.push(Row {
+            slow: 32,
+            ..row(READ, depth, 1, 0)
+        });
     }
     rows
 }
 
 impl Row {
     fn name(&self) -> String {
-        let idle = match self.idle {
-            0 => String::new(),
-            idle => format!(" beside {idle} idle"),
+        let others = match (self.slow, self.idle) {
+            (0, 0) => String::new(),
+            (0, idle) => format!(" beside {idle} idle"),
+            (slow, _) => format!(" beside {slow} slow"),
         };
         let waits = match self.waits {
             Waits::Blocked => ", the client sleeps",
@@ -109,13 +130,14 @@ impl Row {
         let Self {
             shape, depth, busy, ..
         } = self;
-        format!("{}, {busy} × QD{depth}{idle}{waits}", shape.name)
+        format!("{}, {busy} × QD{depth}{others}{waits}", shape.name)
     }
 
     /// One run; none where the kernel has not what it takes.
     fn run(&self, how: Use, other: Option<CoreId>) -> Option<Sample> {
-        let (sockets, mut others) = pairs(self.busy + self.idle);
-        let idle = others.split_off(self.busy);
+        let (sockets, mut others) = pairs(self.busy + self.slow + self.idle);
+        let idle = others.split_off(self.busy + self.slow);
+        let slow = others.split_off(self.busy);
         let now = MonotonicClock.now();
         let mut server: Box<dyn Server> = match how {
             Use::Sockets(look) => Box::new(Polled::new(look, self.shape, sockets, now)),
@@ -127,7 +149,13 @@ impl Row {
                 }
             },
         };
-        let peer = peer::start(others, self.shape, self.depth, self.waits, other);
+        let habit = Habit {
+            shape: self.shape,
+            depth: self.depth,
+            waits: self.waits,
+            core: other,
+        };
+        let peer = peer::start(others, slow, habit);
         let sample = measure(&mut *server);
         drop(server);
         peer.join().unwrap();
@@ -226,7 +254,13 @@ fn send_bodies(
         body,
     };
     let mut server = Bodies::new(way, sockets.remove(0), body, depth);
-    let peer = peer::start(peers, shape, depth, Waits::Polling, other);
+    let habit = Habit {
+        shape,
+        depth,
+        waits: Waits::Polling,
+        core: other,
+    };
+    let peer = peer::start(peers, vec![], habit);
     let sample = measure(&mut server);
     notices.add(server.notices);
     drop(server);

@@ -11,6 +11,9 @@ use std::os::fd::OwnedFd;
 /// (`src/bdev/stream/pace.rs`).
 const WAIT_SHARE: u64 = 16;
 const WAIT_MAX_NS: u64 = 20_000;
+/// So many looks that found something, without such a silence in between, make a stream, for which nobody
+/// need wake the reactor.
+const STREAM_LOOKS: u32 = 32;
 
 /// Which sockets a round looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,9 +24,9 @@ pub(crate) enum Look {
     Paced,
     /// Those that one `epoll_wait` of the round names.
     Epoll,
-    /// Those that were heard lately, each round; the others when an `epoll_wait` names them, of which
-    /// there is one in 20 µs.
-    SilentByEpoll,
+    /// By that rule those that were heard within `silent_ns`; the others when an `epoll_wait` names
+    /// them, of which there is one in `wait_ns` at most.
+    SilentByEpoll { silent_ns: u64, wait_ns: u64 },
 }
 
 struct Conversation {
@@ -32,7 +35,9 @@ struct Conversation {
     input: Vec<u8>,
     heard: Nanos,
     next: Nanos,
+    streak: u32,
     is_in_set: bool,
+    is_ready: bool,
 }
 
 impl Conversation {
@@ -61,7 +66,6 @@ pub(crate) struct Polled {
     bodies: Vec<u8>,
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
-    in_set: usize,
     wait_next: Nanos,
 }
 
@@ -75,7 +79,9 @@ impl Polled {
                 input: vec![0; INPUT_BYTES],
                 heard: now,
                 next: now,
+                streak: 0,
                 is_in_set: false,
+                is_ready: false,
             }
         };
         let mut polled = Self {
@@ -84,10 +90,9 @@ impl Polled {
             all: sockets.into_iter().map(start).collect(),
             bodies: bodies(shape),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC).unwrap(),
-            in_set: 0,
             wait_next: now,
         };
-        if look == Look::Epoll {
+        if look != Look::Each {
             (0..polled.all.len()).for_each(|index| polled.put_in_set(index));
         }
         polled
@@ -98,14 +103,12 @@ impl Polled {
         let data = epoll::EventData::new_u64(index as u64);
         epoll::add(&self.epoll, &one.socket, data, epoll::EventFlags::IN).unwrap();
         one.is_in_set = true;
-        self.in_set += 1;
     }
 
     fn take_from_set(&mut self, index: usize) {
         let one = &mut self.all[index];
         epoll::delete(&self.epoll, &one.socket).unwrap();
         one.is_in_set = false;
-        self.in_set -= 1;
     }
 
     /// Looks at one socket and answers what is there.
@@ -114,48 +117,52 @@ impl Polled {
         let requests = one.receive();
         if requests > 0 {
             (one.heard, one.next) = (now, now);
+            one.streak += 1;
         } else {
-            let wait = now.since(one.heard) / WAIT_SHARE;
-            one.next = now.after(wait.min(WAIT_MAX_NS));
+            let silence = now.since(one.heard);
+            one.next = now.after((silence / WAIT_SHARE).min(WAIT_MAX_NS));
+            if silence >= WAIT_MAX_NS {
+                one.streak = 0;
+            }
         }
         one.traffic.send(&one.socket, &self.bodies);
         requests
     }
 
-    /// Asks the set, and has a turn with those that it names.
-    fn wait(&mut self, now: Nanos) -> u32 {
-        let mut events = std::mem::take(&mut self.events);
-        let spare = rustix::buffer::spare_capacity(&mut events);
-        epoll::wait(&self.epoll, spare, Some(&Timespec::default())).unwrap();
-        let mut requests = 0;
-        for event in events.drain(..) {
-            let index = usize::try_from(event.data.u64()).unwrap();
-            requests += self.turn(index, now);
-            if self.look == Look::SilentByEpoll {
-                self.take_from_set(index);
-            }
+    /// A turn, after which the socket is in the set unless it streams, as the targets have it for the
+    /// reactor's sleep: then who sends pays for that.
+    fn watched_turn(&mut self, index: usize, now: Nanos) -> u32 {
+        let requests = self.turn(index, now);
+        let one = &self.all[index];
+        match (one.streak > STREAM_LOOKS, one.is_in_set) {
+            (true, true) => self.take_from_set(index),
+            (false, false) => self.put_in_set(index),
+            _ => {}
         }
-        self.events = events;
         requests
     }
 
-    fn round_of_hybrid(&mut self, now: Nanos) -> u32 {
-        let mut requests = 0;
-        for index in 0..self.all.len() {
-            let one = &self.all[index];
-            if !one.is_in_set {
-                if now.since(one.heard) >= WAIT_SHARE * WAIT_MAX_NS {
-                    self.put_in_set(index);
-                } else if now >= one.next {
-                    requests += self.turn(index, now);
-                }
+    /// Asks the set which sockets are ready.
+    fn wait(&mut self) {
+        self.events.clear();
+        let spare = rustix::buffer::spare_capacity(&mut self.events);
+        epoll::wait(&self.epoll, spare, Some(&Timespec::default())).unwrap();
+        for event in &self.events {
+            self.all[usize::try_from(event.data.u64()).unwrap()].is_ready = true;
+        }
+    }
+
+    fn is_due(&self, index: usize, now: Nanos) -> bool {
+        let one = &self.all[index];
+        match self.look {
+            Look::Each => true,
+            Look::Paced => now >= one.next,
+            Look::Epoll => one.is_ready,
+            Look::SilentByEpoll { silent_ns, .. } => {
+                let is_silent = one.is_in_set && now.since(one.heard) >= silent_ns;
+                one.is_ready || (!is_silent && now >= one.next)
             }
         }
-        if self.in_set > 0 && now >= self.wait_next {
-            self.wait_next = now.after(WAIT_MAX_NS);
-            requests += self.wait(now);
-        }
-        requests
     }
 
     /// What did not fit into a socket before.
@@ -172,14 +179,25 @@ impl Server for Polled {
     fn round(&mut self, now: Nanos) -> u32 {
         self.send_rest();
         match self.look {
-            Look::Epoll => self.wait(now),
-            Look::SilentByEpoll => self.round_of_hybrid(now),
-            Look::Each | Look::Paced => (0..self.all.len())
-                .map(|index| {
-                    let is_due = self.look == Look::Each || now >= self.all[index].next;
-                    if is_due { self.turn(index, now) } else { 0 }
-                })
-                .sum(),
+            Look::Each | Look::Paced => {}
+            Look::Epoll => self.wait(),
+            Look::SilentByEpoll { wait_ns, .. } => {
+                if now >= self.wait_next {
+                    self.wait_next = now.after(wait_ns);
+                    self.wait();
+                }
+            }
         }
+        let mut requests = 0;
+        for index in 0..self.all.len() {
+            if self.is_due(index, now) {
+                self.all[index].is_ready = false;
+                requests += match self.look {
+                    Look::Each | Look::Epoll => self.turn(index, now),
+                    Look::Paced | Look::SilentByEpoll { .. } => self.watched_turn(index, now),
+                };
+            }
+        }
+        requests
     }
 }
