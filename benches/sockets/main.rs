@@ -51,7 +51,7 @@ const USES: [(&str, Use); 7] = [
         }),
     ),
     (
-        "epoll after 20 µs",
+        "epoll after 20 µs (ours)",
         Use::Sockets(Look::SilentByEpoll {
             silent_ns: 20_000,
             wait_ns: 4000,
