@@ -4,6 +4,7 @@ use super::ana::AnaState;
 use super::controller::{ControllerInfo, QpairInfo};
 use super::listener::Listener;
 use super::namespace::{NamespaceConfig, RemovedNamespace};
+use super::referrals::Referral;
 use super::stats::{ReactorCounters, ReactorFigures};
 use super::subsystem::{RemovedSubsystem, Subsystem, SubsystemConfig, SubsystemInfo};
 use super::{HostEvent, NvmfError, TransportOptions};
@@ -20,6 +21,7 @@ struct Table {
     transport: RwLock<Option<TransportOptions>>,
     /// The first is the discovery subsystem.
     subsystems: RwLock<Vec<Arc<Subsystem>>>,
+    referrals: RwLock<Vec<Referral>>,
     listeners: RwLock<Vec<Listener>>,
     /// Those that nobody wants any more, until they are gone.
     closing: RwLock<Vec<Listener>>,
@@ -71,6 +73,7 @@ impl NvmfTarget {
         Self(Arc::new(Table {
             transport: RwLock::new(None),
             subsystems: RwLock::new(vec![Arc::new(Subsystem::new(discovery, None))]),
+            referrals: RwLock::default(),
             listeners: RwLock::default(),
             closing: RwLock::default(),
             counters: counters.collect(),
@@ -150,7 +153,16 @@ impl NvmfTarget {
     /// # Errors
     /// [`NvmfError::NoSubsystem`], [`NvmfError::Discovery`], [`NvmfError::NamespaceTaken`].
     pub fn add_namespace(&self, nqn: &str, config: NamespaceConfig) -> Result<u32, NvmfError> {
-        let nsid = self.find(nqn)?.add_namespace(config)?;
+        let subsystem = self.find(nqn)?;
+        // Nobody else adds the same device meanwhile.
+        let all = write(&self.0.subsystems);
+        let mut known = all
+            .iter()
+            .flat_map(|s| s.namespaces().iter().cloned().collect::<Vec<_>>());
+        let known = known.find(|namespace| namespace.is_of(&config.bdev));
+        let locks = known.map(|namespace| Arc::clone(&namespace.locks));
+        let nsid = subsystem.add_namespace(config, locks.unwrap_or_default())?;
+        drop(all);
         wake_all(&self.0.reactors);
         Ok(nsid)
     }
@@ -368,6 +380,21 @@ impl NvmfTarget {
     /// Of the discovery log: rises with whatever changes it.
     pub(super) fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// Where else hosts are sent.
+    #[must_use]
+    pub fn referrals(&self) -> Vec<Referral> {
+        read(&self.0.referrals).clone()
+    }
+
+    pub(super) fn change_referrals(
+        &self,
+        change: impl FnOnce(&mut Vec<Referral>) -> Result<(), NvmfError>,
+    ) -> Result<(), NvmfError> {
+        change(&mut write(&self.0.referrals))?;
+        self.changed();
+        Ok(())
     }
 
     fn changed(&self) {
