@@ -69,11 +69,6 @@ fn nvmf_wire() {
 }
 
 #[test]
-fn nvme_initiator() {
-    replay("nvme_initiator", checks::nvme_initiator::check);
-}
-
-#[test]
 fn nvmf_session() {
     replay("nvmf_session", checks::nvmf_session::check);
 }

@@ -8,7 +8,6 @@ mod input;
 pub(crate) mod media;
 pub(crate) mod nbd_session;
 pub(crate) mod nbd_wire;
-pub(crate) mod nvme_initiator;
 pub(crate) mod nvmf_session;
 pub(crate) mod nvmf_wire;
 pub(crate) mod pool_open;
