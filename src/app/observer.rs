@@ -6,6 +6,7 @@ use super::grown::bdev_resized;
 use super::notices::{Happening, Notices};
 use super::service::Service;
 use super::shared::Shared;
+use crate::bdev::BdevInfo;
 use crate::cache::Cache;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -77,6 +78,19 @@ struct Seen {
 pub(super) struct Observer(Shared<Seen>);
 
 impl Observer {
+    /// Has caches follow a namespace that has grown: its controller has said so, and so its operator meant
+    /// it. At each look, since a cache may have been busy, or not there, at the last one.
+    fn follow(&self, service: &Service, info: &BdevInfo) {
+        let Err(error) = bdev_resized(service, &info.name) else {
+            return;
+        };
+        let known = self.0.with(|seen| seen.bytes.get(&info.name).copied());
+        if known != Some(info.bytes()) {
+            let bdev = &info.name;
+            tracing::warn!(bdev, "a cache does not follow its size: {error}");
+        }
+    }
+
     /// Looks, and notes what has changed since the last look.
     pub(super) fn look(&self, service: &Service) {
         service.nvmf.look(&service.notices);
@@ -84,15 +98,8 @@ impl Observer {
         for entry in service.bdevs.list() {
             let info = entry.bdev.info();
             now.bytes.insert(info.name.clone(), info.bytes());
-            let known = self.0.with(|seen| seen.bytes.get(&info.name).copied());
-            if matches!(entry.kind, Kind::Nvme(_)) && known != Some(info.bytes()) {
-                // Its controller has said so, and so has its operator meant it.
-                if let Err(error) = bdev_resized(service, &info.name) {
-                    tracing::warn!(
-                        bdev = info.name,
-                        "a cache does not follow its size: {error}"
-                    );
-                }
+            if matches!(entry.kind, Kind::Nvme(_)) {
+                self.follow(service, &info);
             }
             if let Kind::Cache(cache) = &entry.kind {
                 now.caches.insert(info.name.clone(), CacheLook::at(cache));

@@ -363,6 +363,8 @@ impl Shared {
                 if namespace.is_gone() {
                     let uri = &self.config.uri;
                     tracing::info!(%uri, nsid = namespace.nsid, "nvme: the namespace is back");
+                    // Writes to what was there before may have been acknowledged since it went.
+                    self.unflushed.note_loss();
                 }
                 namespace.take_note(&self.config, told);
             }
