@@ -1,9 +1,11 @@
 //! A qpair: commands in, what they ask for, completions out.
 
+mod auth;
 mod data;
 
 use super::TransportOptions;
 use super::admin::{Admin, Outcome};
+use super::auth::Authentication;
 use super::connect::{Origin, Refusal, connect};
 use super::controller::Controller;
 use super::io::What;
@@ -77,6 +79,8 @@ pub(super) struct Qpair {
     /// Commands that wait for memory, in order.
     parked: VecDeque<u16>,
     retry: Option<Retry>,
+    /// Of a host that must prove who it is.
+    auth: Option<Box<Authentication>>,
     pool: Rc<RefCell<BufPool>>,
     /// Requests that bdevs had when that was last counted.
     pending: u32,
@@ -95,6 +99,7 @@ impl Qpair {
             depth: 1,
             parked: VecDeque::new(),
             retry: None,
+            auth: None,
             pool,
             pending: 0,
             is_lost: false,
@@ -175,6 +180,7 @@ impl Qpair {
             Role::Admin(admin) => admin.wake(),
             Role::Io(io) => io.namespaces.wake(),
         };
+        let wake = wake.sooner(self.auth_wake());
         match &self.retry {
             // Its predecessor tells nobody that it is gone.
             Some(retry) => wake.sooner(Wake::At(Nanos(retry.until.0.saturating_sub(RETRY_NS / 2)))),
@@ -212,6 +218,13 @@ impl Qpair {
             held_bytes,
             spoilt: false,
         });
+        if let Some(status) = self.refuses_unproved(&sqe) {
+            if let Transfer::InCapsule(payload) = transfer {
+                self.give(Some(payload.buf));
+            }
+            self.complete(slot, status, 0, output);
+            return Ok(());
+        }
         match transfer {
             Transfer::InCapsule(payload) => self.data_came(cx, slot, payload, output),
             Transfer::FromHost(len) => match self.refuses_data(&sqe, len) {
@@ -243,6 +256,10 @@ impl Qpair {
                 if let Err(refusal) = connected {
                     self.complete(slot, refusal.status, refusal.dw0.into(), output);
                 }
+                self.give(data);
+            }
+            Role::Admin(_) | Role::Io(_) if auth::is_auth(&sqe) => {
+                self.authenticate(cx, slot, &sqe, data.as_deref(), output);
                 self.give(data);
             }
             Role::Admin(_) => {
@@ -329,6 +346,7 @@ impl Qpair {
         self.replies
             .connected(connected.size, connected.flow_control, success);
         let cntlid = connected.entry.controller.cntlid;
+        let is_to_prove = connected.is_to_prove;
         tracing::info!(
             peer = %side.peer, qid = connected.entry.status.qid, cntlid,
             host = connected.entry.controller.host.nqn,
@@ -341,7 +359,12 @@ impl Qpair {
             }
             false => Role::Io(Box::new(IoQueue::new(connected.entry))),
         };
-        self.complete(slot, Status::SUCCESS, cntlid.into(), output);
+        let mut result = u64::from(cntlid);
+        if is_to_prove {
+            self.begin_authentication(cx);
+            result |= auth::AUTH_REQUIRED;
+        }
+        self.complete(slot, Status::SUCCESS, result, output);
         Ok(())
     }
 
@@ -425,6 +448,7 @@ impl Qpair {
             count += 1;
         }
         count += self.connect_again(cx, output) + self.unpark(cx, output);
+        count += self.go_on_with_authentication(cx, output);
         self.report_pending();
         count
     }
