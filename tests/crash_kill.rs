@@ -21,6 +21,8 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime};
 
 const KILLS: u32 = 24;
+/// The longest that a load may take until something is acknowledged.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(60);
 const MASKS: [&str; 3] = ["0x1", "0x2", "0x3"];
 
 const LAYOUT: Layout = Layout {
@@ -61,7 +63,8 @@ fn check(dir: &Path) {
     assert!(output.status.success(), "{printed}{errors}");
 }
 
-/// Lets the load run for a random time and kills the service in the middle of it.
+/// Lets the load run for a random time and kills the service in the middle of it: not before it has
+/// acknowledged something, which may take long on a busy machine.
 fn run_and_kill(
     service: Service,
     mut load: Load,
@@ -70,8 +73,12 @@ fn run_and_kill(
 ) -> (tempfile::TempDir, Model, u64) {
     let runs = Duration::from_micros(2_000 + random.below(400_000));
     let begun = SystemTime::now();
-    while elapsed(begun) < runs {
+    while elapsed(begun) < runs || load.acknowledged < 2 {
         load.step(mix, random).expect("the service is alive");
+        assert!(
+            elapsed(begun) < ACKNOWLEDGED_WITHIN,
+            "nothing is acknowledged"
+        );
     }
     let dir = service.kill();
     let acknowledged = load.acknowledged;

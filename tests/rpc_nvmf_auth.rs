@@ -9,8 +9,8 @@
 mod common;
 mod rpc_nvmf_common;
 
-use common::Service;
-use rpc_nvmf_common::{HOST, NQN, OTHER, is_refused, subsystem, with_subsystem};
+use common::{Service, wait_until};
+use rpc_nvmf_common::{HOST, NQN, all_refused, is_refused, subsystem, with, with_subsystem};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -106,32 +106,53 @@ fn a_host_with_a_key_must_prove_it() {
         );
         assert!(!saved.to_string().contains("DHHC"));
     }
-    // Other keys, for who comes next; who is there stays.
+}
+
+#[test]
+fn other_keys_are_for_who_comes_next() {
+    let (service, address) = with_keys();
+    let attached = |params: Value| {
+        let made = service.call("bdev_nvme_attach_controller", params);
+        assert_eq!(made, json!(["Nvme0n1"]));
+    };
+    let hosts = || subsystem(&service, NQN)["hosts"].clone();
+    let remove = |name: &str| {
+        let removed = service.call("keyring_file_remove_key", json!({"name": name}));
+        assert_eq!(removed, true);
+    };
+    let host = json!({"nqn": NQN, "host": HOST, "dhchap_key": "k1"});
+    service.call("nvmf_subsystem_add_host", host);
+    attached(with(&attach(address, HOST), r#"{"dhchap_key": "k1"}"#));
     let other = json!({"nqn": NQN, "host": HOST, "dhchap_key": "k2"});
     assert_eq!(service.call("nvmf_subsystem_set_keys", other), true);
-    assert_eq!(
-        subsystem(&service, NQN)["hosts"],
-        json!([{"nqn": HOST, "dhchap_key": "k2"}])
-    );
-    assert_eq!(qpairs(&service).len(), told.len());
+    assert_eq!(hosts(), json!([{"nqn": HOST, "dhchap_key": "k2"}]));
+    assert_eq!(qpairs(&service)[0]["state"], "enabled");
     service.call("bdev_nvme_detach_controller", json!({"name": "Nvme0"}));
-    assert_eq!(
-        service.call("keyring_file_remove_key", json!({"name": "k1"})),
-        true
-    );
+    remove("k1");
     let none = json!({"nqn": NQN, "host": HOST});
     assert_eq!(service.call("nvmf_subsystem_set_keys", none), true);
-    assert_eq!(subsystem(&service, NQN)["hosts"], json!([{"nqn": HOST}]));
-    assert_eq!(
-        service.call("keyring_file_remove_key", json!({"name": "k2"})),
-        true
-    );
-    assert_eq!(
-        service.call(attach_method, attach(address, HOST)),
-        json!(["Nvme0n1"])
-    );
+    assert_eq!(hosts(), json!([{"nqn": HOST}]));
+    remove("k2");
+    wait_until("it has left", || qpairs(&service).is_empty());
+    attached(attach(address, HOST));
     assert_eq!(qpairs(&service)[0].get("auth"), None);
 }
+
+const BAD_KEYS: &str = r#"
+{"dhchap_key": "none"} | -126 | not in the keyring
+{"dhchap_key": "gone"} | -126 | can't be read
+{"dhchap_key": "open"} | -1 | others than its owner
+{"dhchap_key": "bad"} | -22 | 32, 48 and 64
+{"dhchap_key": "k1", "dhchap_ctrlr_key": "none"} | -126 | not in the keyring
+{"dhchap_ctrlr_key": "k1"} | -32602 | needs a dhchap_key
+"#;
+
+const BAD_HOSTS: &str = r#"
+{"host": "nqn.2026-11.x:y"} | -32602 | not in the list
+{"nqn": "nqn.2026-11.x:y"} | -32602 | not found
+{"tgt_name": "x"} | -32603 | target
+{"psk": "x"} | -32602 | psk
+"#;
 
 #[test]
 fn what_is_no_key_is_not_taken() {
@@ -143,75 +164,16 @@ fn what_is_no_key_is_not_taken() {
     let open = service.dir().join("open.key");
     std::fs::set_permissions(&open, PermissionsExt::from_mode(0o644)).unwrap();
     let host = json!({"nqn": NQN, "host": HOST});
-    let bad = [
-        (json!({"dhchap_key": "none"}), -126, "not in the keyring"),
-        (json!({"dhchap_key": "gone"}), -126, "can't be read"),
-        (json!({"dhchap_key": "open"}), -1, "others than its owner"),
-        (json!({"dhchap_key": "bad"}), -22, "32, 48 and 64"),
-        (
-            json!({"dhchap_key": "k1", "dhchap_ctrlr_key": "none"}),
-            -126,
-            "not in the keyring",
-        ),
-        (
-            json!({"dhchap_ctrlr_key": "k1"}),
-            -32602,
-            "needs a dhchap_key",
-        ),
-    ];
-    for (keys, code, text) in &bad {
-        let with = |base: &Value| rpc_nvmf_common::with(base, &keys.to_string());
-        is_refused(
-            &service,
-            "nvmf_subsystem_add_host",
-            &with(&host),
-            *code,
-            text,
-        );
-        let attach = with(&attach(address, HOST));
-        is_refused(
-            &service,
-            "bdev_nvme_attach_controller",
-            &attach,
-            *code,
-            text,
-        );
-    }
+    all_refused(&service, "nvmf_subsystem_add_host", &host, BAD_KEYS);
+    let params = attach(address, HOST);
+    all_refused(&service, "bdev_nvme_attach_controller", &params, BAD_KEYS);
     assert_eq!(subsystem(&service, NQN)["hosts"], json!([]));
     let keyed = json!({"nqn": NQN, "host": HOST, "dhchap_key": "k1"});
     service.call("nvmf_subsystem_add_host", keyed.clone());
-    for (keys, code, text) in &bad {
-        let params = rpc_nvmf_common::with(&host, &keys.to_string());
-        is_refused(&service, "nvmf_subsystem_set_keys", &params, *code, text);
-    }
-    let set = "nvmf_subsystem_set_keys";
-    let with = |text| rpc_nvmf_common::with(&keyed, text);
-    is_refused(
-        &service,
-        set,
-        &with(r#"{"host": "nqn.2026-11.x:y"}"#),
-        -32602,
-        "not in the list",
-    );
-    is_refused(
-        &service,
-        set,
-        &with(&format!(r#"{{"nqn": "{OTHER}"}}"#)),
-        -32602,
-        "not found",
-    );
-    is_refused(
-        &service,
-        set,
-        &with(r#"{"tgt_name": "x"}"#),
-        -32603,
-        "target",
-    );
-    is_refused(&service, set, &with(r#"{"psk": "x"}"#), -32602, "psk");
-    assert_eq!(
-        subsystem(&service, NQN)["hosts"],
-        json!([{"nqn": HOST, "dhchap_key": "k1"}])
-    );
+    all_refused(&service, "nvmf_subsystem_set_keys", &host, BAD_KEYS);
+    all_refused(&service, "nvmf_subsystem_set_keys", &keyed, BAD_HOSTS);
+    let hosts = json!([{"nqn": HOST, "dhchap_key": "k1"}]);
+    assert_eq!(subsystem(&service, NQN)["hosts"], hosts);
 }
 
 /// Loaded again it is the same, keys included.

@@ -53,6 +53,11 @@ impl Fixture {
     }
 
     pub(crate) fn add(&self, disk: &Arc<RamDisk>, nsid: Option<u32>) -> u32 {
+        self.add_as(NQN, disk, nsid)
+    }
+
+    /// To the subsystem `nqn`.
+    pub(crate) fn add_as(&self, nqn: &str, disk: &Arc<RamDisk>, nsid: Option<u32>) -> u32 {
         let config = NamespaceConfig {
             bdev: Arc::clone(disk) as Arc<dyn Bdev>,
             nsid,
@@ -61,7 +66,7 @@ impl Fixture {
             uuid: None,
             ana_group: None,
         };
-        self.target.add_namespace(NQN, config).unwrap()
+        self.target.add_namespace(nqn, config).unwrap()
     }
 }
 

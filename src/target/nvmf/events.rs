@@ -172,7 +172,7 @@ mod tests {
                 uuid: None,
                 ana_group: None,
             };
-            Arc::new(Namespace::new(nsid, config))
+            Arc::new(Namespace::new(nsid, config, Arc::default()))
         };
         sizes.iter().map(namespace).collect()
     }

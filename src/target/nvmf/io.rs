@@ -29,6 +29,14 @@ pub(super) enum What {
 }
 
 impl What {
+    /// Whether it may change data.
+    pub(super) fn writes(self) -> bool {
+        matches!(
+            self,
+            Self::Write | Self::Zeroes { .. } | Self::Deallocate(_)
+        )
+    }
+
     /// Whether data come back, or could not be read.
     pub(super) fn reads(self) -> bool {
         matches!(self, Self::Read | Self::Compare | Self::Verify)
@@ -59,8 +67,9 @@ pub(super) struct Rules {
 /// # Errors
 /// The status to complete the command with.
 pub(super) fn plan(sqe: &Sqe, info: &BdevInfo, rules: Rules) -> Result<Plan, Status> {
-    if sqe.fuse() != Fuse::Normal {
-        return Err(Status::INVALID_FIELD);
+    match (sqe.fuse(), sqe.opcode) {
+        (Fuse::Normal, _) | (Fuse::First, io::COMPARE) | (Fuse::Second, io::WRITE) => {}
+        _ => return Err(Status::INVALID_FIELD),
     }
     // A host that was told that nothing is volatile sends no flush: then each write is durable at once.
     let fua = sqe.fua() || (info.volatile_cache && !rules.host_flushes);
@@ -193,9 +202,20 @@ mod tests {
         for (sqe, status) in cases {
             assert_eq!(plan(&sqe, &info, RULES), Err(status), "{sqe:?}");
         }
-        let mut fused = command(io::COMPARE, 0, 1, 512);
-        fused.flags |= 3;
-        assert_eq!(plan(&fused, &info, RULES), Err(Status::INVALID_FIELD));
+        for (opcode, fuse, is_possible) in [
+            (io::COMPARE, 1, true),
+            (io::COMPARE, 2, false),
+            (io::COMPARE, 3, false),
+            (io::WRITE, 1, false),
+            (io::WRITE, 2, true),
+            (io::READ, 1, false),
+        ] {
+            let mut fused = command(opcode, 0, 1, 512);
+            fused.flags |= fuse;
+            let planned = plan(&fused, &info, RULES);
+            assert_eq!(planned.is_ok(), is_possible, "{opcode} {fuse}");
+            assert!(is_possible || planned == Err(Status::INVALID_FIELD));
+        }
         info.read_only = true;
         for opcode in [io::WRITE, io::WRITE_ZEROES] {
             let sqe = command(opcode, 0, 1, 512);

@@ -6,7 +6,7 @@ use super::io::{Plan, Rules, What, plan, ranges};
 use super::io_status::nvme_status;
 use super::namespaces::Namespaces;
 use super::replies::Replies;
-use super::slots::{Job, Slots, Stage};
+use super::slots::{Job, Locked, Slots, Stage};
 use crate::bdev::{BdevInfo, BufPool, Completion, Data, IoBuf, IoStatus, Op, Request};
 use crate::target::stream::Output;
 use crate::units::ByteRange;
@@ -23,6 +23,52 @@ pub(super) struct IoQueue {
     epoch: u32,
     pub(super) namespaces: Namespaces,
     done: Vec<Completion>,
+    /// Commands whose ranges others hold, or that wait for others' writes there.
+    waiting: Vec<Waiting>,
+    /// Writes whose comparison has just succeeded.
+    compared: Vec<Locked>,
+}
+
+/// A command that has asked for its range.
+#[derive(Debug)]
+struct Waiting {
+    slot: u16,
+    sqe: Sqe,
+    buf: Option<IoBuf>,
+    locked: Box<Locked>,
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub(super) enum Started {
+    /// There is nothing to do.
+    Nothing,
+    /// Its bdev has it.
+    Job(Job),
+    /// It has asked for its range.
+    Waits,
+}
+
+/// What every command is served with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Means<'a> {
+    pub(super) options: &'a TransportOptions,
+    pub(super) pool: &'a RefCell<BufPool>,
+}
+
+impl Means<'_> {
+    fn give(&self, buf: Option<IoBuf>) {
+        if let Some(buf) = buf {
+            self.pool.borrow_mut().give(buf);
+        }
+    }
+}
+
+/// All bytes from the first of `ranges` to the last.
+fn hull(ranges: &[ByteRange]) -> ByteRange {
+    let start = ranges.iter().map(|range| range.start()).min();
+    let end = ranges.iter().map(|range| range.end()).max();
+    ByteRange::between(start.unwrap_or(0), end.unwrap_or(0))
 }
 
 fn add(counter: &AtomicU64, count: u64) {
@@ -37,6 +83,8 @@ impl IoQueue {
             epoch: controller.epoch(),
             namespaces: Namespaces::new(Arc::clone(&controller.subsystem), controller.listener),
             done: vec![],
+            waiting: vec![],
+            compared: vec![],
             entry,
         }
     }
@@ -64,8 +112,7 @@ impl IoQueue {
         Ok((plan(sqe, &info, rules)?, info))
     }
 
-    /// Hands a command to its device. `buf`: the host's data, or room for the device's. Nothing if there
-    /// is nothing to do.
+    /// Hands a command to its device. `buf`: the host's data, or room for the device's.
     ///
     /// # Errors
     /// The status to complete it with.
@@ -75,35 +122,99 @@ impl IoQueue {
         slot: u16,
         sqe: &Sqe,
         buf: Option<IoBuf>,
-        options: &TransportOptions,
-        pool: &RefCell<BufPool>,
-    ) -> Result<Option<Job>, Status> {
-        let mut buf = buf;
-        let started = self.submit(cx, slot, sqe, &mut buf, options, pool);
-        if let Some(unused) = buf {
-            pool.borrow_mut().give(unused);
-        }
+        means: Means<'_>,
+    ) -> Result<Started, Status> {
+        let (mut buf, mut locked) = (buf, None);
+        let started = self.submit(cx, slot, sqe, &mut buf, &mut locked, means);
+        means.give(buf);
         started
     }
 
+    /// Asks for the range of a fused operation; its commands, which have the same range, and their data:
+    /// what to compare and what to write.
+    ///
+    /// # Errors
+    /// The status to complete the first one with.
+    pub(super) fn start_fused(
+        &mut self,
+        cx: &Cx,
+        (first, compare): (u16, &Sqe),
+        second: u16,
+        data: (IoBuf, IoBuf),
+        means: Means<'_>,
+    ) -> Result<(), Status> {
+        let (compared, written) = data;
+        let planned = self.plan(compare, means.options).and_then(|(plan, _)| {
+            let place = self.namespaces.channel(cx, compare.nsid.get())?;
+            let hold = self.namespaces.hold(place, plan.range, true);
+            hold.ok_or(Status::INVALID_NAMESPACE)
+        });
+        let hold = match planned {
+            Ok(hold) => hold,
+            Err(status) => {
+                means.give(Some(compared));
+                means.give(Some(written));
+                return Err(status);
+            }
+        };
+        let write = Some((second, written));
+        self.wait(first, compare, Some(compared), Locked { hold, write });
+        Ok(())
+    }
+
+    fn wait(&mut self, slot: u16, sqe: &Sqe, buf: Option<IoBuf>, locked: Locked) {
+        self.waiting.push(Waiting {
+            slot,
+            sqe: *sqe,
+            buf,
+            locked: Box::new(locked),
+        });
+    }
+
+    /// Whether a command waits for its range.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes `buf` and `locked` if it uses them.
     fn submit(
         &mut self,
         cx: &Cx,
         slot: u16,
         sqe: &Sqe,
         buf: &mut Option<IoBuf>,
-        options: &TransportOptions,
-        pool: &RefCell<BufPool>,
-    ) -> Result<Option<Job>, Status> {
+        locked: &mut Option<Box<Locked>>,
+        means: Means<'_>,
+    ) -> Result<Started, Status> {
         // Again, since it may have waited: a namespace may have gone meanwhile.
-        let (Plan { what, range, fua }, info) = self.plan(sqe, options)?;
+        let (Plan { what, range, fua }, info) = self.plan(sqe, means.options)?;
         let place = self.namespaces.channel(cx, sqe.nsid.get())?;
+        let discards = match what {
+            What::Deallocate(count) => ranges(buf.as_deref().unwrap_or_default(), count, &info)?,
+            _ => vec![],
+        };
         let mut job = Job {
             what,
             parts_left: 1,
             status: IoStatus::Ok,
             host: None,
+            range: if discards.is_empty() {
+                range
+            } else {
+                hull(&discards)
+            },
+            mark: None,
+            locked: None,
         };
+        if what.writes() && locked.is_none() {
+            job.mark = self.namespaces.begin_write(place, job.range);
+            if job.mark.is_none() {
+                let hold = self.namespaces.hold(place, job.range, false);
+                let hold = hold.ok_or(Status::INVALID_NAMESPACE)?;
+                self.wait(slot, sqe, buf.take(), Locked { hold, write: None });
+                return Ok(Started::Waits);
+            }
+        }
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX);
         let mut fitting = || {
             let mut buf = buf.take().filter(|buf| buf.len() >= len);
@@ -113,26 +224,31 @@ impl IoQueue {
             buf.ok_or(Status::INVALID_FIELD)
         };
         let (op, data) = match what {
-            What::Hint => return Ok(None),
+            What::Hint => return Ok(Started::Nothing),
             What::Flush => (Op::Flush, Data::None),
             What::Read | What::Verify => (Op::Read, Data::Buf(fitting()?)),
             What::Write => (Op::Write { fua }, Data::Buf(fitting()?)),
             What::Compare => {
                 job.host = Some(fitting()?);
-                (Op::Read, Data::Buf(pool.borrow_mut().take(len)))
+                (Op::Read, Data::Buf(means.pool.borrow_mut().take(len)))
             }
             What::Zeroes { may_unmap } => (Op::WriteZeroes { may_unmap, fua }, Data::None),
-            What::Deallocate(count) => {
-                let ranges = ranges(buf.as_deref().unwrap_or_default(), count, &info)?;
-                job.parts_left = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
-                for range in &ranges {
-                    self.send(cx, place, slot, Op::Discard, *range, Data::None);
-                }
-                return Ok(Some(job).filter(|_| !ranges.is_empty()));
+            What::Deallocate(_) if discards.is_empty() => return Ok(Started::Nothing),
+            What::Deallocate(_) => {
+                job.parts_left = u32::try_from(discards.len()).unwrap_or(u32::MAX);
+                (Op::Discard, Data::None)
             }
         };
-        self.send(cx, place, slot, op, range, data);
-        Ok(Some(job))
+        job.locked = locked.take();
+        match discards.split_last() {
+            None => self.send(cx, place, slot, op, range, data),
+            Some(_) => {
+                for range in &discards {
+                    self.send(cx, place, slot, op, *range, Data::None);
+                }
+            }
+        }
+        Ok(Started::Job(job))
     }
 
     fn send(&mut self, cx: &Cx, place: usize, slot: u16, op: Op, range: ByteRange, data: Data) {
@@ -149,31 +265,101 @@ impl IoQueue {
     pub(super) fn reap(
         &mut self,
         cx: &Cx,
-        pool: &RefCell<BufPool>,
+        means: Means<'_>,
         slots: &mut Slots,
         mut replies: Option<(&Replies, &mut Output)>,
     ) -> u32 {
         self.namespaces.refresh(cx);
-        if self.namespaces.under_way() == 0 {
-            return 0;
+        let mut count = 0;
+        if self.namespaces.under_way() > 0 {
+            let mut done = std::mem::take(&mut self.done);
+            let mut is_leaving = false;
+            count = self.namespaces.poll(cx, &mut done, &mut is_leaving);
+            for completion in done.drain(..) {
+                let replies = replies
+                    .as_mut()
+                    .map(|(replies, output)| (*replies, &mut **output));
+                self.finish(completion, means, slots, is_leaving, replies);
+            }
+            self.done = done;
         }
-        let mut done = std::mem::take(&mut self.done);
-        let mut is_leaving = false;
-        let count = self.namespaces.poll(cx, &mut done, &mut is_leaving);
-        for completion in done.drain(..) {
-            let replies = replies
-                .as_mut()
-                .map(|(replies, output)| (*replies, &mut **output));
-            self.finish(completion, pool, slots, is_leaving, replies);
+        self.namespaces.attend(slots);
+        match replies {
+            Some(replies) => count += self.go_on(cx, means, slots, replies),
+            // What nobody waits for is not begun; its ranges are given back.
+            None => {
+                self.waiting.clear();
+                self.compared.clear();
+            }
         }
-        self.done = done;
+        count
+    }
+
+    /// Goes on with what has its range now.
+    fn go_on(
+        &mut self,
+        cx: &Cx,
+        means: Means<'_>,
+        slots: &mut Slots,
+        (replies, output): (&Replies, &mut Output),
+    ) -> u32 {
+        let mut ready: Vec<Waiting> = vec![];
+        for mut locked in self.compared.drain(..) {
+            let Some((slot, data)) = locked.write.take() else {
+                continue;
+            };
+            let Some(sqe) = slots.get(slot).map(|slot| slot.sqe) else {
+                continue;
+            };
+            let buf = Some(data);
+            ready.push(Waiting {
+                slot,
+                sqe,
+                buf,
+                locked: Box::new(locked),
+            });
+        }
+        let granted = self
+            .waiting
+            .extract_if(.., |waiting| waiting.locked.hold.is_granted());
+        ready.extend(granted);
+        let count = u32::try_from(ready.len()).unwrap_or(u32::MAX);
+        for Waiting {
+            slot,
+            sqe,
+            buf,
+            locked,
+        } in ready
+        {
+            let (mut buf, mut locked) = (buf, Some(locked));
+            let started = self.submit(cx, slot, &sqe, &mut buf, &mut locked, means);
+            means.give(buf);
+            let status = match started {
+                Ok(Started::Job(job)) => {
+                    slots.update(slot, |slot| slot.stage = Stage::Io(job));
+                    continue;
+                }
+                Ok(Started::Waits | Started::Nothing) => Status::SUCCESS,
+                Err(status) => status,
+            };
+            let mut end = |slot, status| {
+                if let Some(slot) = slots.remove(slot) {
+                    replies.complete(slot.sqe.cid.get(), status, 0, output);
+                }
+            };
+            end(slot, status);
+            if let Some((second, data)) = locked.and_then(|locked| locked.write) {
+                end(second, Status::FAILED_FUSED);
+                means.give(Some(data));
+            }
+        }
         count
     }
 
     fn finish(
-        &self,
+        &mut self,
         completion: Completion,
-        pool: &RefCell<BufPool>,
+        means: Means<'_>,
         slots: &mut Slots,
         is_leaving: bool,
         replies: Option<(&Replies, &mut Output)>,
@@ -189,19 +375,14 @@ impl IoQueue {
             _ => unreachable!("the bdev completed slot {index}, which it does not have"),
         });
         let mut data = data.into_buf();
-        let give = |buf: Option<IoBuf>| {
-            if let Some(buf) = buf {
-                pool.borrow_mut().give(buf);
-            }
-        };
         if ended == Some(false) {
-            return give(data);
+            return means.give(data);
         }
         let Some(slot) = slots.remove(index) else {
             unreachable!("the bdev completed slot {index}, which is free");
         };
         let Stage::Io(mut job) = slot.stage else {
-            return give(data);
+            return means.give(data);
         };
         let bytes = u64::from(slot.sqe.blocks().blocks);
         let mut status = nvme_status(job.status, job.what.reads(), is_leaving);
@@ -219,9 +400,31 @@ impl IoQueue {
                 Some(read) => replies.data(cid, read, output),
                 None => replies.complete(cid, status, 0, output),
             }
+            if let Some(locked) = job.locked.take_if(|locked| locked.write.is_some()) {
+                self.compared_with(status, *locked, means, slots, (replies, output));
+            }
         }
-        give(data);
-        give(job.host.take());
+        means.give(data);
+        means.give(job.host.take());
+    }
+
+    /// The first half of a fused operation has ended: the other one is to follow, or not.
+    fn compared_with(
+        &mut self,
+        status: Status,
+        mut locked: Locked,
+        means: Means<'_>,
+        slots: &mut Slots,
+        (replies, output): (&Replies, &mut Output),
+    ) {
+        if status.is_ok() {
+            self.compared.push(locked);
+        } else if let Some((second, data)) = locked.write.take() {
+            means.give(Some(data));
+            if let Some(slot) = slots.remove(second) {
+                replies.complete(slot.sqe.cid.get(), Status::FAILED_FUSED, 0, output);
+            }
+        }
     }
 
     fn count(&self, what: What, status: Status, bytes: u64) {

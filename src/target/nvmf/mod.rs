@@ -28,6 +28,7 @@ mod namespaces;
 mod options;
 mod properties;
 mod qpair;
+mod range_lock;
 mod receiver;
 mod replies;
 mod slots;

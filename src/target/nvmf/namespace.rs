@@ -1,5 +1,6 @@
 //! A bdev as a namespace.
 
+use super::range_lock::RangeLocks;
 use crate::bdev::Bdev;
 use crate::wire::nvme::NamespacePage;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub(super) struct Namespace {
     pub(super) nsid: u32,
     config: NamespaceConfig,
     uuid: uuid::Uuid,
+    /// The device's, shared with other namespaces of the same device.
+    pub(super) locks: Arc<RangeLocks>,
     ana_group: AtomicU32,
     /// Qpairs with a channel.
     users: AtomicUsize,
@@ -56,13 +59,14 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    pub(super) fn new(nsid: u32, config: NamespaceConfig) -> Self {
+    pub(super) fn new(nsid: u32, config: NamespaceConfig, locks: Arc<RangeLocks>) -> Self {
         let uuid = config.uuid.unwrap_or_else(|| config.bdev.info().uuid);
         Self {
             nsid,
             ana_group: AtomicU32::new(config.ana_group.unwrap_or(nsid)),
             config,
             uuid,
+            locks,
             users: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
         }
@@ -70,6 +74,11 @@ impl Namespace {
 
     pub(super) fn bdev(&self) -> &Arc<dyn Bdev> {
         &self.config.bdev
+    }
+
+    /// Whether it is the same device.
+    pub(super) fn is_of(&self, bdev: &Arc<dyn Bdev>) -> bool {
+        Arc::ptr_eq(&self.config.bdev, bdev)
     }
 
     pub(super) fn ana_group(&self) -> u32 {

@@ -1,8 +1,11 @@
 //! The namespaces that an I/O qpair uses: a channel to each.
 
 use super::namespace::NamespaceClaim;
+use super::range_lock::{Hold, Member, WriteMark};
+use super::slots::Slots;
 use super::subsystem::{NamespaceTable, Subsystem};
 use crate::bdev::{BdevInfo, Channel, Completion, Request};
+use crate::units::ByteRange;
 use crate::wire::nvme::Status;
 use reactors::{Cx, Wake};
 use std::net::SocketAddr;
@@ -11,6 +14,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 struct Open {
     claim: NamespaceClaim,
+    writes: Member,
     channel: Box<dyn Channel>,
     under_way: u32,
     cancelled: bool,
@@ -103,12 +107,32 @@ impl Namespaces {
             Status::PATH_ERROR
         })?;
         self.open.push(Open {
+            writes: Member::join(&claim.locks),
             claim,
             channel,
             under_way: 0,
             cancelled: false,
         });
         Ok(self.open.len() - 1)
+    }
+
+    /// A write of `range` begins at `place`; None if the range is held there.
+    pub(super) fn begin_write(&self, place: usize, range: ByteRange) -> Option<WriteMark> {
+        self.open.get(place)?.writes.begin_write(range)
+    }
+
+    /// Asks for `range` at `place`.
+    pub(super) fn hold(&self, place: usize, range: ByteRange, alone: bool) -> Option<Hold> {
+        let open = self.open.get(place)?;
+        Some(Hold::ask(open.writes.locks(), range, alone))
+    }
+
+    /// Looks which ranges are held now, and tells those who wait for its writes there.
+    pub(super) fn attend(&mut self, slots: &Slots) {
+        for open in &mut self.open {
+            open.writes
+                .attend(|member, range| slots.has_write_in(member, range));
+        }
     }
 
     /// Starts `request` on the channel at `place`.
@@ -157,7 +181,8 @@ impl Namespaces {
     pub(super) fn wake(&self) -> Wake {
         let busy = self.open.iter().filter(|open| open.under_way > 0);
         let wake = busy.fold(Wake::OnEvent, |wake, open| wake.sooner(open.channel.wake()));
-        match self.version == self.subsystem.version() {
+        let is_behind = self.open.iter().any(|open| open.writes.is_behind());
+        match self.version == self.subsystem.version() && !is_behind {
             true => wake,
             false => Wake::Now,
         }

@@ -2,6 +2,7 @@
 
 mod auth;
 mod data;
+mod fused;
 
 use super::TransportOptions;
 use super::admin::{Admin, Outcome};
@@ -9,7 +10,7 @@ use super::auth::Authentication;
 use super::connect::{Origin, Refusal, connect};
 use super::controller::Controller;
 use super::io::What;
-use super::io_queue::IoQueue;
+use super::io_queue::{IoQueue, Means, Started};
 use super::listener::ListenAddress;
 use super::receiver::{Payload, Receiver};
 use super::replies::Replies;
@@ -20,8 +21,8 @@ use super::transfer::Transfer;
 use crate::bdev::{BufPool, IoBuf};
 use crate::target::stream::Output;
 use crate::wire::nvme::{
-    Alignment, ConnectCommand, ConnectData, Digests, Fault, FaultKind, Limits, Sqe, Status, admin,
-    fctype,
+    Alignment, ConnectCommand, ConnectData, Digests, Fault, FaultKind, Fuse, Limits, Sqe, Status,
+    admin, fctype,
 };
 use reactors::{Cx, Nanos, Wake};
 use std::cell::RefCell;
@@ -81,6 +82,8 @@ pub(super) struct Qpair {
     retry: Option<Retry>,
     /// Of a host that must prove who it is.
     auth: Option<Box<Authentication>>,
+    /// The first half of a fused operation, until the second comes.
+    first: Option<(u16, Transfer)>,
     pool: Rc<RefCell<BufPool>>,
     /// Requests that bdevs had when that was last counted.
     pending: u32,
@@ -100,6 +103,7 @@ impl Qpair {
             parked: VecDeque::new(),
             retry: None,
             auth: None,
+            first: None,
             pool,
             pending: 0,
             is_lost: false,
@@ -178,6 +182,7 @@ impl Qpair {
         let wake = match &self.role {
             Role::New => Wake::OnEvent,
             Role::Admin(admin) => admin.wake(),
+            Role::Io(io) if io.is_waiting() => Wake::Now,
             Role::Io(io) => io.namespaces.wake(),
         };
         let wake = wake.sooner(self.auth_wake());
@@ -212,28 +217,20 @@ impl Qpair {
         self.replies.command_taken();
         let held_bytes = came.as_ref().map_or(0, |payload| payload.buf.len());
         let transfer = Transfer::of(&sqe, came)?;
-        let slot = self.slots.insert(Slot {
-            sqe,
-            stage: Stage::Waiting,
-            held_bytes,
-            spoilt: false,
-        });
+        let slot = self.slots.insert(Slot::new(sqe, held_bytes));
         if let Some(status) = self.refuses_unproved(&sqe) {
-            if let Transfer::InCapsule(payload) = transfer {
-                self.give(Some(payload.buf));
-            }
-            self.complete(slot, status, 0, output);
+            self.refuse(slot, transfer, status, output);
             return Ok(());
         }
-        match transfer {
-            Transfer::InCapsule(payload) => self.data_came(cx, slot, payload, output),
-            Transfer::FromHost(len) => match self.refuses_data(&sqe, len) {
-                Some(status) => self.complete(slot, status, 0, output),
-                None => {
-                    self.want_memory(cx, slot, len as usize, Wants::HostData, output);
-                }
-            },
-            Transfer::None => self.execute(cx, slot, None, output),
+        let fuse = match &self.role {
+            Role::Io(_) if sqe.opcode != admin::FABRICS => sqe.fuse(),
+            _ => Fuse::Normal,
+        };
+        if fuse == Fuse::Normal {
+            self.give_up_first(output);
+            self.move_data(cx, slot, transfer, output);
+        } else {
+            self.fused(cx, slot, fuse, transfer, output);
         }
         Ok(())
     }
@@ -414,12 +411,16 @@ impl Qpair {
         else {
             return;
         };
-        let started = io.start(cx, slot, &sqe, buf, &self.side.options, &self.pool);
-        match started {
-            Ok(Some(job)) => {
+        let means = Means {
+            options: &self.side.options,
+            pool: &self.pool,
+        };
+        match io.start(cx, slot, &sqe, buf, means) {
+            Ok(Started::Job(job)) => {
                 self.slots.update(slot, |slot| slot.stage = Stage::Io(job));
             }
-            Ok(None) => self.complete(slot, Status::SUCCESS, 0, output),
+            Ok(Started::Waits) => self.wake_writers(),
+            Ok(Started::Nothing) => self.complete(slot, Status::SUCCESS, 0, output),
             Err(status) => self.complete(slot, status, 0, output),
         }
     }
@@ -428,16 +429,20 @@ impl Qpair {
     /// of it. Returns how much there was.
     pub(super) fn reap(&mut self, cx: &Cx, output: Option<&mut Output>) -> u32 {
         let mut count = 0;
+        let means = Means {
+            options: &self.side.options,
+            pool: &self.pool,
+        };
         let Some(output) = output else {
             if let Role::Io(io) = &mut self.role {
-                count = io.reap(cx, &self.pool, &mut self.slots, None);
+                count = io.reap(cx, means, &mut self.slots, None);
             }
             self.report_pending();
             return count;
         };
         if let Role::Io(io) = &mut self.role {
             let replies = Some((&self.replies, &mut *output));
-            count = io.reap(cx, &self.pool, &mut self.slots, replies);
+            count = io.reap(cx, means, &mut self.slots, replies);
             let completed = &self.side.counters.completed;
             completed.fetch_add(count.into(), Ordering::Relaxed);
         }

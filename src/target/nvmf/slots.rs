@@ -1,7 +1,9 @@
 //! The commands of a qpair that are under way.
 
 use super::io::What;
+use super::range_lock::{Hold, Member, WriteMark};
 use crate::bdev::{IoBuf, IoStatus};
+use crate::units::ByteRange;
 use crate::wire::nvme::Sqe;
 
 /// What a command under way waits for.
@@ -11,9 +13,11 @@ pub(super) enum Stage {
     Parked(usize, Wants),
     /// Data from the host, of which so many bytes have come; no buffer while the receiver has it.
     Receiving(Option<IoBuf>, usize),
+    /// The data of the other half of its fused operation; its own are here.
+    Paired(IoBuf),
     /// Its bdev.
     Io(Job),
-    /// An event, or another try.
+    /// An event, another try, the other half of its fused operation, or its range.
     Waiting,
 }
 
@@ -34,6 +38,30 @@ pub(super) struct Job {
     pub(super) status: IoStatus,
     /// The host's data, to be compared.
     pub(super) host: Option<IoBuf>,
+    /// What it may change.
+    pub(super) range: ByteRange,
+    /// It may change that, and holds nothing.
+    pub(super) mark: Option<WriteMark>,
+    /// What it holds.
+    pub(super) locked: Option<Box<Locked>>,
+}
+
+/// A range that a command holds, and what comes next there.
+#[derive(Debug)]
+pub(super) struct Locked {
+    pub(super) hold: Hold,
+    /// The write that follows if the data are equal: its slot and its data.
+    pub(super) write: Option<(u16, IoBuf)>,
+}
+
+/// The other half of a fused operation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Partner {
+    pub(super) slot: u16,
+    /// Whether it is the first, and this one the second.
+    pub(super) is_first: bool,
+    /// The partner has failed.
+    pub(super) has_failed: bool,
 }
 
 /// A command under way.
@@ -45,9 +73,21 @@ pub(super) struct Slot {
     pub(super) held_bytes: usize,
     /// Some of its data were damaged on their way.
     pub(super) spoilt: bool,
+    /// If it is half of a fused operation.
+    pub(super) partner: Option<Partner>,
 }
 
 impl Slot {
+    pub(super) fn new(sqe: Sqe, held_bytes: usize) -> Self {
+        Self {
+            sqe,
+            stage: Stage::Waiting,
+            held_bytes,
+            spoilt: false,
+            partner: None,
+        }
+    }
+
     /// Bytes that the host's data are to fill, and other bytes.
     fn bytes(&self) -> (usize, usize) {
         match self.stage {
@@ -128,6 +168,18 @@ impl Slots {
         Some(slot)
     }
 
+    /// Whether a write of `member` is under way in `range`.
+    pub(super) fn has_write_in(&self, member: &Member, range: ByteRange) -> bool {
+        let is_there = |slot: &Slot| match &slot.stage {
+            Stage::Io(job) => {
+                let is_its = job.mark.as_ref().is_some_and(|mark| mark.is_of(member));
+                is_its && job.range.overlaps(range)
+            }
+            _ => false,
+        };
+        self.slots.iter().flatten().any(is_there)
+    }
+
     /// The command that is called `cid`.
     pub(super) fn find(&self, cid: u16) -> Option<u16> {
         let is_it = |slot: &Option<Slot>| slot.as_ref().is_some_and(|s| s.sqe.cid.get() == cid);
@@ -144,10 +196,8 @@ mod tests {
     fn bytes_are_counted_by_who_has_to_act() {
         let mut slots = Slots::default();
         let slot = |cid, stage, held_bytes| Slot {
-            sqe: Sqe::new(1, cid, 1),
             stage,
-            held_bytes,
-            spoilt: false,
+            ..Slot::new(Sqe::new(1, cid, 1), held_bytes)
         };
         let first = slots.insert(slot(7, Stage::Receiving(None, 0), 100));
         let second = slots.insert(slot(8, Stage::Waiting, 10));

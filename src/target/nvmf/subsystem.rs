@@ -5,6 +5,7 @@ use super::access::{Access, HostInfo};
 use super::ana::{AnaState, AnaTable};
 use super::controller::{Controller, ControllerInfo, QpairInfo};
 use super::namespace::{Namespace, NamespaceConfig, NamespaceInfo, RemovedNamespace};
+use super::range_lock::RangeLocks;
 use crate::bdev::HostKeys;
 use crate::bdev::calculator::random_bytes;
 use crate::wire::nvme::{AnaGroup, DISCOVERY_NQN, check_nqn};
@@ -310,7 +311,11 @@ impl Subsystem {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    pub(super) fn add_namespace(&self, config: NamespaceConfig) -> Result<u32, NvmfError> {
+    pub(super) fn add_namespace(
+        &self,
+        config: NamespaceConfig,
+        locks: Arc<RangeLocks>,
+    ) -> Result<u32, NvmfError> {
         if self.is_discovery {
             return Err(NvmfError::Discovery);
         }
@@ -330,7 +335,7 @@ impl Subsystem {
             self.check_ana_group(group)?;
         }
         let mut table = (**now).clone();
-        table.push(Arc::new(Namespace::new(nsid, config)));
+        table.push(Arc::new(Namespace::new(nsid, config, locks)));
         table.sort_by_key(|namespace| namespace.nsid);
         self.set_namespaces(&mut now, table);
         Ok(nsid)

@@ -159,7 +159,16 @@ impl NvmfTarget {
     /// # Errors
     /// [`NvmfError::NoSubsystem`], [`NvmfError::Discovery`], [`NvmfError::NamespaceTaken`].
     pub fn add_namespace(&self, nqn: &str, config: NamespaceConfig) -> Result<u32, NvmfError> {
-        let nsid = self.find(nqn)?.add_namespace(config)?;
+        let subsystem = self.find(nqn)?;
+        // Nobody else adds the same device meanwhile.
+        let all = write(&self.0.subsystems);
+        let mut known = all
+            .iter()
+            .flat_map(|s| s.namespaces().iter().cloned().collect::<Vec<_>>());
+        let known = known.find(|namespace| namespace.is_of(&config.bdev));
+        let locks = known.map(|namespace| Arc::clone(&namespace.locks));
+        let nsid = subsystem.add_namespace(config, locks.unwrap_or_default())?;
+        drop(all);
         wake_all(&self.0.reactors);
         Ok(nsid)
     }

@@ -151,6 +151,8 @@ impl ControllerPage<'_> {
             page.u32(516, self.namespaces_max);
             // Compare, Dataset Management, Write Zeroes, Verify.
             page.u16(520, 1 | 1 << 2 | 1 << 3 | 1 << 7);
+            // Fused Compare and Write.
+            page.u16(522, 1);
             page.u8(525, 0b100 | u8::from(self.volatile_cache));
             page.u32(540, self.namespaces_max);
             if self.ana {

@@ -40,12 +40,18 @@ impl Status {
     pub const ABORTED: Self = lasting(StatusType::Generic, 0x07);
     /// Given up since its queue is being deleted.
     pub const ABORTED_QUEUE_DELETED: Self = transient(StatusType::Generic, 0x08);
+    /// The other half of its fused operation failed.
+    pub const FAILED_FUSED: Self = transient(StatusType::Generic, 0x09);
+    /// The other half of its fused operation did not come.
+    pub const MISSING_FUSED: Self = lasting(StatusType::Generic, 0x0a);
     /// No such namespace, or no format.
     pub const INVALID_NAMESPACE: Self = lasting(StatusType::Generic, 0x0b);
     /// Not now: the queue or the controller is in another state.
     pub const SEQUENCE_ERROR: Self = lasting(StatusType::Generic, 0x0c);
     /// The data's length does not fit the command.
     pub const SGL_LENGTH_INVALID: Self = lasting(StatusType::Generic, 0x0f);
+    /// A fused operation is longer than the controller makes atomic.
+    pub const ATOMIC_UNIT_EXCEEDED: Self = lasting(StatusType::Generic, 0x14);
     /// The keep-alive timeout can't be that.
     pub const KEEP_ALIVE_INVALID: Self = lasting(StatusType::Generic, 0x1a);
     /// The namespace takes no writes.

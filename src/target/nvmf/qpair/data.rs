@@ -5,16 +5,36 @@ use super::{HELD_BYTES_MAX, Qpair, Role};
 use crate::bdev::IoBuf;
 use crate::target::nvmf::receiver::Payload;
 use crate::target::nvmf::slots::{Stage, Wants};
+use crate::target::nvmf::transfer::Transfer;
 use crate::target::stream::Output;
-use crate::wire::nvme::{AuthCommand, DataPdu, Fault, FaultKind, Sqe, Status, admin};
+use crate::wire::nvme::{AuthCommand, DataPdu, Fault, FaultKind, Status, admin};
 use reactors::Cx;
 
 impl Qpair {
+    /// Takes or asks for a command's data, and executes it once they are there.
+    pub(super) fn move_data(
+        &mut self,
+        cx: &Cx,
+        slot: u16,
+        transfer: Transfer,
+        output: &mut Output,
+    ) {
+        match transfer {
+            Transfer::InCapsule(payload) => self.data_came(cx, slot, payload, output),
+            Transfer::FromHost(len) => match self.refuses_data(slot, len) {
+                Some(status) => self.complete(slot, status, 0, output),
+                None => self.want_memory(cx, slot, len as usize, Wants::HostData, output),
+            },
+            Transfer::None => self.execute(cx, slot, None, output),
+        }
+    }
+
     /// Why not to ask for the data of a command that would be refused anyway.
-    pub(super) fn refuses_data(&self, sqe: &Sqe, len: u32) -> Option<Status> {
+    pub(super) fn refuses_data(&self, slot: u16, len: u32) -> Option<Status> {
         if len > self.side.options.io_bytes_max {
             return Some(Status::INVALID_FIELD);
         }
+        let sqe = &self.slots.get(slot)?.sqe;
         if is_auth(sqe) {
             let is_possible = AuthCommand::len_of(sqe).is_some();
             return (!is_possible).then_some(Status::INVALID_FIELD);
@@ -149,7 +169,9 @@ impl Qpair {
 
     /// All data of a command are there.
     pub(super) fn data_came(&mut self, cx: &Cx, slot: u16, payload: Payload, output: &mut Output) {
-        if payload.intact {
+        if self.slots.get(slot).is_some_and(|s| s.partner.is_some()) {
+            self.half_came(cx, slot, payload, output);
+        } else if payload.intact {
             self.execute(cx, slot, Some(payload.buf), output);
         } else {
             self.pool.borrow_mut().give(payload.buf);
