@@ -1,6 +1,8 @@
 //! Keys that Python made (see `src/wire/nvme/auth/key.rs`), and a target that wants a host's.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod talk;
+
 use crate::nvmf_common::{Fixture, HOST, NQN};
 use pmcache::bdev::{ChapKey, HostKeys, NamedKey};
 
