@@ -291,3 +291,39 @@ fn a_job_file_that_can_not_be_measured_is_refused_with_the_line() {
     let output = quick("--job-file /nowhere.fio");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
+
+#[test]
+fn jobs_have_qpairs_of_their_own_behind_nvme_tcp() {
+    let (service, _, _) = with_export();
+    let nqn = "nqn.2026-11.test.pmcache:bench";
+    service.call("nvmf_create_transport", json!({"trtype": "TCP"}));
+    let subsystem = json!({"nqn": nqn, "allow_any_host": true});
+    service.call("nvmf_create_subsystem", subsystem);
+    let namespace = json!({"nqn": nqn, "namespace": {"bdev_name": "P0"}});
+    service.call("nvmf_subsystem_add_ns", namespace);
+    let at = json!({"trtype": "tcp", "traddr": "127.0.0.1", "trsvcid": "0"});
+    let listener = json!({"nqn": nqn, "listen_address": at});
+    service.call("nvmf_subsystem_add_listener", listener);
+    let found = service.call("nvmf_get_subsystems", json!({"nqn": nqn}));
+    let port = found[0]["listen_addresses"][0]["trsvcid"].as_str().unwrap();
+    let qpairs = || {
+        let stats = service.call("nvmf_get_stats", Value::Null);
+        let groups = stats["poll_groups"].as_array().unwrap().clone();
+        let each = groups.iter().map(|group| group["io_qpairs"].as_u64());
+        each.sum::<Option<u64>>().unwrap()
+    };
+    let mut before = 0;
+    for (flags, expected) in [
+        ("--jobs 3", 1),
+        ("--jobs 3 --nvme-qpairs 3", 3),
+        ("--jobs 3 --nvme-qpairs 2 --nvme-digests", 2),
+    ] {
+        let found = document(&quick(&format!(
+            "--bdev nvme://127.0.0.1:{port}/{nqn} --rw randread --depth 4 --seconds 0.1 --warmup 0 \
+             {flags}"
+        )));
+        check_run(&found["runs"][0]);
+        assert_eq!(qpairs() - before, expected, "{flags}");
+        before = qpairs();
+    }
+}

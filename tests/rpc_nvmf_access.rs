@@ -16,6 +16,7 @@ use rpc_nvmf_common::{
     listeners, subsystem, with, with_subsystem, with_transport,
 };
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 
 const BAD_LISTENERS: &str = r#"
 {"listen_address": null} | -32602 |
@@ -263,6 +264,79 @@ fn only_hosts_of_the_list_come_in() {
     all_refused(&service, "nvmf_subsystem_allow_any_host", &params, bad);
     assert_eq!(any(true), true);
     Host::connect(address, NQN);
+}
+
+const BAD_REFERRALS: &str = r#"
+{"address": null} | -32602 |
+{"address": {"trtype": "RDMA"}} | -32602 | only 'TCP'
+{"address": {"traddr": "localhost"}} | -32602 | no IP address
+{"address": {"traddr": "0.0.0.0"}} | -32602 | no host can connect to 0.0.0.0:8009
+{"address": {"trsvcid": "0"}} | -32602 | no host can connect to 192.0.2.1:0
+{"subnqn": "there"} | -32602 | NQN
+{"secure_channel": true} | -32602 | secure_channel is not supported
+{"tgt_name": "x"} | -32603 | target
+"#;
+
+/// Subtype, NQN, address and port of each entry of the discovery log.
+fn discovered(address: SocketAddr) -> Vec<(u8, String, String, String)> {
+    let mut host = Host::connect(address, DISCOVERY);
+    let entries = 3_u32;
+    let len = 1024 * (entries + 1);
+    let sqe = host.admin.admin(0x02, 0, 0x70 | (len / 4 - 1) << 16, len);
+    let (done, log) = host.admin.run(sqe, &[]);
+    assert_eq!(done.status, Status::SUCCESS);
+    let count = usize::from(log[8]);
+    let text = |entry: &[u8], at: usize, len: usize| {
+        let text = String::from_utf8(entry[at..at + len].to_vec()).unwrap();
+        text.trim_end_matches(['\0', ' ']).to_owned()
+    };
+    let entries = log[1024..].chunks(1024).take(count);
+    let told = entries.map(|entry| {
+        let [nqn, at, port] =
+            [(256, 256), (512, 256), (32, 32)].map(|(at, len)| text(entry, at, len));
+        (entry[2], nqn, at, port)
+    });
+    told.collect()
+}
+
+#[test]
+fn hosts_are_sent_elsewhere_too() {
+    let (service, address) = with_subsystem();
+    let at = json!({"trtype": "tcp", "traddr": "192.0.2.1", "trsvcid": "8009"});
+    let referral = json!({"address": at});
+    let other = json!({"address": at, "subnqn": OTHER});
+    let add = "nvmf_discovery_add_referral";
+    let remove = "nvmf_discovery_remove_referral";
+    let list = |service: &Service| service.call("nvmf_discovery_get_referrals", Value::Null);
+    assert_eq!(list(&service), json!([]));
+    all_refused(&service, add, &referral, BAD_REFERRALS);
+    assert_eq!(list(&service), json!([]));
+    for params in [&referral, &other] {
+        assert_eq!(service.call(add, params.clone()), true);
+        is_refused(&service, add, params, -32602, "already");
+    }
+    let told = |nqn: &str| {
+        let address =
+            json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "192.0.2.1", "trsvcid": "8009"});
+        json!({"address": address, "secure_channel": false, "subnqn": nqn})
+    };
+    assert_eq!(list(&service), json!([told(DISCOVERY), told(OTHER)]));
+    let entry = |kind: u8, nqn: &str, ip: &str, port: &str| {
+        (kind, nqn.to_owned(), ip.to_owned(), port.to_owned())
+    };
+    let own = entry(2, NQN, "127.0.0.1", &address.port().to_string());
+    let sent = [
+        entry(1, DISCOVERY, "192.0.2.1", "8009"),
+        entry(2, OTHER, "192.0.2.1", "8009"),
+    ];
+    assert_eq!(
+        discovered(address),
+        [own.clone(), sent[0].clone(), sent[1].clone()]
+    );
+    assert_eq!(service.call(remove, referral.clone()), true);
+    is_refused(&service, remove, &referral, -32602, "no referral");
+    assert_eq!(list(&service), json!([told(OTHER)]));
+    assert_eq!(discovered(address), [own, sent[1].clone()]);
 }
 
 #[test]

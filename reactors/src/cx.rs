@@ -127,6 +127,13 @@ impl Cx {
         self.watches.watch(fd, interest);
     }
 
+    /// Whether `fd`, which is watched, is worth a look: what one system call in 4 µs at most tells of all
+    /// watched descriptors, and a new one once the reactor has asked its pollers whether it may sleep. None if the
+    /// kernel does not tell: then it is the caller's to look.
+    pub fn is_ready(&self, fd: RawFd) -> Option<bool> {
+        self.watches.is_ready(fd, self.now())
+    }
+
     /// Ends [`Cx::watch`]; to be called before the descriptor is closed.
     pub fn unwatch(&self, fd: RawFd) {
         self.watches.unwatch(fd);

@@ -150,6 +150,8 @@ impl Reactor {
     /// When the loop must run again if nothing rings.
     #[must_use]
     pub fn wake(&self) -> Wake {
+        // It may sleep now: the round before that, and the one after it, see what is there then.
+        self.cx.watches.forget();
         self.pollers.iter().fold(Wake::OnEvent, |wake, slot| {
             let own = match slot.counters.period_ns {
                 Some(_) => Wake::At(slot.due),

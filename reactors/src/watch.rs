@@ -4,14 +4,17 @@
 )]
 //! The descriptors that end a reactor's sleep: an epoll set and an eventfd.
 //!
-//! The set is looked at only by a reactor that is about to sleep: while it is awake its pollers
-//! look at their own descriptors. It is level-triggered, so nothing is lost in between.
+//! The set ends a sleep, and tells pollers of an awake reactor which of many silent descriptors is worth a
+//! look, for one system call instead of one each; those that are busy are looked at by their
+//! pollers. It is level-triggered, so nothing is lost in between.
 
+use crate::Nanos;
 use crate::doorbell::Bell;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// What a watched descriptor must become for the reactor to wake.
@@ -37,6 +40,11 @@ impl Interest {
 
 /// How long a reactor sleeps at most while it has descriptors that the kernel cannot watch.
 const UNWATCHABLE_NAP_NS: u64 = 1_000_000;
+
+/// How old the answer to [`WatchSet::is_ready`] may be.
+const LOOK_NS: u64 = 4000;
+/// Ready descriptors that one look tells apart. If there are more, all count as ready.
+const READY_MAX: usize = 64;
 
 /// An eventfd as a doorbell's bell.
 #[derive(Debug)]
@@ -64,12 +72,48 @@ impl EventBell {
     }
 }
 
+/// What the last look at the set has found.
+struct Look {
+    /// When it was; none if it says nothing any more.
+    at: Option<Nanos>,
+    ready: Vec<epoll::Event>,
+}
+
+impl fmt::Debug for Look {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Look")
+            .field("at", &self.at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Look {
+    fn is_fresh(&self, now: Nanos) -> bool {
+        self.at.is_some_and(|at| now.since(at) < LOOK_NS)
+    }
+
+    fn again(&mut self, epoll: &OwnedFd, now: Nanos) -> Result<(), Errno> {
+        self.at = None;
+        self.ready.clear();
+        let spare = rustix::buffer::spare_capacity(&mut self.ready);
+        epoll::wait(epoll, spare, Some(&Timespec::default()))?;
+        self.at = Some(now);
+        Ok(())
+    }
+
+    fn has(&self, fd: RawFd) -> bool {
+        let is_it = |event: &epoll::Event| RawFd::try_from(event.data.u64()) == Ok(fd);
+        self.ready.len() >= READY_MAX || self.ready.iter().any(is_it)
+    }
+}
+
 /// The watched descriptors of one reactor.
 #[derive(Debug)]
 pub(crate) struct WatchSet {
     epoll: OwnedFd,
     /// Those that epoll refused (regular files, no memory): the reactor looks after them itself.
     unwatchable: RefCell<BTreeSet<RawFd>>,
+    look: RefCell<Look>,
 }
 
 /// Borrows a descriptor by its number for the length of `f`.
@@ -87,7 +131,29 @@ impl WatchSet {
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             unwatchable: RefCell::new(BTreeSet::new()),
+            look: RefCell::new(Look {
+                at: None,
+                ready: Vec::with_capacity(READY_MAX),
+            }),
         })
+    }
+
+    /// What has been seen says nothing any more.
+    pub(crate) fn forget(&self) {
+        self.look.borrow_mut().at = None;
+    }
+
+    /// Whether `fd`, which is watched, was ready at a look that is not older than [`LOOK_NS`], and not
+    /// forgotten; none if the kernel does not tell.
+    pub(crate) fn is_ready(&self, fd: RawFd, now: Nanos) -> Option<bool> {
+        if self.unwatchable.borrow().contains(&fd) {
+            return None;
+        }
+        let mut look = self.look.borrow_mut();
+        if !look.is_fresh(now) {
+            look.again(&self.epoll, now).ok()?;
+        }
+        Some(look.has(fd))
     }
 
     /// Adds `fd`, or changes what it is watched for.
@@ -142,8 +208,63 @@ impl WatchSet {
 
 #[cfg(test)]
 mod tests {
-    use super::{EventBell, WatchSet};
+    use super::{EventBell, Interest, LOOK_NS, READY_MAX, WatchSet};
+    use crate::Nanos;
     use crate::doorbell::{Bell, Doorbell};
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+
+    /// What `is_ready` says of a pipe's end at this time.
+    fn ask(watches: &WatchSet, end: &impl AsRawFd, at: u64) -> Option<bool> {
+        watches.is_ready(end.as_raw_fd(), Nanos(at))
+    }
+
+    #[test]
+    fn one_look_serves_all_who_ask_until_it_is_old_or_forgotten() {
+        let watches = WatchSet::new().unwrap();
+        let (one, mut to_one) = std::io::pipe().unwrap();
+        let (other, _to_other) = std::io::pipe().unwrap();
+        watches.watch(one.as_raw_fd(), Interest::Read);
+        watches.watch(other.as_raw_fd(), Interest::Read);
+        assert_eq!(ask(&watches, &one, 1000), Some(false));
+        to_one.write_all(b"x").unwrap();
+        assert_eq!(ask(&watches, &one, 1000 + LOOK_NS - 1), Some(false));
+        assert_eq!(ask(&watches, &one, 1000 + LOOK_NS), Some(true));
+        assert_eq!(ask(&watches, &other, 1000 + LOOK_NS), Some(false));
+        watches.unwatch(one.as_raw_fd());
+        assert_eq!(ask(&watches, &one, 1000 + 2 * LOOK_NS), Some(false));
+        watches.watch(one.as_raw_fd(), Interest::Read);
+        watches.forget();
+        assert_eq!(ask(&watches, &one, 1000 + 2 * LOOK_NS), Some(true));
+    }
+
+    #[test]
+    fn more_than_a_look_tells_apart_all_count_as_ready() {
+        let watches = WatchSet::new().unwrap();
+        let (silent, _to_silent) = std::io::pipe().unwrap();
+        watches.watch(silent.as_raw_fd(), Interest::Read);
+        let mut pipes = vec![];
+        for count in 0..=READY_MAX {
+            let now = LOOK_NS * u64::try_from(count).unwrap();
+            let expected = Some(count == READY_MAX);
+            assert_eq!(ask(&watches, &silent, now), expected, "{count}");
+            let (end, mut to_end) = std::io::pipe().unwrap();
+            to_end.write_all(b"x").unwrap();
+            watches.watch(end.as_raw_fd(), Interest::Read);
+            pipes.push((end, to_end));
+        }
+    }
+
+    #[test]
+    fn of_a_descriptor_that_cannot_be_watched_nothing_is_known() {
+        let watches = WatchSet::new().unwrap();
+        let file = File::open("Cargo.toml").unwrap();
+        watches.watch(file.as_raw_fd(), Interest::Read);
+        assert_eq!(ask(&watches, &file, 1000), None);
+        watches.unwatch(file.as_raw_fd());
+        assert_eq!(ask(&watches, &file, 1000), Some(false));
+    }
 
     #[test]
     fn ring_for_a_sleeper_that_did_not_wait_ends_one_later_wait_only() {

@@ -6,7 +6,8 @@ use super::shared::{Shared, poll_until};
 use crate::bdev::{Bdev, HostKeys};
 use crate::target::nvmf::{
     AnaState, ChapOffer, ControllerInfo, HostEvent, NamespaceConfig, NvmfError, NvmfTarget,
-    QpairInfo, ReactorFigures, RemovedNamespace, SubsystemConfig, SubsystemInfo, TransportOptions,
+    QpairInfo, ReactorFigures, Referral, RemovedNamespace, SubsystemConfig, SubsystemInfo,
+    TransportOptions,
 };
 use reactors::ReactorHandle;
 use rpc::Error;
@@ -308,6 +309,31 @@ impl Nvmf {
         removed.map_err(|error| nvmf_error(&error))?;
         poll_until(CLOSE_WAIT, || !self.target.is_closing());
         Ok(())
+    }
+
+    /// Where else the discovery subsystem sends hosts.
+    pub(super) fn referrals(&self) -> Vec<Referral> {
+        self.target.referrals()
+    }
+
+    /// Sends hosts there, too.
+    ///
+    /// # Errors
+    /// −32602 for what can't be one, or if it does already.
+    pub(super) fn add_referral(&self, referral: Referral) -> Result<(), Error> {
+        let added = self.settings.with(|_| self.target.add_referral(referral));
+        added.map_err(|error| nvmf_error(&error))
+    }
+
+    /// Sends hosts there no more.
+    ///
+    /// # Errors
+    /// −32602 if it does not.
+    pub(super) fn remove_referral(&self, referral: Referral) -> Result<(), Error> {
+        let removed = self
+            .settings
+            .with(|_| self.target.remove_referral(referral));
+        removed.map_err(|error| nvmf_error(&error))
     }
 
     /// Lets a host in.

@@ -48,6 +48,9 @@ pub(crate) fn calls() -> Calls {
         let params = json!({"nqn": nqn, "host": format!("nqn.2026-11.test.host:{host}")});
         ("nvmf_subsystem_add_host", params)
     };
+    let elsewhere = json!({
+        "address": {"trtype": "tcp", "traddr": "192.0.2.1", "trsvcid": "8009"}, "subnqn": a,
+    });
     let nobody = json!({"nqn": discovery, "allow_any_host": false});
     vec![
         ("nvmf_create_transport", transport),
@@ -66,6 +69,7 @@ pub(crate) fn calls() -> Calls {
         host(b, "another"),
         host(discovery, "one"),
         ("nvmf_subsystem_allow_any_host", nobody),
+        ("nvmf_discovery_add_referral", elsewhere),
     ]
 }
 
@@ -73,6 +77,7 @@ pub(crate) fn outline() -> Vec<String> {
     let [discovery, b, a] = NQNS;
     let nvmf = [
         ("create_transport", "-"),
+        ("discovery_add_referral", "-"),
         ("subsystem_allow_any_host", discovery),
         ("subsystem_add_host", discovery),
         ("create_subsystem", b),
@@ -92,9 +97,9 @@ pub(crate) fn outline() -> Vec<String> {
 
 /// Where a namespace goes and what it was said to be is saved, in the order of the numbers.
 pub(crate) fn assert_namespaces(nvmf: &Value) {
-    let namespaces = [6, 7].map(|at| &nvmf[at]["params"]["namespace"]);
+    let namespaces = [7, 8].map(|at| &nvmf[at]["params"]["namespace"]);
     assert_eq!(*namespaces[0], json!({"bdev_name": "c0", "nsid": 1}));
     assert_eq!(namespaces[1]["nguid"], "00112233445566778899AABBCCDDEEFF");
     assert_eq!(namespaces[1].as_object().unwrap().len(), 5);
-    assert_eq!(nvmf[3]["params"]["admin_label"], "l");
+    assert_eq!(nvmf[4]["params"]["admin_label"], "l");
 }

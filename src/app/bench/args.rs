@@ -108,6 +108,12 @@ pub(in crate::app) struct BenchArgs {
     /// Milliseconds of the intervals of latencies over time; 0 for none.
     #[arg(long, value_name = "MS", default_value_t = 100)]
     pub(super) series_ms: u64,
+    /// Ask NVMe/TCP controllers for digests of headers and data.
+    #[arg(long)]
+    pub(super) nvme_digests: bool,
+    /// Controllers to attach at an NVMe/TCP address; jobs take them in turn, each with a qpair of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) nvme_qpairs: u16,
     /// Write one percentile file for each row here, as HdrHistogram's plotter reads them.
     #[arg(long, value_name = "DIR")]
     pub(super) hgrm: Option<PathBuf>,

@@ -2,14 +2,15 @@
 
 use crate::app::vhost_client;
 use crate::bdev::{
-    Bdev, BdevError, NbdBdev, NbdConfig, NbdUri, NvmeConfig, NvmeController, NvmeUri, Patience,
-    VhostConfig,
+    Bdev, BdevError, BdevInfo, Channel, NbdBdev, NbdConfig, NbdUri, NvmeConfig, NvmeController,
+    NvmeUri, Patience, VhostConfig,
 };
-use reactors::{MonotonicClock, ReactorHandle};
+use reactors::{Cx, MonotonicClock, ReactorHandle};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use uuid::Uuid;
 
 /// A device.
@@ -135,8 +136,36 @@ impl FromStr for Device {
     }
 }
 
-/// Connects to an export, for so many `users` at a time: its size and its abilities are known then.
-/// Without `writes` none is sent, whatever the job does.
+/// What is wanted of an export.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish {
+    /// Without it none is sent, whatever the job does.
+    pub(super) writes: bool,
+    /// How many use it at a time.
+    pub(super) users: u16,
+    /// For one behind NVMe/TCP.
+    pub(super) nvme: NvmeWish,
+}
+
+/// How a namespace behind NVMe/TCP is attached.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NvmeWish {
+    /// With digests of headers and data.
+    pub(super) digests: bool,
+    /// So many times: each has an I/O qpair on each reactor that uses it.
+    pub(super) qpairs: u16,
+}
+
+impl Default for NvmeWish {
+    fn default() -> Self {
+        Self {
+            digests: false,
+            qpairs: 1,
+        }
+    }
+}
+
+/// Connects to an export: its size and its abilities are known then.
 /// `keeper` is the reactor that gives signs of life, if it has to last; without one it can tell of
 /// itself, and perhaps no more.
 ///
@@ -144,21 +173,28 @@ impl FromStr for Device {
 /// Why it can't be used.
 pub(super) fn connect(
     export: &Export,
-    writes: bool,
-    users: u16,
+    wish: Wish,
     keeper: Option<&ReactorHandle>,
 ) -> Result<Arc<dyn Bdev>, BdevError> {
     match export {
         Export::Nbd(uri) => {
             let mut config = NbdConfig::new("nbd", uri.clone());
-            config.read_only = !writes;
+            config.read_only = !wish.writes;
             Ok(Arc::new(NbdBdev::connect(config, &MonotonicClock)?))
         }
-        Export::Nvme(uri) => attach(uri, writes, keeper),
+        Export::Nvme(uri) if wish.nvme.qpairs > 1 => {
+            let all = (0..wish.nvme.qpairs).map(|_| attach(uri, wish, keeper));
+            let all: Vec<_> = all.collect::<Result<_, _>>()?;
+            Ok(Arc::new(InTurn {
+                all,
+                next: AtomicUsize::new(0),
+            }))
+        }
+        Export::Nvme(uri) => attach(uri, wish, keeper),
         Export::Vhost(path) => {
             let mut config = VhostConfig::new("vhost", path);
-            config.read_only = !writes;
-            config.queues = users;
+            config.read_only = !wish.writes;
+            config.queues = wish.users;
             Ok(Arc::new(vhost_client::connect(config)?))
         }
     }
@@ -167,18 +203,10 @@ pub(super) fn connect(
 /// Attaches a controller of which one namespace is used.
 fn attach(
     uri: &NvmeUri,
-    writes: bool,
+    wish: Wish,
     keeper: Option<&ReactorHandle>,
 ) -> Result<Arc<dyn Bdev>, BdevError> {
-    let host = NvmeConfig::host_nqn_of(Uuid::new_v4());
-    let mut config = NvmeConfig::new("nvme", uri.clone(), host);
-    config.read_only = !writes;
-    // What is measured must not go on with another life of the controller.
-    config.patience = Patience {
-        ctrlr_loss_timeout_sec: 0,
-        reconnect_delay_sec: 0,
-        fast_io_fail_timeout_sec: 0,
-    };
+    let config = nvme_config(uri, wish);
     let controller = match keeper {
         Some(keeper) => NvmeController::attach(config, &MonotonicClock, keeper)?,
         None => NvmeController::probe(config, &MonotonicClock)?,
@@ -186,6 +214,45 @@ fn attach(
     let first = controller.bdevs().into_iter().next();
     let first = first.ok_or_else(|| BdevError::Invalid(format!("{uri}: no namespaces")))?;
     Ok(Arc::new(first))
+}
+
+fn nvme_config(uri: &NvmeUri, wish: Wish) -> NvmeConfig {
+    let host = NvmeConfig::host_nqn_of(Uuid::new_v4());
+    let mut config = NvmeConfig::new("nvme", uri.clone(), host);
+    config.read_only = !wish.writes;
+    config.header_digest = wish.nvme.digests;
+    config.data_digest = wish.nvme.digests;
+    // What is measured must not go on with another life of the controller.
+    config.patience = Patience {
+        ctrlr_loss_timeout_sec: 0,
+        reconnect_delay_sec: 0,
+        fast_io_fail_timeout_sec: 0,
+    };
+    config
+}
+
+/// One namespace that was attached several times: who opens it gets the next.
+#[derive(Debug)]
+struct InTurn {
+    /// At least one.
+    all: Vec<Arc<dyn Bdev>>,
+    next: AtomicUsize,
+}
+
+impl InTurn {
+    fn at(&self, number: usize) -> &dyn Bdev {
+        &*self.all[number % self.all.len()]
+    }
+}
+
+impl Bdev for InTurn {
+    fn info(&self) -> Arc<BdevInfo> {
+        self.at(0).info()
+    }
+
+    fn open(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
+        self.at(self.next.fetch_add(1, Ordering::Relaxed)).open(cx)
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +288,25 @@ mod tests {
             "vhost:",
         ] {
             assert!(bad.parse::<Device>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn digests_are_asked_for_when_they_are_wanted() {
+        let uri: NvmeUri = "nvme://h:1/nqn.2026-11.x:y".parse().unwrap();
+        for digests in [false, true] {
+            let nvme = NvmeWish { digests, qpairs: 1 };
+            let wish = Wish {
+                writes: false,
+                users: 1,
+                nvme,
+            };
+            let config = nvme_config(&uri, wish);
+            assert_eq!(
+                (config.header_digest, config.data_digest),
+                (digests, digests)
+            );
+            assert!(config.read_only);
         }
     }
 

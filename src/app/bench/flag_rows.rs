@@ -1,7 +1,7 @@
 //! The rows that flags span, and what rows of flags and of job files share.
 
 use super::args::{BenchArgs, Pattern};
-use super::device::{self, Device, Export};
+use super::device::{self, Device, Export, NvmeWish, Wish};
 use super::row::Row;
 use super::stack::{BLOCK_BYTES, StackConfig};
 use super::{mib, nanos};
@@ -118,6 +118,10 @@ pub(super) fn assemble(
         .into());
     }
     stack.writes = what.is_some();
+    stack.nvme = NvmeWish {
+        digests: args.nvme_digests,
+        qpairs: args.nvme_qpairs,
+    };
     stack.users = u16::try_from(jobs).unwrap_or(u16::MAX);
     Ok(Row {
         name,
@@ -141,7 +145,14 @@ pub(super) fn plan(
 ) -> Result<(StackConfig, BdevInfo), Box<dyn Error>> {
     let cache = &args.cache;
     let info = match device {
-        Device::Export(export) => device::connect(export, true, 1, None)?.info(),
+        Device::Export(export) => {
+            let wish = Wish {
+                writes: true,
+                users: 1,
+                nvme: NvmeWish::default(),
+            };
+            device::connect(export, wish, None)?.info()
+        }
         built => Arc::new(BdevInfo {
             name: built.to_string(),
             product_name: "bench",

@@ -1,6 +1,6 @@
 //! The floors of a document: what the machine takes, measured beside its runs.
 
-use super::device::Device;
+use super::device::{Device, NvmeWish};
 use super::row::{Row, Submit, start_reactors};
 use super::stack::{Backing, StackConfig};
 use crate::bdev::pmem::{CopyKernel, PmemBdev, PmemConfig};
@@ -318,6 +318,7 @@ impl StackConfig {
             backing_delay_us: 0,
             writes: false,
             users: 1,
+            nvme: NvmeWish::default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The devices that `pmcache bench` builds for itself.
 
-use super::device::{self, Device};
+use super::device::{self, Device, NvmeWish, Wish};
 use crate::app::caches::{boot_id, start_parts, stop_parts};
 use crate::bdev::pmem::{PmemBdev, PmemConfig};
 use crate::bdev::{
@@ -49,6 +49,8 @@ pub(super) struct StackConfig {
     pub(super) writes: bool,
     /// How many jobs use it at a time.
     pub(super) users: u16,
+    /// How it is attached, if it is behind NVMe/TCP.
+    pub(super) nvme: NvmeWish,
 }
 
 /// A device and what is below it.
@@ -75,7 +77,12 @@ impl Stack {
         let bdev: Arc<dyn Bdev> = match &config.device {
             Device::Export(export) => {
                 let keeper = reactors.data_handles().first();
-                device::connect(export, config.writes, config.users, keeper)?
+                let wish = Wish {
+                    writes: config.writes,
+                    users: config.users,
+                    nvme: config.nvme,
+                };
+                device::connect(export, wish, keeper)?
             }
             Device::Null => null("null", bytes)?,
             Device::Malloc => malloc("malloc", bytes)?,

@@ -3,7 +3,7 @@
 use super::call::Call;
 use crate::app::caches;
 use crate::app::service::Service;
-use crate::target::nvmf::NamespaceInfo;
+use crate::target::nvmf::{NamespaceInfo, Referral};
 use serde_json::{Value, json};
 use std::fmt;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub(in crate::app) enum Object {
     NvmfHost(String, String),
     /// A listener of one, at an address.
     NvmfListener(String, String),
+    /// Where it leads, and to which subsystem; to the discovery subsystem if none is named.
+    NvmfReferral(String, Option<String>),
     /// An NBD server, by address.
     NbdServer(String),
     /// An NBD export.
@@ -80,8 +82,19 @@ const NVMF_SUBSYSTEM: &str = "nvmf_create_subsystem";
 const NVMF_NAMESPACE: &str = "nvmf_subsystem_add_ns";
 const NVMF_HOST: &str = "nvmf_subsystem_add_host";
 const NVMF_LISTENER: &str = "nvmf_subsystem_add_listener";
+const NVMF_REFERRAL: &str = "nvmf_discovery_add_referral";
 const POOL_LOAD: &str = "pool_load";
 const CACHE_LOAD: &str = "bdev_pmcache_load";
+
+/// An address that a call names, and one that there is.
+fn place_in(address: &Value) -> Option<String> {
+    let text = |key: &str| address[key].as_str();
+    Some(format!("{} port {}", text("traddr")?, text("trsvcid")?))
+}
+
+fn place_of(address: &SocketAddr) -> String {
+    format!("{} port {}", address.ip(), address.port())
+}
 
 /// Methods that format or erase media: no configuration may hold them.
 pub(super) const FORMATTING: &[&str] =
@@ -120,10 +133,12 @@ impl Object {
             }
             NVMF_HOST => Some(Self::NvmfHost(call.text("nqn")?, call.text("host")?)),
             NVMF_LISTENER => {
-                let address = &call.value()["listen_address"];
-                let text = |key: &str| address[key].as_str();
-                let address = format!("{} port {}", text("traddr")?, text("trsvcid")?);
+                let address = place_in(&call.value()["listen_address"])?;
                 Some(Self::NvmfListener(call.text("nqn")?, address))
+            }
+            NVMF_REFERRAL => {
+                let address = place_in(&call.value()["address"])?;
+                Some(Self::NvmfReferral(address, call.text("subnqn")))
             }
             "nbd_server_start" => Some(Self::NbdServer(call.text("address")?)),
             "nbd_export_add" => {
@@ -192,8 +207,17 @@ impl Object {
             }
             Self::NvmfListener(nqn, address) => {
                 let subsystem = service.nvmf.subsystem(nqn);
-                let at = |found: &SocketAddr| format!("{} port {}", found.ip(), found.port());
-                subsystem.is_ok_and(|info| info.listeners.iter().any(|one| at(one) == *address))
+                subsystem.is_ok_and(|info| info.listeners.iter().any(|at| place_of(at) == *address))
+            }
+            Self::NvmfReferral(address, nqn) => {
+                let is_it = |known: &Referral| {
+                    place_of(&known.address) == *address
+                        && match nqn {
+                            Some(nqn) => known.nqn == *nqn,
+                            None => known.is_discovery(),
+                        }
+                };
+                service.nvmf.referrals().iter().any(is_it)
             }
             Self::NbdServer(address) => {
                 let servers = service.nbd.servers();
@@ -226,6 +250,10 @@ impl fmt::Display for Object {
             Self::NvmfListener(nqn, address) => {
                 write!(f, "nvmf listener at {address} of '{nqn}'")
             }
+            Self::NvmfReferral(address, nqn) => {
+                let nqn = nqn.as_deref().unwrap_or("discovery");
+                write!(f, "nvmf referral to '{nqn}' at {address}")
+            }
             Self::NbdServer(address) => write!(f, "nbd server '{address}'"),
             Self::NbdExport(name) => write!(f, "nbd export '{name}'"),
             Self::Key(name) => write!(f, "key '{name}'"),
@@ -257,7 +285,8 @@ pub(super) fn undo(call: &Call, result: &Value) -> Option<(String, Call)> {
             let params = named(&call.text("name")?);
             (controller, "bdev_nvme_detach_controller", params)
         }
-        NVMF_TRANSPORT | NVMF_SUBSYSTEM | NVMF_NAMESPACE | NVMF_HOST | NVMF_LISTENER => {
+        NVMF_TRANSPORT | NVMF_SUBSYSTEM | NVMF_NAMESPACE | NVMF_HOST | NVMF_LISTENER
+        | NVMF_REFERRAL => {
             let (method, params) = undo_nvmf(call, result)?;
             (Object::of(call)?.to_string(), method, params)
         }
@@ -305,6 +334,11 @@ fn undo_nvmf(call: &Call, result: &Value) -> Option<(&'static str, Value)> {
         NVMF_HOST => {
             let params = json!({"nqn": nqn?, "host": value.get("host")?});
             ("nvmf_subsystem_remove_host", params)
+        }
+        NVMF_REFERRAL => {
+            let nqn = value.get("subnqn").unwrap_or(&Value::Null);
+            let params = json!({"address": value.get("address")?, "subnqn": nqn});
+            ("nvmf_discovery_remove_referral", params)
         }
         _ => {
             let address = value.get("listen_address")?;
@@ -477,6 +511,13 @@ mod tests {
                 json!(true),
                 "nvmf_subsystem_remove_listener",
                 listener,
+            ),
+            (
+                "nvmf_discovery_add_referral",
+                json!({"address": address, "secure_channel": false}),
+                json!(true),
+                "nvmf_discovery_remove_referral",
+                json!({"address": address, "subnqn": null}),
             ),
         ] {
             is_unmade(method, &params, &result, expected, unmade);

@@ -1,4 +1,4 @@
-//! The calls of subsystem `nvmf`, in SPDK's order: the transport, then each subsystem with its hosts and
+//! The calls of subsystem `nvmf`, in SPDK's order: the transport and referrals, then each subsystem with its hosts and
 //! namespaces. Listeners come last of all: a host that finds a subsystem again after a restart must find
 //! all of it, or it takes a disk for gone.
 
@@ -18,6 +18,11 @@ pub(super) fn nvmf(service: &Service) -> Vec<Call> {
         calls.push(Call::new("nvmf_set_max_subsystems", &params));
     }
     calls.extend(service.nvmf.transport().map(|options| transport(&options)));
+    let referrals = service.nvmf.referrals();
+    calls.extend(referrals.iter().map(|referral| {
+        let params = methods::referral_params(referral);
+        Call::new("nvmf_discovery_add_referral", &params)
+    }));
     let subsystems = service.nvmf.subsystems();
     let waiting = service.unresolved.calls(service);
     for info in &subsystems {

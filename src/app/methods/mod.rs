@@ -22,6 +22,7 @@ mod nvmf;
 mod nvmf_access;
 mod nvmf_config;
 mod nvmf_namespace;
+mod nvmf_referral;
 mod nvmf_subsystem;
 mod pmem;
 mod pool;
@@ -44,6 +45,7 @@ pub(super) use files::uring_recipe;
 pub(super) use nvmf::TCP;
 pub(super) use nvmf_access::{ana_name, describe_address};
 pub(super) use nvmf_namespace::namespace_params;
+pub(super) use nvmf_referral::referral_params;
 pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
@@ -87,6 +89,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
     nvmf_subsystem::register(registry);
     nvmf_namespace::register(registry);
     nvmf_access::register(registry);
+    nvmf_referral::register(registry);
     keyring::register(registry);
     sock::register(registry);
     log::register(registry);

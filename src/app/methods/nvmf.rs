@@ -44,12 +44,6 @@ pub(super) fn register(registry: &mut Registry<Service>) {
          [{trtype}]}]}`: the reactor's thread; qpairs that have ever been connected, and those that are; \
          connections that have not said yet what they are.",
     );
-    registry
-        .method("nvmf_discovery_get_referrals", get_referrals)
-        .about(
-            "The referrals of the discovery subsystem: none.",
-            "`[]`. −32603 for another target than the default.",
-        );
 }
 
 /// The one target's name.
@@ -290,9 +284,9 @@ fn describe(options: &TransportOptions) -> Value {
 /// Parameters of the methods that are about a target only.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Target {
+pub(super) struct Target {
     /// The target; `nvmf_tgt` by default.
-    tgt_name: Option<String>,
+    pub(super) tgt_name: Option<String>,
 }
 
 fn get_stats(service: &Service, params: Target) -> Result<Value, Error> {
@@ -327,9 +321,4 @@ fn get_stats(service: &Service, params: Target) -> Result<Value, Error> {
         })
     });
     Ok(json!({"tick_rate": TICK_RATE, "poll_groups": groups.collect::<Value>()}))
-}
-
-fn get_referrals(_: &Service, params: Target) -> Result<[Value; 0], Error> {
-    check_target(params.tgt_name.as_deref())?;
-    Ok([])
 }

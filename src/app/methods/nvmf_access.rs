@@ -99,7 +99,7 @@ fn register_hosts(registry: &mut Registry<Service>) {
 /// An address as NVMe-oF has it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Address {
+pub(super) struct Address {
     /// Only `TCP`, in any case.
     trtype: String,
     /// An IP address; no name.
@@ -111,7 +111,7 @@ struct Address {
 }
 
 impl Address {
-    fn parse(&self) -> Result<SocketAddr, Error> {
+    pub(super) fn parse(&self) -> Result<SocketAddr, Error> {
         check_transport(&self.trtype)?;
         let invalid = |what: String| Error::invalid_params(format!("Invalid parameters: {what}"));
         let ip: IpAddr = self

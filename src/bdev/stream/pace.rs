@@ -12,6 +12,10 @@ const LISTENER_WAIT_MAX_NS: u64 = 500_000;
 /// client's own pause is at most 6 %, and a crowd of silent connections costs few system calls.
 const WAIT_SHARE: u64 = 16;
 
+/// After such a silence a socket is looked at only when the reactor's set of watched descriptors names it,
+/// where there is one that does.
+const SILENT_NS: u64 = 20_000;
+
 /// After so many looks that found something, with no longer silence in between, it is a stream.
 const STREAM_LOOKS: u32 = 32;
 
@@ -54,8 +58,17 @@ impl Pace {
         now >= self.next || self.may_have_slept.get()
     }
 
+    /// Whether it has been silent for so long that one look at all such sockets should do.
+    pub(crate) fn is_silent(&self, now: Nanos) -> bool {
+        now.since(self.heard) >= SILENT_NS
+    }
+
     /// Something was there.
     pub(crate) fn heard(&mut self, now: Nanos) {
+        // Nobody need have looked during the silence.
+        if now.since(self.heard) >= WAIT_MAX_NS {
+            self.streak.set(0);
+        }
         self.heard = now;
         self.next = now;
         self.streak.set(self.streak.get().saturating_add(1));
@@ -108,6 +121,14 @@ mod tests {
     }
 
     #[test]
+    fn silence_begins_after_a_bound() {
+        let mut pace = Pace::default();
+        pace.heard(Nanos(1_000_000));
+        assert!(!pace.is_silent(Nanos(1_000_000 + SILENT_NS - 1)));
+        assert!(pace.is_silent(Nanos(1_000_000 + SILENT_NS)));
+    }
+
+    #[test]
     fn a_look_after_a_sleep_is_never_spared() {
         let mut pace = Pace::default();
         pace.silent(Nanos(900_000_000));
@@ -135,6 +156,9 @@ mod tests {
         assert!(!pace.is_stream());
         stream(&mut pace, 2_000_000);
         pace.before_sleep();
+        assert!(!pace.is_stream());
+        let heard = stream(&mut pace, 3_000_000);
+        pace.heard(Nanos(heard + 20_000));
         assert!(!pace.is_stream());
     }
 }

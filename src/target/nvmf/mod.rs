@@ -30,6 +30,7 @@ mod properties;
 mod qpair;
 mod range_lock;
 mod receiver;
+mod referrals;
 mod replies;
 mod slots;
 mod stats;
@@ -44,6 +45,7 @@ pub use controller::{ControllerInfo, QpairInfo};
 pub use listener::ListenAddress;
 pub use namespace::{NamespaceConfig, NamespaceInfo, RemovedNamespace};
 pub use options::TransportOptions;
+pub use referrals::Referral;
 pub use stats::ReactorFigures;
 pub use subsystem::{HostEvent, RemovedSubsystem, SubsystemConfig, SubsystemInfo};
 pub use target::NvmfTarget;
@@ -145,6 +147,15 @@ pub enum NvmfError {
     /// There is no thread to calculate what hosts prove.
     #[error("no thread for authentication: {0}")]
     NoCalculator(#[source] std_io::Error),
+    /// The discovery subsystem refers there already.
+    #[error("there is a referral to {0} already")]
+    ReferralExists(Referral),
+    /// It does not.
+    #[error("there is no referral to {0}")]
+    NoReferral(Referral),
+    /// It can't be reached there.
+    #[error("no host can connect to {0}")]
+    BadReferral(SocketAddr),
     /// The operating system refused.
     #[error("can't listen on {address}: {source}")]
     Listen {

@@ -5,6 +5,7 @@ use super::auth::ChapOffer;
 use super::controller::{ControllerInfo, QpairInfo};
 use super::listener::Listener;
 use super::namespace::{NamespaceConfig, RemovedNamespace};
+use super::referrals::Referral;
 use super::stats::{ReactorCounters, ReactorFigures};
 use super::subsystem::{RemovedSubsystem, Subsystem, SubsystemConfig, SubsystemInfo};
 use super::{HostEvent, NvmfError, TransportOptions};
@@ -23,6 +24,7 @@ struct Table {
     transport: RwLock<Option<TransportOptions>>,
     /// The first is the discovery subsystem.
     subsystems: RwLock<Vec<Arc<Subsystem>>>,
+    referrals: RwLock<Vec<Referral>>,
     listeners: RwLock<Vec<Listener>>,
     /// Those that nobody wants any more, until they are gone.
     closing: RwLock<Vec<Listener>>,
@@ -78,6 +80,7 @@ impl NvmfTarget {
         Self(Arc::new(Table {
             transport: RwLock::new(None),
             subsystems: RwLock::new(vec![Arc::new(Subsystem::new(discovery, None))]),
+            referrals: RwLock::default(),
             listeners: RwLock::default(),
             closing: RwLock::default(),
             counters: counters.collect(),
@@ -424,6 +427,21 @@ impl NvmfTarget {
     /// Of the discovery log: rises with whatever changes it.
     pub(super) fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
+    }
+
+    /// Where else hosts are sent.
+    #[must_use]
+    pub fn referrals(&self) -> Vec<Referral> {
+        read(&self.0.referrals).clone()
+    }
+
+    pub(super) fn change_referrals(
+        &self,
+        change: impl FnOnce(&mut Vec<Referral>) -> Result<(), NvmfError>,
+    ) -> Result<(), NvmfError> {
+        change(&mut write(&self.0.referrals))?;
+        self.changed();
+        Ok(())
     }
 
     fn changed(&self) {

@@ -88,9 +88,13 @@ impl Line {
         self.output.clear(&self.pool);
     }
 
-    /// Whether to look at the socket in this round.
+    /// Whether to look at the socket in this round. Of silent ones the reactor's set tells which.
     pub(in crate::target) fn is_due(&self, cx: &Cx) -> bool {
-        self.pace.is_due(cx.now())
+        let told = match self.watched && self.pace.is_silent(cx.now()) {
+            true => cx.is_ready(self.socket.as_raw_fd()),
+            false => None,
+        };
+        told.unwrap_or_else(|| self.pace.is_due(cx.now()))
     }
 
     /// Receives into `room`, and what comes behind it into the input.
@@ -178,5 +182,87 @@ impl Line {
             (true, true, false) => wake.sooner(Wake::At(self.ask_at)),
             _ => wake,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reactors::{IdlePolicy, ManualClock, Quiescence, Reactor, ReactorConfig, ReactorId};
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    struct Rig {
+        clock: Arc<ManualClock>,
+        reactor: Reactor,
+        line: Line,
+        peer: UnixStream,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let clock = Arc::new(ManualClock::default());
+            let config = ReactorConfig {
+                id: ReactorId(0),
+                idle: IdlePolicy::Poll,
+                seed: 1,
+            };
+            let reactor = Reactor::new(&config, clock.clone(), Quiescence::new(1)).unwrap();
+            let (peer, socket) = UnixStream::pair().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let line = Line::new(reactor.cx(), socket.into());
+            Self {
+                clock,
+                reactor,
+                line,
+                peer,
+            }
+        }
+
+        /// A round so much later; whether it looks at the socket.
+        fn looks_after(&mut self, ns: u64) -> bool {
+            self.clock.advance(ns);
+            self.reactor.step();
+            let cx = self.reactor.cx();
+            let is_due = self.line.is_due(cx);
+            if is_due {
+                self.line.receive(cx, &mut []).unwrap();
+            }
+            self.line.watch_or_not(cx, false, 0);
+            is_due
+        }
+    }
+
+    #[test]
+    fn a_silent_socket_is_left_alone_until_it_has_something() {
+        let mut rig = Rig::new();
+        for _ in 0..100 {
+            assert!(!rig.looks_after(1_000_000));
+        }
+        rig.peer.write_all(b"x").unwrap();
+        assert!(rig.looks_after(1_000_000));
+        assert_eq!(rig.line.input.unread(), b"x");
+        // It may go on at once.
+        assert!(rig.looks_after(1000));
+        assert!(!rig.looks_after(1_000_000));
+        drop(rig.peer.shutdown(std::net::Shutdown::Write));
+        assert!(rig.looks_after(1_000_000));
+    }
+
+    #[test]
+    fn a_socket_that_has_streamed_is_looked_at_until_it_is_watched() {
+        let mut rig = Rig::new();
+        rig.looks_after(1_000_000);
+        for _ in 0..40 {
+            rig.peer.write_all(b"x").unwrap();
+            rig.looks_after(5000);
+        }
+        assert!(!rig.line.watched);
+        assert!(rig.looks_after(1_000_000));
+        assert!(rig.line.watched);
+        assert!(!rig.looks_after(1_000_000));
+        rig.peer.write_all(b"x").unwrap();
+        assert!(rig.looks_after(1_000_000));
     }
 }
