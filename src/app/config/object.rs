@@ -207,7 +207,7 @@ impl Object {
             }
             Self::NvmfHost(nqn, host) => {
                 let subsystem = service.nvmf.subsystem(nqn);
-                subsystem.is_ok_and(|found| found.hosts.contains(host))
+                subsystem.is_ok_and(|found| found.invites(host))
             }
             Self::NvmfListener(nqn, address) => {
                 let subsystem = service.nvmf.subsystem(nqn);
