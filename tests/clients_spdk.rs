@@ -350,7 +350,7 @@ fn spdk_rpc_runs_the_nvmf_target() {
     );
     assert_eq!(rpc.json("nvmf_discovery_get_referrals"), json!([]));
     let key = format!("nvmf_subsystem_add_host {NQN} {HOST}2 --dhchap-key k");
-    rpc.is_refused(&key, -32602, "dhchap_key is not supported");
+    rpc.is_refused(&key, -126, "not in the keyring");
 
     rpc.run(&format!("nvmf_subsystem_remove_host {NQN} {HOST}"));
     rpc.run(&format!(

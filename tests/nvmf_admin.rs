@@ -302,7 +302,7 @@ fn discovery_lists_what_a_host_may_see_and_tells_of_changes() {
     let sqe = admin.admin(admin::ASYNC_EVENT_REQUEST, 0, 0, 0);
     let bytes = admin.capsule(sqe, &[]);
     admin.send(&bytes);
-    fixture.target.add_host(&secret.nqn, HOST).unwrap();
+    fixture.target.add_host(&secret.nqn, HOST, None).unwrap();
     assert_eq!(admin.receive().completion().dw0, 0x70_f002);
     let again = get_log(admin, log_id::DISCOVERY, 3072, 0).unwrap();
     assert_eq!(again[8..16], 2_u64.to_le_bytes());
@@ -315,7 +315,7 @@ fn discovery_lists_what_a_host_may_see_and_tells_of_changes() {
 #[test]
 fn a_host_that_is_let_in_no_more_is_put_out() {
     let (fixture, _disk) = Fixture::with_disk();
-    fixture.target.add_host(NQN, HOST).unwrap();
+    fixture.target.add_host(NQN, HOST, None).unwrap();
     fixture.target.allow_any_host(NQN, false).unwrap();
     let mut host = Host::connect(fixture.address, NQN);
     let mut qpair = host.io(1, 0);

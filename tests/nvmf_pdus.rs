@@ -377,7 +377,7 @@ fn a_connect_with_a_wrong_field_is_refused_with_its_place() {
     // Hosts that may not, and listeners that are not the subsystem's.
     fixture.target.allow_any_host(NQN, false).unwrap();
     assert_eq!(refused(plain(0, 31), good), (Status::INVALID_HOST, 0));
-    fixture.target.add_host(NQN, HOST).unwrap();
+    fixture.target.add_host(NQN, HOST, None).unwrap();
     assert_eq!(refused(plain(0, 31), good).0, Status::SUCCESS);
     let elsewhere = "127.0.0.1:0".parse().unwrap();
     let elsewhere = fixture

@@ -151,6 +151,10 @@ fn exports() -> Calls {
     let mut calls = vec![
         ("nbd_server_start", server),
         ("vhost_create_blk_controller", controller),
+        (
+            "vhost_controller_set_coalescing",
+            json!({"ctrlr": "v0", "delay_base_us": 20, "iops_threshold": 50_000}),
+        ),
     ];
     calls.extend(exports.map(|params| ("nbd_export_add", params)));
     calls
@@ -250,8 +254,11 @@ fn a_saved_configuration_makes_the_same_again_and_saves_the_same() {
     let exports = ["Malloc0", "c0", "c2", "e1"].map(|name| format!("nbd_export_add {name}"));
     let server = "nbd_server_start unix:data/nbd.sock".to_owned();
     assert_eq!(outline(&before, "nbd"), [&exports[..], &[server]].concat());
-    let controller = "vhost_create_blk_controller v0";
-    assert_eq!(outline(&before, "vhost_blk"), [controller]);
+    let controller = [
+        "vhost_create_blk_controller v0",
+        "vhost_controller_set_coalescing v0",
+    ];
+    assert_eq!(outline(&before, "vhost_blk"), controller);
     assert_eq!(outline(&before, "nvmf"), nvmf_calls::outline());
     let idle = ["reactor_set_idle interrupt", "reactor_set_idle adaptive"];
     assert_eq!(outline(&before, "scheduler"), idle);

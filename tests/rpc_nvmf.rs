@@ -411,6 +411,8 @@ const BAD_CONFIGS: &str = r#"
 {"discovery_filter": "transport"} | -32602 | discovery_filter
 {"discovery_filters": ["address"]} | -32602 | discovery_filters
 {"dhchap_digests": ["md5"]} | -32602 | unknown variant
+{"dhchap_digests": []} | -32602 | nothing in it
+{"dhchap_dhgroups": []} | -32602 | nothing in it
 {"dup_host_policy": "restrict_per_listener"} | -32602 | dup_host_policy
 "#;
 

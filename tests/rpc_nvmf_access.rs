@@ -213,8 +213,8 @@ const BAD_HOSTS: &str = r#"
 {"host": "nobody"} | -32602 | NQN
 {"nqn": "nqn.none"} | -32602 | not found
 {"psk": "k"} | -32602 | psk is not supported
-{"dhchap_key": "k"} | -32602 | dhchap_key is not supported
-{"dhchap_ctrlr_key": "k"} | -32602 | dhchap_ctrlr_key is not supported
+{"dhchap_key": "k"} | -126 | not in the keyring
+{"dhchap_ctrlr_key": "k"} | -32602 | needs a dhchap_key
 {"tgt_name": "x"} | -32603 | target
 "#;
 

@@ -32,6 +32,12 @@ const NAMESPACES: [&str; 2] = [
 const LIMIT: &str = "bdev_set_qos_limit {\"name\":\"c0\",\"rw_ios_per_sec\":1000000,\
                      \"rw_mbytes_per_sec\":0,\"r_mbytes_per_sec\":0,\"w_mbytes_per_sec\":0}";
 
+/// The controller of `c0`, and what was set of it, as the health names them.
+const CONTROLLER: [&str; 2] = [
+    "vhost controller 'v0'",
+    "vhost_controller_set_coalescing {\"ctrlr\":\"v0\",\"delay_base_us\":20,\"iops_threshold\":50000}",
+];
+
 /// Two pools of one cache each, in front of a disk of its own, with data in it.
 struct Rig {
     service: Service,
@@ -96,6 +102,10 @@ impl Rig {
             let params = json!({"nqn": NQN, "namespace": {"bdev_name": cache}});
             service.call("nvmf_subsystem_add_ns", params);
         }
+        let controller = json!({"ctrlr": "v0", "dev_name": "c0"});
+        service.call("vhost_create_blk_controller", controller);
+        let coalescing = json!({"ctrlr": "v0", "delay_base_us": 20, "iops_threshold": 50_000});
+        service.call("vhost_controller_set_coalescing", coalescing);
         let saved = save(&service);
         std::fs::write(service.dir().join(SAVED), &saved).unwrap();
         Self {
@@ -195,6 +205,8 @@ fn a_cache_waits_for_its_backing_and_the_rest_serves() {
         "pmcache 'c0'",
         LIMIT,
         namespace,
+        CONTROLLER[0],
+        CONTROLLER[1],
         "nbd export 'c0'",
     ];
     assert_eq!(rig.missing_objects(), waiting);
@@ -263,6 +275,8 @@ fn a_medium_without_its_pool_is_left_alone_until_the_right_one_is_there() {
             "pmcache 'c0'",
             LIMIT,
             NAMESPACES[0],
+            CONTROLLER[0],
+            CONTROLLER[1],
             "nbd export 'c0'"
         ]
     );
@@ -304,10 +318,19 @@ fn what_nobody_wants_any_more_is_not_waited_for() {
         assert_eq!(rig.service.call(method, named(name)), true, "{method}");
         assert_eq!(rig.service.refused(method, named(name)).0, -19, "{method}");
     }
+    let delete = json!({"ctrlr": "v0"});
+    assert_eq!(
+        rig.service.call("vhost_delete_controller", delete.clone()),
+        true
+    );
+    let refused = rig.service.refused("vhost_delete_controller", delete);
+    assert_eq!(refused.0, -32602);
     assert_eq!(rig.health(), json!([]));
     let saved = save(&rig.service);
     assert!(
-        !saved.contains("d0") && !saved.contains("\"c0\""),
+        !["d0", "\"c0\"", "v0"]
+            .iter()
+            .any(|gone| saved.contains(gone)),
         "{saved}"
     );
     assert_eq!(rig.service.refused("bdev_pmcache_get", named("c0")).0, -19);

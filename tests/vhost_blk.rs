@@ -361,6 +361,45 @@ fn what_can_not_be_made_is_refused_with_the_words_of_strerror() {
 }
 
 #[test]
+fn calls_of_a_busy_queue_wait_if_that_is_wanted() {
+    const REQUESTS: usize = 4000;
+    const DEPTH: usize = 8;
+    let service = service(1, &[]);
+    let socket = controller(&service, "M0");
+    let set = "vhost_controller_set_coalescing";
+    let wanted = |name: &str, delay: u32, threshold: u32| json!({"ctrlr": name, "delay_base_us": delay, "iops_threshold": threshold});
+    for (params, expected) in [
+        (wanted("c9", 20, 1000), "No such device"),
+        (wanted("c0", 20, 99), "Invalid argument"),
+    ] {
+        let refused = service.refused(set, params);
+        assert_eq!(refused, (-32602, expected.to_owned()));
+    }
+    assert_eq!(service.refused(set, json!({"ctrlr": "c0"})).0, -32602);
+    assert_eq!(service.call(set, wanted("c0", 10_000, 100)), true);
+    let told = service.call("vhost_get_controllers", Value::Null)[0].take();
+    let told = [&told["delay_base_us"], &told["iops_threshold"]];
+    assert_eq!(told, [&json!(10_000), &json!(100)]);
+
+    let mut disk = Disk::connect(&socket, 1, DEPTH, AREA, true);
+    (0..DEPTH).for_each(|user| disk.start(user, Op::Read, 0, 512));
+    let mut done = 0;
+    while done < REQUESTS {
+        for (user, result) in disk.wait() {
+            assert_eq!(result, 0);
+            done += 1;
+            disk.start(user, Op::Read, 0, 512);
+        }
+    }
+    assert!(disk.called * 2 < REQUESTS as u64, "{} calls", disk.called);
+    // A call that waits comes also when nothing follows.
+    let mut left = DEPTH;
+    while left > 0 {
+        left -= disk.wait().len();
+    }
+}
+
+#[test]
 fn sockets_go_where_they_are_told_to() {
     let service = service(1, &["--vhost-dir", "guests"]);
     let params = json!({"ctrlr": "c0", "dev_name": "M0"});

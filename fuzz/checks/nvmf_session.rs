@@ -2,16 +2,21 @@
 //! digests, for a command that it has sent; data are those that were written; and when it has left, nothing
 //! of it stays.
 //!
-//! The first byte says how much is done for the input: nothing, a hello, an admin qpair, or an I/O qpair.
+//! The first byte says how much is done for the input: nothing, a hello, an admin qpair, or an I/O qpair; or an
+//! admin qpair of a host that must prove who it is, of which the input says the messages: it has not the key, so
+//! that nothing but messages is ever done for it.
 
 use super::input::Input;
 use super::rig::reactors;
-use pmcache::bdev::{Bdev, MallocBdev, MallocConfig};
-use pmcache::target::nvmf::{NamespaceConfig, NvmfTarget, SubsystemConfig, TransportOptions};
+use pmcache::bdev::{Bdev, ChapKey, HostKeys, MallocBdev, MallocConfig, NamedKey};
+use pmcache::target::nvmf::{
+    ChapGroup, ChapHash, ChapOffer, NamespaceConfig, NvmfTarget, SubsystemConfig, TransportOptions,
+};
 use pmcache::wire::nvme::{
-    Alignment, CapsuleCmdPdu, CapsuleRespPdu, ConnectCommand, ConnectData, Cqe, DataPdu, Digests,
-    Direction, HEADER_BYTES, Header, IcPdu, IoRange, Kind, Limits, PropertyCommand, R2tPdu, Sqe,
-    admin, cc, digest, flag, io, property,
+    Alignment, AuthCommand, AuthMessage, AuthReason, CapsuleCmdPdu, CapsuleRespPdu, ConnectCommand,
+    ConnectData, Cqe, DataPdu, Digests, Direction, HEADER_BYTES, Header, IcPdu, IoRange, Kind,
+    Limits, Negotiate, PropertyCommand, R2tPdu, Reply, Sqe, Status, admin, cc, digest, flag, io,
+    property,
 };
 use reactors::{ManualClock, Reactor};
 use std::collections::BTreeMap;
@@ -22,6 +27,8 @@ use zerocopy::IntoBytes;
 
 const NQN: &str = "nqn.2026-11.fuzz.pmcache:one";
 const HOST: &str = "nqn.2026-11.fuzz.host:a";
+/// One that must prove who it is.
+const KEYED: &str = "nqn.2026-11.fuzz.host:b";
 const BLOCKS: u64 = 128;
 /// Turns of the reactor within which a host that has left is forgotten.
 const TURNS_MAX: usize = 1000;
@@ -34,6 +41,7 @@ thread_local! {
 }
 
 struct Fixture {
+    clock: Arc<ManualClock>,
     reactor: Reactor,
     target: NvmfTarget,
     address: SocketAddr,
@@ -55,6 +63,19 @@ impl Fixture {
             ..SubsystemConfig::new(NQN)
         };
         target.create_subsystem(config).unwrap();
+        // Of 32 bytes, as Python made it.
+        let key =
+            ChapKey::parse("DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:").unwrap();
+        let name = "key".to_owned();
+        let host = NamedKey { name, key };
+        let controller = Some(host.clone());
+        let keys = HostKeys { host, controller };
+        target.add_host(NQN, KEYED, Some(keys)).unwrap();
+        // What is calculated aside is done when it is done: an input must always come to the same.
+        target.set_chap_offer(ChapOffer {
+            groups: vec![ChapGroup::Null],
+            ..ChapOffer::default()
+        });
         for nsid in 1..=2 {
             let disk = MallocBdev::new(MallocConfig {
                 name: format!("disk{nsid}"),
@@ -75,6 +96,7 @@ impl Fixture {
         let any = "127.0.0.1:0".parse().unwrap();
         let address = target.add_listener(NQN, any).unwrap();
         Self {
+            clock,
             reactor,
             target,
             address,
@@ -131,8 +153,18 @@ impl Fixture {
         qid: u16,
         cntlid: u16,
     ) -> (Qpair, u16) {
+        self.connected_as(HOST, digests, alignment, (qid, cntlid))
+    }
+
+    fn connected_as(
+        &mut self,
+        host: &str,
+        digests: Digests,
+        alignment: u8,
+        (qid, cntlid): (u16, u16),
+    ) -> (Qpair, u16) {
         let mut qpair = self.greeted(digests, alignment);
-        let data = ConnectData::new([3; 16], cntlid, NQN, HOST);
+        let data = ConnectData::new([3; 16], cntlid, NQN, host);
         let sqe = ConnectCommand::new(qid, 31, 0, 0).to_sqe(1);
         qpair.capsule(&sqe, data.as_bytes());
         self.exchange(&mut qpair);
@@ -286,6 +318,12 @@ pub(crate) fn check(data: &[u8]) {
         let digests = Digests::from_byte(how >> 2);
         let alignment = if how & 0x10 == 0 { 0 } else { input.u8() % 32 };
         match how % 4 {
+            _ if how & 0x80 != 0 => {
+                let any = (0, ConnectData::ANY);
+                let (mut qpair, _) = fixture.connected_as(KEYED, digests, alignment, any);
+                qpair.done.clear();
+                authenticate(fixture, &mut qpair, &mut input);
+            }
             0 => {
                 let mut qpair = Qpair::connect(fixture.address);
                 qpair.open = None;
@@ -392,6 +430,83 @@ fn answer(qpair: &mut Qpair, input: &mut Input) {
     let tag = r2t.tag.get().wrapping_add(u16::from(odd & 8 != 0));
     let data = vec![odd; len as usize];
     qpair.data(DataPdu::new(cid, tag, offset, len), odd & 16 == 0, &data);
+}
+
+/// A message, which is right in itself or nearly so.
+fn message(input: &mut Input) -> Vec<u8> {
+    let transaction = u16::from(input.u8() % 2);
+    let shape = input.u8();
+    let hash = ChapHash::ALL[usize::from(shape % 3)];
+    let message = match input.u8() % 8 {
+        0 | 1 => AuthMessage::Negotiate(Negotiate::all(transaction)),
+        2 => AuthMessage::Negotiate(Negotiate {
+            transaction,
+            secure_channel: shape & 1,
+            chap: Some((input.bytes(3).to_vec(), input.bytes(6).to_vec())),
+        }),
+        3 | 4 => AuthMessage::Reply(Reply {
+            transaction,
+            response: vec![shape; hash.bytes()],
+            challenge: (shape & 8 != 0).then(|| (7, vec![shape; hash.bytes()])),
+            public: vec![shape; usize::from(shape & 16)],
+        }),
+        5 => AuthMessage::Success2(transaction),
+        6 => AuthMessage::Failure2(transaction, AuthReason::Failed),
+        _ => return input.bytes(shape.into()).to_vec(),
+    };
+    let mut bytes = message.encode();
+    match shape >> 5 {
+        0 => bytes.push(shape),
+        1 => bytes.truncate(usize::from(input.u8())),
+        2 => {
+            let at = usize::from(input.u8()) % bytes.len().max(1);
+            bytes[at] ^= input.u8();
+        }
+        _ => {}
+    }
+    bytes
+}
+
+/// Says and asks for messages, and tries commands: none of these is done.
+fn authenticate(fixture: &mut Fixture, qpair: &mut Qpair, input: &mut Input) {
+    while !input.is_empty() && !qpair.ended {
+        let cid = u16::from(input.u8());
+        match input.u8() % 8 {
+            0..=2 => {
+                let bytes = message(input);
+                let len = u32::try_from(bytes.len()).unwrap();
+                qpair.capsule(&AuthCommand::send(cid, len), &bytes);
+            }
+            3..=5 => {
+                let len = 4096 >> (input.u8() % 10);
+                qpair.capsule(&AuthCommand::receive(cid, len), &[]);
+            }
+            6 => {
+                qpair.done.clear();
+                let set = PropertyCommand::set(cid, property::CC, 1);
+                qpair.capsule(&set, &[]);
+                fixture.exchange(qpair);
+                let refused = Status::AUTHENTICATION_REQUIRED;
+                let done = qpair.done.iter().find(|done| done.cid.get() == cid);
+                assert!(
+                    done.is_none_or(|done| !done.status().is_ok()),
+                    "{refused:?}"
+                );
+                continue;
+            }
+            _ => fixture.exchange(qpair),
+        }
+    }
+    fixture.exchange(qpair);
+    // 100 ms go by: what has failed is told so.
+    fixture.clock.advance(100_000_000);
+    fixture.exchange(qpair);
+    let qpairs = fixture.target.qpairs(NQN).unwrap();
+    let stages = qpairs.iter().filter_map(|qpair| qpair.auth);
+    for auth in stages {
+        let unproved = pmcache::target::nvmf::AuthStage::Completed;
+        assert_ne!(auth.stage, unproved, "without the key");
+    }
 }
 
 fn talk(fixture: &mut Fixture, qpair: &mut Qpair, input: &mut Input) {

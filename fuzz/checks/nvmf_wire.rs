@@ -3,9 +3,9 @@
 
 use super::input::Input;
 use pmcache::wire::nvme::{
-    Alignment, CapsuleCmdPdu, CapsuleRespPdu, ConnectCommand, ConnectData, DataPdu, Digests,
-    Direction, DsmRange, HEADER_BYTES, Header, IcPdu, Kind, Limits, PropertyCommand, R2tPdu,
-    check_nqn,
+    Alignment, AuthMessage, CapsuleCmdPdu, CapsuleRespPdu, ChapKey, ConnectCommand, ConnectData,
+    DataPdu, Digests, Direction, DsmRange, HEADER_BYTES, Header, IcPdu, Kind, Limits,
+    PropertyCommand, R2tPdu, check_nqn,
 };
 use zerocopy::IntoBytes;
 
@@ -57,6 +57,12 @@ fn header(bytes: &[u8], limits: &Limits) {
 }
 
 fn bodies(bytes: &[u8]) {
+    if let Ok((message, len)) = AuthMessage::decode(bytes) {
+        assert!(len <= bytes.len());
+        let again = message.encode();
+        assert_eq!(AuthMessage::decode(&again), Ok((message, again.len())));
+    }
+    let _ = std::str::from_utf8(bytes).map(ChapKey::parse);
     if let Some(pdu) = IcPdu::decode(bytes) {
         if let Ok((alignment, _)) = pdu.check_request() {
             assert!(alignment.bytes() <= 128);

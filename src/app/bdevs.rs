@@ -344,6 +344,17 @@ impl Bdevs {
         bdevs.collect::<Vec<_>>().into_iter()
     }
 
+    /// Whether a controller is authenticated with the key that the keyring calls `name`.
+    pub(super) fn uses_key(&self, name: &str) -> bool {
+        self.list().iter().any(|entry| match &entry.kind {
+            Kind::Nvme(bdev) => {
+                let auth = bdev.controller().config().auth.as_ref();
+                auth.is_some_and(|auth| auth.keys.has(name))
+            }
+            _ => false,
+        })
+    }
+
     /// Removes all bdevs of a kind that `is_kind` says, or none. They stand on nothing.
     ///
     /// # Errors

@@ -2,12 +2,19 @@
 //! key reads it when it is needed.
 
 use super::shared::Shared;
+use crate::bdev::{ChapKey, HostKeys, NamedKey};
 use rpc::Error;
 use rustix::io::Errno;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// More than any key has.
+const KEY_BYTES_MAX: u64 = 4096;
 
 /// One key, as clients see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -83,6 +90,57 @@ impl Keyring {
         removed
             .map(drop)
             .ok_or_else(|| Error::errno(Errno::NOENT.raw_os_error()))
+    }
+
+    /// Reads the key called `name`, for authentication.
+    ///
+    /// # Errors
+    /// −126 if there is none of this name or its file can't be read, −1 if others may use the file by now,
+    /// −22 if what is in it is no such key.
+    fn chap_key(&self, name: &str) -> Result<ChapKey, Error> {
+        let path = self.0.with(|keys| keys.get(name).cloned());
+        let missing = |why: &str| {
+            let errno = Errno::NOKEY.raw_os_error();
+            let strerror = Error::errno(errno).message;
+            Error::errno_with(errno, format!("{strerror}: key '{name}' {why}"))
+        };
+        let path = path.ok_or_else(|| missing("is not in the keyring"))?;
+        let away = |error: std::io::Error| missing(&format!("can't be read: {error}"));
+        let file = File::open(&path).map_err(away)?;
+        check_file(&path)?;
+        // As large as it may get: moved to a larger place, it would stay in the smaller one.
+        let room = usize::try_from(KEY_BYTES_MAX).unwrap_or_default();
+        let mut text = Zeroizing::new(String::with_capacity(room));
+        let read = file.take(KEY_BYTES_MAX).read_to_string(&mut text);
+        read.map_err(away)?;
+        ChapKey::parse(&text).map_err(|fault| refused(Errno::INVAL, &path, &fault.to_string()))
+    }
+
+    /// Reads the keys of these names, by which a host and a controller authenticate each other; nothing
+    /// if none is named.
+    ///
+    /// # Errors
+    /// −32602 for a controller's key without a host's, −126 if there is none of a name or its file can't
+    /// be read, −1 if others may use the file by now, −22 if what is in it is no such key.
+    pub(super) fn host_keys(
+        &self,
+        host: Option<&String>,
+        controller: Option<&String>,
+    ) -> Result<Option<HostKeys>, Error> {
+        let named = |name: &String| -> Result<NamedKey, Error> {
+            let (name, key) = (name.clone(), self.chap_key(name)?);
+            Ok(NamedKey { name, key })
+        };
+        match (host, controller) {
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(Error::invalid_params(
+                "Invalid parameters: dhchap_ctrlr_key needs a dhchap_key",
+            )),
+            (Some(host), controller) => Ok(Some(HostKeys {
+                host: named(host)?,
+                controller: controller.map(named).transpose()?,
+            })),
+        }
     }
 
     /// All keys, by name.

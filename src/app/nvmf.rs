@@ -3,10 +3,11 @@
 use super::bdevs::Bdevs;
 use super::notices::{Happening, Notices};
 use super::shared::{Shared, poll_until};
-use crate::bdev::Bdev;
+use crate::bdev::{Bdev, HostKeys};
 use crate::target::nvmf::{
-    AnaState, ControllerInfo, HostEvent, NamespaceConfig, NvmfError, NvmfTarget, QpairInfo,
-    ReactorFigures, Referral, RemovedNamespace, SubsystemConfig, SubsystemInfo, TransportOptions,
+    AnaState, ChapOffer, ControllerInfo, HostEvent, NamespaceConfig, NvmfError, NvmfTarget,
+    QpairInfo, ReactorFigures, Referral, RemovedNamespace, SubsystemConfig, SubsystemInfo,
+    TransportOptions,
 };
 use reactors::ReactorHandle;
 use rpc::Error;
@@ -339,9 +340,51 @@ impl Nvmf {
     ///
     /// # Errors
     /// −32602 without such a subsystem, for what is no NQN, or if it is let in already.
-    pub(super) fn add_host(&self, nqn: &str, host: &str) -> Result<(), Error> {
-        let added = self.settings.with(|_| self.target.add_host(nqn, host));
+    pub(super) fn add_host(
+        &self,
+        nqn: &str,
+        host: &str,
+        keys: Option<HostKeys>,
+    ) -> Result<(), Error> {
+        let added = self
+            .settings
+            .with(|_| self.target.add_host(nqn, host, keys));
         added.map_err(|error| nvmf_error(&error))
+    }
+
+    /// Says what a host must prove that connects from now on.
+    ///
+    /// # Errors
+    /// −32602 without such a subsystem, or if the host is not in its list.
+    pub(super) fn set_keys(
+        &self,
+        nqn: &str,
+        host: &str,
+        keys: Option<HostKeys>,
+    ) -> Result<(), Error> {
+        let set = self
+            .settings
+            .with(|_| self.target.set_keys(nqn, host, keys));
+        set.map_err(|error| nvmf_error(&error))
+    }
+
+    /// How hosts may prove who they are.
+    pub(super) fn chap_offer(&self) -> ChapOffer {
+        self.target.chap_offer()
+    }
+
+    /// Says how.
+    pub(super) fn set_chap_offer(&self, offer: ChapOffer) {
+        self.target.set_chap_offer(offer);
+    }
+
+    /// Whether a host must prove to have the key that the keyring calls `name`, or is proved it.
+    pub(super) fn uses_key(&self, name: &str) -> bool {
+        let is_it = |key: &Option<String>| key.as_deref() == Some(name);
+        self.subsystems().iter().any(|subsystem| {
+            let mut hosts = subsystem.hosts.iter();
+            hosts.any(|host| is_it(&host.dhchap_key) || is_it(&host.dhchap_ctrlr_key))
+        })
     }
 
     /// Lets a host in no more, and waits for up to `patience` until its controllers are gone.
@@ -379,8 +422,7 @@ impl Nvmf {
             else {
                 return true;
             };
-            let may =
-                |host: &String| subsystem.config.allow_any_host || subsystem.hosts.contains(host);
+            let may = |host: &String| subsystem.config.allow_any_host || subsystem.invites(host);
             controllers
                 .iter()
                 .all(|controller| may(&controller.hostnqn))

@@ -2,7 +2,7 @@
 
 use super::bdevs::Bdevs;
 use super::shared::{Shared, poll_until};
-use crate::target::vhost::{VhostConfig, VhostController, VhostError};
+use crate::target::vhost::{Coalescing, VhostConfig, VhostController, VhostError};
 use reactors::{CoreSet, ReactorInfo};
 use rpc::Error;
 use rustix::io::Errno;
@@ -41,6 +41,8 @@ struct Entry {
 /// What was asked for, to be asked again.
 #[derive(Debug)]
 struct Wish {
+    /// Some if it was ever said.
+    coalescing: Option<Coalescing>,
     read_only: bool,
     cores: Option<CoreSet>,
 }
@@ -56,7 +58,12 @@ pub(super) struct Vhost {
 /// strerror says.
 pub(super) fn refused(errno: Errno, detail: impl std::fmt::Display) -> Error {
     tracing::warn!(%errno, "vhost: refused: {detail}");
-    Error::invalid_params(Error::errno(errno.raw_os_error()).message)
+    hidden(&Error::errno(errno.raw_os_error()))
+}
+
+/// As SPDK's clients get it. What it is shows to a configuration whose bdev is still to come.
+fn hidden(error: &Error) -> Error {
+    error.hidden_behind(Error::INVALID_PARAMS, error.message.clone())
 }
 
 fn vhost_error(error: &VhostError) -> Error {
@@ -65,7 +72,7 @@ fn vhost_error(error: &VhostError) -> Error {
         VhostError::AddressInUse(_) => Errno::ADDRINUSE,
         VhostError::NotASocket(_) => Errno::EXIST,
         VhostError::Listen { source, .. } => Errno::from_io_error(source).unwrap_or(Errno::IO),
-        VhostError::NoReactor => Errno::INVAL,
+        VhostError::NoReactor | VhostError::Threshold(_) => Errno::INVAL,
     };
     refused(errno, error)
 }
@@ -105,7 +112,7 @@ impl Vhost {
         let reactors = infos.iter().filter(on).map(|info| info.handle.clone());
         let user = user_of(&new.name);
         let joined = bdevs.join(&new.bdev_name, user.clone());
-        let bdev = joined.map_err(|error| Error::invalid_params(error.message))?;
+        let bdev = joined.map_err(|error| hidden(&error))?;
         let config = VhostConfig {
             name: new.name,
             dir: self.dir.clone(),
@@ -114,6 +121,7 @@ impl Vhost {
             reactors: reactors.collect(),
         };
         let wish = Wish {
+            coalescing: None,
             read_only: new.read_only,
             cores: new.cores,
         };
@@ -168,6 +176,26 @@ impl Vhost {
         })
     }
 
+    /// What was said of each controller's calls, as parameters, by its name.
+    pub(super) fn saved_coalescing(&self) -> Vec<(String, Value)> {
+        self.controllers.with(|controllers| {
+            let said = controllers.iter().filter_map(|entry| {
+                let name = entry.controller.name().to_owned();
+                let Coalescing {
+                    delay_base_us,
+                    iops_threshold,
+                } = entry.wish.coalescing?;
+                let params = json!({
+                    "ctrlr": name,
+                    "delay_base_us": delay_base_us,
+                    "iops_threshold": iops_threshold,
+                });
+                Some((name, params))
+            });
+            said.collect()
+        })
+    }
+
     /// The parameters that make each controller again, by its name.
     pub(super) fn saved(&self) -> Vec<(String, Value)> {
         self.controllers.with(|controllers| {
@@ -184,6 +212,22 @@ impl Vhost {
                 (name, params)
             };
             controllers.iter().map(params).collect()
+        })
+    }
+
+    /// Lets a controller's calls wait, or not.
+    ///
+    /// # Errors
+    /// −32602 with the text of ENODEV or EINVAL.
+    pub(super) fn set_coalescing(&self, name: &str, wanted: Coalescing) -> Result<(), Error> {
+        self.controllers.with(|controllers| {
+            let mut found = controllers.iter_mut();
+            let entry = found.find(|entry| entry.controller.name() == name);
+            let entry = entry.ok_or_else(|| refused(Errno::NODEV, format_args!("no {name:?}")))?;
+            let set = entry.controller.set_coalescing(wanted);
+            set.map_err(|error| vhost_error(&error))?;
+            entry.wish.coalescing = Some(wanted);
+            Ok(())
         })
     }
 
@@ -251,13 +295,14 @@ fn describe(entry: &Entry) -> Value {
             })
         })
         .collect();
+    let coalescing = controller.coalescing();
     let socket = std::path::absolute(controller.path());
     let socket = socket.unwrap_or_else(|_| controller.path().to_owned());
     json!({
         "ctrlr": controller.name(),
         "cpumask": format!("0x{:x}", entry.cores),
-        "delay_base_us": 0,
-        "iops_threshold": 60000,
+        "delay_base_us": coalescing.delay_base_us,
+        "iops_threshold": coalescing.iops_threshold,
         "socket": socket.display().to_string(),
         "sessions": sessions,
         "backend_specific": {

@@ -5,6 +5,8 @@
 //! under way and hands it back with the completion.
 
 mod buf;
+pub(crate) mod calculator;
+mod chap_keys;
 mod delay;
 mod error;
 mod eventfd;
@@ -29,6 +31,7 @@ mod uring;
 mod vhost;
 
 pub use buf::{BufPool, IoBuf, MemView};
+pub use chap_keys::{HostKeys, NamedKey};
 pub use delay::{DelayBdev, DelayKind, DelayLatencies};
 pub use error::{ErrorBdev, ErrorIo, ErrorKind, Injection};
 pub use identity::{check_block_size, check_name, derived_uuid};
@@ -40,8 +43,8 @@ pub use metered::{
 pub use nbd::{NbdBdev, NbdConfig, NbdFault, NbdPlace, NbdUri};
 pub use null::{NullBdev, NullConfig};
 pub use nvme::{
-    ControllerFacts, ControllerState, NvmeBdev, NvmeConfig, NvmeController, NvmeFault, NvmeUri,
-    Patience,
+    ControllerFacts, ControllerState, NvmeAuth, NvmeBdev, NvmeConfig, NvmeController, NvmeFault,
+    NvmeUri, Patience,
 };
 pub use passthru::PassthruBdev;
 pub use pmem_api::{Barrier, BarrierTicket, Persistence, Pmem, PmemError};
@@ -50,6 +53,8 @@ pub use uring::{UringBdev, UringConfig, UringKind};
 pub use vhost::{Keeper, VhostBdev, VhostConfig, VhostFault};
 
 pub(crate) use eventfd::silence;
+
+pub use crate::wire::nvme::ChapKey;
 
 use reactors::{Cx, Wake};
 use std::fmt::Debug;

@@ -16,7 +16,7 @@ use pmcache::target::nbd::{
     ExportConfig, NbdAddress, NbdExports, NbdOptions, NbdServer, PAYLOAD_BYTES_MAX,
 };
 use reactors::{
-    IdlePolicy, MonotonicClock, Quiescence, Reactor, ReactorConfig, ReactorHandle, ReactorId,
+    Clock, IdlePolicy, MonotonicClock, Quiescence, Reactor, ReactorConfig, ReactorHandle, ReactorId,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 fn reactor_thread(
     id: u32,
+    clock: Arc<dyn Clock>,
     stop: Arc<AtomicBool>,
     started: mpsc::Sender<ReactorHandle>,
 ) -> JoinHandle<()> {
@@ -47,7 +48,7 @@ fn reactor_thread(
             seed: 1,
         };
         let domain = Quiescence::new(8);
-        let mut reactor = Reactor::new(&config, Arc::new(MonotonicClock), domain).unwrap();
+        let mut reactor = Reactor::new(&config, clock, domain).unwrap();
         started.send(reactor.handle()).unwrap();
         while !stop.load(Ordering::Relaxed) {
             if reactor.step() == 0 {
@@ -68,10 +69,14 @@ pub(crate) struct Stepped {
 
 impl Stepped {
     pub(crate) fn new(count: u32) -> Self {
+        Self::with_clock(count, &(Arc::new(MonotonicClock) as Arc<dyn Clock>))
+    }
+
+    pub(crate) fn with_clock(count: u32, clock: &Arc<dyn Clock>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (started, starting) = mpsc::channel();
         let threads = (0..count)
-            .map(|id| reactor_thread(id, Arc::clone(&stop), started.clone()))
+            .map(|id| reactor_thread(id, Arc::clone(clock), Arc::clone(&stop), started.clone()))
             .collect();
         let handles = (0..count).map(|_| starting.recv().unwrap()).collect();
         Self {

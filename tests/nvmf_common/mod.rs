@@ -24,7 +24,10 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) fn new(reactors: u32, options: TransportOptions) -> Self {
-        let stepped = Stepped::new(reactors);
+        Self::on(Stepped::new(reactors), options)
+    }
+
+    pub(crate) fn on(stepped: Stepped, options: TransportOptions) -> Self {
         let target = NvmfTarget::new(stepped.handles.clone());
         target.create_transport(options).unwrap();
         let config = SubsystemConfig {

@@ -39,6 +39,8 @@ pub struct Disk {
     transport: Box<VirtioBlkTransport>,
     buffers: MmapRegion,
     buffer_bytes: usize,
+    /// How often the device has called, as far as that was looked at.
+    pub called: u64,
 }
 
 impl Disk {
@@ -81,6 +83,7 @@ impl Disk {
             transport,
             buffers,
             buffer_bytes,
+            called: 0,
         }
     }
 
@@ -171,7 +174,7 @@ impl Disk {
             assert!(ready > 0, "the device does not call");
             let rung: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             for (call, _) in self.calls.iter().zip(rung).filter(|(_, rung)| *rung) {
-                call.read().unwrap();
+                self.called += call.read().unwrap();
             }
         }
     }

@@ -76,6 +76,7 @@ const ERROR_CREATE: &str = "bdev_error_create";
 const VIRTIO_ATTACH: &str = "bdev_virtio_attach_controller";
 const ADD_KEY: &str = "keyring_file_add_key";
 const VHOST_CREATE: &str = "vhost_create_blk_controller";
+pub(super) const VHOST_COALESCING: &str = "vhost_controller_set_coalescing";
 pub(super) const NVME_ATTACH: &str = "bdev_nvme_attach_controller";
 const NVMF_TRANSPORT: &str = "nvmf_create_transport";
 const NVMF_SUBSYSTEM: &str = "nvmf_create_subsystem";
@@ -162,7 +163,7 @@ impl Object {
         }
     }
 
-    /// Whether `call` speaks of a bdev that it is or will be.
+    /// Whether `call` speaks of a bdev or a controller that it is or will be.
     pub(super) fn is_meant_by(&self, call: &Call) -> bool {
         match self {
             Self::NvmeController(name) => call.mentions_any(&|text| {
@@ -171,6 +172,9 @@ impl Object {
                     .and_then(|rest| rest.strip_prefix('n'));
                 nsid.is_some_and(|nsid| nsid.parse::<u32>().is_ok())
             }),
+            Self::VhostController(name) => {
+                call.method == VHOST_COALESCING && call.text("ctrlr").as_deref() == Some(name)
+            }
             other => other.bdev_name().is_some_and(|name| call.mentions(name)),
         }
     }
@@ -203,7 +207,7 @@ impl Object {
             }
             Self::NvmfHost(nqn, host) => {
                 let subsystem = service.nvmf.subsystem(nqn);
-                subsystem.is_ok_and(|found| found.hosts.contains(host))
+                subsystem.is_ok_and(|found| found.invites(host))
             }
             Self::NvmfListener(nqn, address) => {
                 let subsystem = service.nvmf.subsystem(nqn);

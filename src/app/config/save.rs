@@ -5,7 +5,7 @@
 //! difference in which order they were made or came up.
 
 use super::call::Call;
-use super::object::{NVME_ATTACH, Object};
+use super::object::{NVME_ATTACH, Object, VHOST_COALESCING};
 use crate::app::bdevs::{Entry, Kind};
 use crate::app::methods;
 use crate::app::service::Service;
@@ -124,6 +124,7 @@ pub(super) fn bdev(service: &Service) -> Vec<Call> {
     let mut settings: Vec<Call> = set.map(|recipe| recipe.call()).collect();
     for (object, call) in service.unresolved.calls(service) {
         match object {
+            None if call.method == VHOST_COALESCING => {}
             None => settings.push(call),
             Some(object) => steps.extend(Step::to_come(object, call)),
         }

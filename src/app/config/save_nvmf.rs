@@ -6,12 +6,13 @@ use super::call::{Call, Recipe};
 use super::object::Object;
 use crate::app::methods;
 use crate::app::service::Service;
-use crate::target::nvmf::{AnaState, SubsystemInfo, TransportOptions};
+use crate::target::nvmf::{AnaState, ChapOffer, SubsystemInfo, TransportOptions};
 use serde_json::json;
 
 /// All calls of the subsystem.
 pub(super) fn nvmf(service: &Service) -> Vec<Call> {
     let mut calls = Vec::new();
+    calls.extend(offer(&service.nvmf.chap_offer()));
     if let Some(max) = service.nvmf.subsystems_max() {
         let params = json!({"max_subsystems": max});
         calls.push(Call::new("nvmf_set_max_subsystems", &params));
@@ -27,8 +28,13 @@ pub(super) fn nvmf(service: &Service) -> Vec<Call> {
     for info in &subsystems {
         calls.extend(made(service, info));
         let hosts = info.hosts.iter().map(|host| {
-            let params = json!({"nqn": info.config.nqn, "host": host});
-            Call::new("nvmf_subsystem_add_host", &params)
+            let params = json!({
+                "nqn": info.config.nqn,
+                "host": host.nqn,
+                "dhchap_key": host.dhchap_key,
+                "dhchap_ctrlr_key": host.dhchap_ctrlr_key,
+            });
+            Recipe::new("nvmf_subsystem_add_host", params).call()
         });
         calls.extend(hosts);
         calls.extend(namespaces(info, &waiting));
@@ -43,6 +49,14 @@ pub(super) fn nvmf(service: &Service) -> Vec<Call> {
         calls.extend(ways(service, info));
     }
     calls
+}
+
+/// How hosts may prove who they are, if not by all that there is.
+fn offer(offer: &ChapOffer) -> Option<Call> {
+    let hashes: Vec<_> = offer.hashes.iter().map(|hash| hash.name()).collect();
+    let groups: Vec<_> = offer.groups.iter().map(|group| group.name()).collect();
+    let params = json!({"dhchap_digests": hashes, "dhchap_dhgroups": groups});
+    (*offer != ChapOffer::default()).then(|| Call::new("nvmf_set_config", &params))
 }
 
 /// What was said of ways that are not the best.

@@ -1,7 +1,7 @@
 //! The subsystems of a configuration, in order, and what each has to save.
 
 use super::call::{Call, Recipe};
-use super::object::Object;
+use super::object::{Object, VHOST_COALESCING};
 use super::{save, save_nvmf};
 use crate::app::service::Service;
 use serde_json::json;
@@ -110,13 +110,21 @@ fn vhost_blk(service: &Service) -> Vec<Call> {
     let made =
         saved.map(|(name, params)| (name, Call::new("vhost_create_blk_controller", &params)));
     let mut controllers: Vec<_> = made.collect();
+    let said = service.vhost.saved_coalescing().into_iter();
+    let said = said.map(|(name, params)| (name, Call::new(VHOST_COALESCING, &params)));
+    let mut settings: Vec<_> = said.collect();
     for (object, call) in service.unresolved.calls(service) {
-        if let Some(Object::VhostController(name)) = object {
-            controllers.push((name, call));
+        match (object, call.text("ctrlr")) {
+            (Some(Object::VhostController(name)), _) => controllers.push((name, call)),
+            (None, Some(name)) if call.method == VHOST_COALESCING => settings.push((name, call)),
+            _ => {}
         }
     }
-    controllers.sort_by(|a, b| a.0.cmp(&b.0));
-    controllers.into_iter().map(|(_, call)| call).collect()
+    for calls in [&mut controllers, &mut settings] {
+        calls.sort_by(|a, b| a.0.cmp(&b.0));
+    }
+    let calls = controllers.into_iter().chain(settings);
+    calls.map(|(_, call)| call).collect()
 }
 
 /// Exports come before servers: a client that finds a server again after a restart and asks for its

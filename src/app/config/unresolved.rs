@@ -148,8 +148,8 @@ impl Unresolved {
     /// whether anybody did.
     pub(in crate::app) fn forget(&self, object: &Object) -> bool {
         let dropped = self.drop_maker(object);
-        if let (true, Some(name)) = (dropped, object.bdev_name()) {
-            let sets = |item: &Item| item.object.is_none() && item.call.mentions(name);
+        if dropped {
+            let sets = |item: &Item| item.object.is_none() && object.is_meant_by(&item.call);
             self.0.with(|items| items.retain(|item| !sets(item)));
         }
         dropped

@@ -3,6 +3,7 @@
 use super::{Name, refuse_unless_default};
 use crate::app::service::Service;
 use rpc::{Allowed, Error, Registry};
+use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -22,7 +23,7 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .method("keyring_file_remove_key", remove_key)
         .about(
             "Forgets a key; its file stays.",
-            "true. −2 if there is none.",
+            "true. −2 if there is none, −16 while a host or a controller is authenticated with it.",
         );
     registry
         .plain("keyring_get_keys", |service: &Service| {
@@ -56,7 +57,14 @@ fn add_key(service: &Service, params: AddKey) -> Result<bool, Error> {
 }
 
 fn remove_key(service: &Service, params: Name) -> Result<bool, Error> {
-    service.keyring.remove(&params.name)?;
+    let name = &params.name;
+    if service.nvmf.uses_key(name) || service.bdevs.uses_key(name) {
+        let errno = Errno::BUSY.raw_os_error();
+        let strerror = Error::errno(errno).message;
+        let message = format!("{strerror}: something is authenticated with key '{name}'");
+        return Err(Error::errno_with(errno, message));
+    }
+    service.keyring.remove(name)?;
     Ok(true)
 }
 

@@ -37,7 +37,7 @@ mod trace;
 mod vhost;
 mod virtio;
 
-use super::bdevs::{Entry, Kind, no_such_device};
+use super::bdevs::{Entry, Kind};
 use super::config::{Object, Recipe};
 use super::service::Service;
 
@@ -50,6 +50,7 @@ pub(super) use pmem::pmem_recipe;
 pub(super) use reactor::IDLE_US;
 
 use rpc::{Error, Registry};
+use rustix::io::Errno;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -125,6 +126,11 @@ fn remove_bdev(
     Ok(true)
 }
 
+/// Whether it says that there is no such thing, under whatever code.
+fn is_missing(error: &Error) -> bool {
+    error.as_errno() == Some(Errno::NODEV.raw_os_error())
+}
+
 /// Turns −19 into success if `object` is one that the service waits for, and ends that.
 fn or_forget(
     service: &Service,
@@ -132,7 +138,7 @@ fn or_forget(
     object: &Object,
 ) -> Result<bool, Error> {
     match removed {
-        Err(error) if error == no_such_device() && service.unresolved.forget(object) => Ok(true),
+        Err(error) if is_missing(&error) && service.unresolved.forget(object) => Ok(true),
         other => other.map(|()| true),
     }
 }

@@ -4,7 +4,9 @@ use super::{or_forget, refuse_unless_default};
 use crate::app::bdevs::{Entry, Kind, bdev_error};
 use crate::app::config::{Object, Recipe};
 use crate::app::service::Service;
-use crate::bdev::{Bdev, ControllerState, NvmeBdev, NvmeConfig, NvmeController, NvmeUri, Patience};
+use crate::bdev::{
+    Bdev, ControllerState, NvmeAuth, NvmeBdev, NvmeConfig, NvmeController, NvmeUri, Patience,
+};
 use rpc::{Error, Registry};
 use rustix::io::Errno;
 use schemars::JsonSchema;
@@ -27,7 +29,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
             "A list of the bdevs' names. −17 if there is a controller of this name, −19 if it \
              has no namespaces, −22 for values that contradict each other, −95 for blocks that \
              are neither 512 nor 4096 bytes, −111 and others of the system if it can't be \
-             reached or refuses.",
+             reached or refuses, −13 if it does not let this host in or does not prove who it is, −126 \
+             for a key that the keyring has not.",
         );
     registry
         .bdev_method("bdev_nvme_detach_controller", detach)
@@ -127,9 +130,9 @@ struct Attach {
     prchk_guard: Option<bool>,
     /// Not taken.
     psk: Option<String>,
-    /// Not taken.
+    /// The key, by its name in the keyring, that this host proves to have, to a controller that wants it.
     dhchap_key: Option<String>,
-    /// Not taken.
+    /// The key that the controller must prove to have; only with `dhchap_key`.
     dhchap_ctrlr_key: Option<String>,
     /// False only.
     allow_unrecognized_csi: Option<bool>,
@@ -146,8 +149,6 @@ impl Attach {
             ("hostaddr", &self.hostaddr),
             ("hostsvcid", &self.hostsvcid),
             ("psk", &self.psk),
-            ("dhchap_key", &self.dhchap_key),
-            ("dhchap_ctrlr_key", &self.dhchap_ctrlr_key),
         ] {
             let given = given.as_deref().filter(|text| !text.is_empty());
             refuse_unless_default(option, given, &"")?;
@@ -233,6 +234,8 @@ impl Attach {
             "fast_io_fail_timeout_sec": self.fast_io_fail_timeout_sec,
             "disable_sq_flow_control": self.disable_sq_flow_control,
             "max_bdevs": self.max_bdevs,
+            "dhchap_key": self.dhchap_key,
+            "dhchap_ctrlr_key": self.dhchap_ctrlr_key,
         });
         Recipe::new("bdev_nvme_attach_controller", params)
     }
@@ -240,9 +243,14 @@ impl Attach {
 
 fn attach(service: &Service, params: Attach) -> Result<Vec<String>, Error> {
     params.refuse_what_is_not_done()?;
-    let config = params.config()?;
+    let mut config = params.config()?;
     if service.bdevs.nvme(&params.name).next().is_some() {
         return Err(Error::errno(Errno::EXIST.raw_os_error()));
+    }
+    let keys = (params.dhchap_key.as_ref(), params.dhchap_ctrlr_key.as_ref());
+    if let Some(keys) = service.keyring.host_keys(keys.0, keys.1)? {
+        let auth = NvmeAuth::new(keys).map_err(|error| Error::os("authentication", &error))?;
+        config.auth = Some(Arc::new(auth));
     }
     let keepers = service.reactors().data_handles();
     let keeper = keepers

@@ -4,7 +4,7 @@ use super::nvmf::{TCP, check_target, check_transport};
 use super::nvmf_subsystem::Nqn;
 use super::refuse_unless_default;
 use crate::app::service::Service;
-use crate::target::nvmf::AnaState;
+use crate::target::nvmf::{AnaState, AuthInfo, AuthStage, ChapGroup, ChapHash};
 use rpc::{Error, Registry};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -45,11 +45,26 @@ pub(super) fn register(registry: &mut Registry<Service>) {
             "true. −32602 if the subsystem was made without `ana_reporting`, does not listen there, or has no such \
              group.",
         );
+    register_hosts(registry);
+}
+
+/// Adds those about hosts.
+fn register_hosts(registry: &mut Registry<Service>) {
     registry.method("nvmf_subsystem_add_host", add_host).about(
-        "Lets a host connect, by its NQN. Without authentication a host is who it says it is.",
-        "true. −32602 for what is no NQN, if the host is let in already, and for keys: authentication and TLS \
-         are not offered.",
+        "Lets a host connect, by its NQN. Without keys a host is who it says it is; with them it must prove \
+         it, by DH-HMAC-CHAP, on each of its qpairs, and even if any host may connect.",
+        "true. −32602 for what is no NQN, if the host is let in already, for a controller's key without a \
+         host's, and for `psk`: TLS is not offered; −126 for a key that the keyring has not, −22 for one \
+         whose file holds none.",
     );
+    registry
+        .method("nvmf_subsystem_set_keys", set_keys)
+        .about(
+            "Says what a host of the list must prove when it connects again; those of its qpairs that are \
+             connected stay. Without keys it need not prove anything any more.",
+            "true. −32602 if the host is not in the list, and for a controller's key without a host's; −126 \
+             and −22 as `nvmf_subsystem_add_host`.",
+        );
     registry
         .method("nvmf_subsystem_remove_host", remove_host)
         .about(
@@ -73,8 +88,11 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .about(
             "The qpairs of all controllers.",
             "`[{cntlid, qid, state, thread, hostnqn, listen_address, peer_address}]`: `qid` 0 is the admin \
-             qpair, `state` is `enabled`, `thread` the reactor's; addresses are `{trtype, adrfam, traddr, \
-             trsvcid}`.",
+             qpair, `state` is `enabled`, or `authenticating` until the host has proved who it is; `thread` is \
+             the reactor's; addresses are `{trtype, adrfam, traddr, trsvcid}`. Of a host that must prove \
+             who it is also `auth`: `{state, digest, dhgroup}`, its state `negotiate`, `challenge`, `reply`, \
+             `success1`, `success2`, `failure1`, `completed` or `error`, the others `unknown` until they \
+             are chosen.",
         );
 }
 
@@ -285,23 +303,42 @@ struct AddHost {
     tgt_name: Option<String>,
     /// Not offered: there is no TLS.
     psk: Option<String>,
-    /// Not offered: there is no authentication.
+    /// The key, by its name in the keyring, that the host must prove to have.
     dhchap_key: Option<String>,
-    /// Not offered: there is no authentication.
+    /// The key that controllers prove to have to a host that asks; only with `dhchap_key`.
     dhchap_ctrlr_key: Option<String>,
 }
 
 fn add_host(service: &Service, params: AddHost) -> Result<bool, Error> {
     check_target(params.tgt_name.as_deref())?;
-    // A key that is called nothing is none, and would be a mistake in any case.
-    for (option, given) in [
-        ("psk", params.psk),
-        ("dhchap_key", params.dhchap_key),
-        ("dhchap_ctrlr_key", params.dhchap_ctrlr_key),
-    ] {
-        refuse_unless_default(option, given.map(|_| true), &false)?;
-    }
-    service.nvmf.add_host(&params.nqn, &params.host)?;
+    refuse_unless_default("psk", params.psk.map(|_| true), &false)?;
+    let keys = (params.dhchap_key.as_ref(), params.dhchap_ctrlr_key.as_ref());
+    let keys = service.keyring.host_keys(keys.0, keys.1)?;
+    service.nvmf.add_host(&params.nqn, &params.host, keys)?;
+    Ok(true)
+}
+
+/// `nvmf_subsystem_set_keys`: what a host must prove.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SetKeys {
+    /// The subsystem.
+    nqn: String,
+    /// The host's NQN.
+    host: String,
+    /// The target; `nvmf_tgt` by default.
+    tgt_name: Option<String>,
+    /// The key, by its name in the keyring, that the host must prove to have.
+    dhchap_key: Option<String>,
+    /// The key that controllers prove to have to a host that asks; only with `dhchap_key`.
+    dhchap_ctrlr_key: Option<String>,
+}
+
+fn set_keys(service: &Service, params: SetKeys) -> Result<bool, Error> {
+    check_target(params.tgt_name.as_deref())?;
+    let keys = (params.dhchap_key.as_ref(), params.dhchap_ctrlr_key.as_ref());
+    let keys = service.keyring.host_keys(keys.0, keys.1)?;
+    service.nvmf.set_keys(&params.nqn, &params.host, keys)?;
     Ok(true)
 }
 
@@ -368,15 +405,38 @@ fn get_qpairs(service: &Service, params: Nqn) -> Result<Vec<Value>, Error> {
     check_target(params.tgt_name.as_deref())?;
     let qpairs = service.nvmf.qpairs(&params.nqn)?.into_iter();
     let told = qpairs.map(|info| {
-        json!({
+        let is_enabled = |auth: AuthInfo| auth.stage == AuthStage::Completed;
+        let mut told = json!({
             "cntlid": info.cntlid,
             "qid": info.qid,
-            "state": "enabled",
+            "state": if info.auth.is_none_or(is_enabled) { "enabled" } else { "authenticating" },
             "thread": service.reactor_name(info.reactor),
             "hostnqn": info.hostnqn,
             "listen_address": describe_address(info.listener.local),
             "peer_address": describe_address(info.peer),
-        })
+        });
+        if let (Some(auth), Some(members)) = (info.auth, told.as_object_mut()) {
+            members.insert("auth".to_owned(), describe_auth(auth));
+        }
+        told
     });
     Ok(told.collect())
+}
+
+fn describe_auth(auth: AuthInfo) -> Value {
+    let state = match auth.stage {
+        AuthStage::Negotiate => "negotiate",
+        AuthStage::Challenge => "challenge",
+        AuthStage::Reply => "reply",
+        AuthStage::Success1 => "success1",
+        AuthStage::Success2 => "success2",
+        AuthStage::Failure1 => "failure1",
+        AuthStage::Completed => "completed",
+        AuthStage::Error => "error",
+    };
+    json!({
+        "state": state,
+        "digest": auth.hash.map_or("unknown", ChapHash::name),
+        "dhgroup": auth.group.map_or("unknown", ChapGroup::name),
+    })
 }

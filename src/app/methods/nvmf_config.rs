@@ -2,6 +2,7 @@
 
 use super::refuse_unless_default;
 use crate::app::service::Service;
+use crate::target::nvmf::{ChapGroup, ChapHash, ChapOffer};
 use reactors::CoreSet;
 use rpc::{Allowed, Error, Registry};
 use schemars::JsonSchema;
@@ -13,8 +14,8 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .method("nvmf_set_config", set_config)
         .allowed(Allowed::Startup)
         .about(
-            "Takes what is so, and what authentication might use: it is not offered.",
-            "true. −32602 for other values.",
+            "Says how hosts may prove who they are that must; of all else it takes what is so.",
+            "true. −32602 for other values, and for a list with nothing in it.",
         );
     registry
         .method("nvmf_set_max_subsystems", set_max_subsystems)
@@ -100,6 +101,29 @@ enum DhGroup {
     Ffdhe8192,
 }
 
+impl From<Digest> for ChapHash {
+    fn from(digest: Digest) -> Self {
+        match digest {
+            Digest::Sha256 => Self::Sha256,
+            Digest::Sha384 => Self::Sha384,
+            Digest::Sha512 => Self::Sha512,
+        }
+    }
+}
+
+impl From<DhGroup> for ChapGroup {
+    fn from(group: DhGroup) -> Self {
+        match group {
+            DhGroup::Null => Self::Null,
+            DhGroup::Ffdhe2048 => Self::Ffdhe2048,
+            DhGroup::Ffdhe3072 => Self::Ffdhe3072,
+            DhGroup::Ffdhe4096 => Self::Ffdhe4096,
+            DhGroup::Ffdhe6144 => Self::Ffdhe6144,
+            DhGroup::Ffdhe8192 => Self::Ffdhe8192,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum DupHost {
@@ -119,14 +143,22 @@ struct SetConfig {
     discovery_filter: Option<String>,
     /// Only an empty list.
     discovery_filters: Option<Vec<DiscoveryFilter>>,
-    /// Taken as it is: authentication is not offered.
-    #[serde(rename = "dhchap_digests")]
-    _dhchap_digests: Option<Vec<Digest>>,
-    /// Taken as it is: authentication is not offered.
-    #[serde(rename = "dhchap_dhgroups")]
-    _dhchap_dhgroups: Option<Vec<DhGroup>>,
+    /// Hashes by which hosts may prove who they are; all if not given.
+    dhchap_digests: Option<Vec<Digest>>,
+    /// Groups that they may exchange numbers of; all if not given.
+    dhchap_dhgroups: Option<Vec<DhGroup>>,
     /// Only `allow`: a host may connect several times.
     dup_host_policy: Option<DupHost>,
+}
+
+/// With nothing to choose from, no host could ever come in.
+fn refuse_nothing<T>(option: &str, list: &[T]) -> Result<(), Error> {
+    match list.is_empty() {
+        true => Err(Error::invalid_params(format!(
+            "Invalid parameters: {option} has nothing in it"
+        ))),
+        false => Ok(()),
+    }
 }
 
 fn set_config(service: &Service, params: SetConfig) -> Result<bool, Error> {
@@ -149,6 +181,16 @@ fn set_config(service: &Service, params: SetConfig) -> Result<bool, Error> {
     refuse_unless_default("discovery_filter", filter, &"match_any".to_owned())?;
     refuse_unless_default("discovery_filters", params.discovery_filters, &vec![])?;
     refuse_unless_default("dup_host_policy", params.dup_host_policy, &DupHost::Allow)?;
+    let mut offer = ChapOffer::default();
+    if let Some(digests) = params.dhchap_digests {
+        refuse_nothing("dhchap_digests", &digests)?;
+        offer.hashes = digests.into_iter().map(ChapHash::from).collect();
+    }
+    if let Some(groups) = params.dhchap_dhgroups {
+        refuse_nothing("dhchap_dhgroups", &groups)?;
+        offer.groups = groups.into_iter().map(ChapGroup::from).collect();
+    }
+    service.nvmf.set_chap_offer(offer);
     Ok(true)
 }
 

@@ -5,7 +5,7 @@ use super::nvmf_access::describe_address;
 use super::nvmf_namespace::describe_namespace;
 use super::refuse_unless_default;
 use crate::app::service::Service;
-use crate::target::nvmf::{SubsystemConfig, SubsystemInfo};
+use crate::target::nvmf::{HostInfo, SubsystemConfig, SubsystemInfo};
 use rpc::{Error, Registry};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -133,10 +133,24 @@ fn get_subsystems(service: &Service, params: GetSubsystems) -> Result<Vec<Value>
     Ok(found.iter().map(|info| describe(service, info)).collect())
 }
 
+fn describe_host(host: &HostInfo) -> Value {
+    let mut told = json!({"nqn": host.nqn});
+    let keys = [
+        ("dhchap_key", &host.dhchap_key),
+        ("dhchap_ctrlr_key", &host.dhchap_ctrlr_key),
+    ];
+    for (which, name) in keys {
+        if let (Some(name), Some(members)) = (name, told.as_object_mut()) {
+            members.insert(which.to_owned(), json!(name));
+        }
+    }
+    told
+}
+
 fn describe(service: &Service, info: &SubsystemInfo) -> Value {
     let config = &info.config;
     let listeners = info.listeners.iter().copied().map(describe_address);
-    let hosts = info.hosts.iter().map(|nqn| json!({"nqn": nqn}));
+    let hosts = info.hosts.iter().map(describe_host);
     let mut told = json!({
         "nqn": config.nqn,
         "subtype": if info.is_discovery { "Discovery" } else { "NVMe" },

@@ -1,7 +1,10 @@
 //! Methods about the vhost target.
 
+use super::or_forget;
+use crate::app::config::Object;
 use crate::app::service::Service;
 use crate::app::vhost::{NewController, TRANSPORT, refused};
+use crate::target::vhost::Coalescing;
 use rpc::{Error, Registry};
 use rustix::io::Errno;
 use schemars::JsonSchema;
@@ -28,10 +31,19 @@ pub(super) fn register(registry: &mut Registry<Service>) {
         .method("vhost_get_controllers", get_controllers)
         .about(
             "All vhost controllers, or one.",
-            "A list of `ctrlr`, `cpumask`, `delay_base_us` and `iops_threshold` (interrupts are \
-             not coalesced), `socket`, `sessions` (list of `vid`, `id`, `name`, `started`, \
+            "A list of `ctrlr`, `cpumask`, `delay_base_us` and `iops_threshold` (0: calls \
+             never wait), `socket`, `sessions` (list of `vid`, `id`, `name`, `started`, \
              `max_queues`: those that run, `inflight_task_cnt`), `backend_specific.block` \
              (`readonly`, `bdev`, `transport`). −32602 \"No such device\".",
+        );
+    registry
+        .method("vhost_controller_set_coalescing", set_coalescing)
+        .about(
+            "Lets calls (a guest's interrupts) of busy queues wait, so that one tells of many answers: a \
+             queue with more than `iops_threshold` answers a second waits between two calls for \
+             `delay_base_us` times the excess over the threshold, 10 ms at most. The latency of single \
+             requests grows by that.",
+            "True. −32602 \"No such device\", or \"Invalid argument\" for a threshold below 100.",
         );
     registry.method("vhost_delete_controller", delete).about(
         "Ends a controller, and the session of its front end: what waits is given up, what the \
@@ -99,6 +111,27 @@ fn get_controllers(service: &Service, params: GetControllers) -> Result<Vec<Valu
     }
 }
 
+/// `vhost_controller_set_coalescing`: how long calls may wait.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct SetCoalescing {
+    /// The controller.
+    ctrlr: String,
+    /// The base of the delay, in microseconds; 0 for calls at once.
+    delay_base_us: u32,
+    /// Answers a second of one queue up to which it calls at once, at least 100.
+    iops_threshold: u32,
+}
+
+fn set_coalescing(service: &Service, params: SetCoalescing) -> Result<bool, Error> {
+    let wanted = Coalescing {
+        delay_base_us: params.delay_base_us,
+        iops_threshold: params.iops_threshold,
+    };
+    service.vhost.set_coalescing(&params.ctrlr, wanted)?;
+    Ok(true)
+}
+
 /// `vhost_delete_controller`: ends it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -108,6 +141,6 @@ struct Delete {
 }
 
 fn delete(service: &Service, params: Delete) -> Result<bool, Error> {
-    service.vhost.delete(&service.bdevs, &params.ctrlr)?;
-    Ok(true)
+    let deleted = service.vhost.delete(&service.bdevs, &params.ctrlr);
+    or_forget(service, deleted, &Object::VhostController(params.ctrlr))
 }

@@ -1,8 +1,9 @@
 //! What to attach, and how long to bear its absence.
 
-use super::NvmeUri;
+use super::{NvmeAuth, NvmeUri};
 use crate::bdev::{BdevError, check_name, derived_uuid};
 use crate::wire::nvme::{Digests, check_nqn};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// A second.
@@ -112,6 +113,8 @@ pub struct NvmeConfig {
     pub read_only: bool,
     /// Ask the controller not to tell how far it has read its queue.
     pub no_flow_control: bool,
+    /// How to prove who we are, and who the controller is, if it wants that.
+    pub auth: Option<Arc<NvmeAuth>>,
 }
 
 impl NvmeConfig {
@@ -131,6 +134,7 @@ impl NvmeConfig {
             patience: Patience::default(),
             read_only: false,
             no_flow_control: false,
+            auth: None,
         }
     }
 

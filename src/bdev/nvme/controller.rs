@@ -12,6 +12,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// How often to look whether something has been calculated.
+const CALCULATED_NS: u64 = 1_000_000;
 /// Tells controllers apart.
 static NEXT_KEY: AtomicU64 = AtomicU64::new(1);
 
@@ -235,7 +237,7 @@ fn set_up(
     config: &NvmeConfig,
     clock: &dyn Clock,
 ) -> Result<Established, NvmeFault> {
-    let mut setup = Setup::new(config);
+    let mut setup = Setup::new(config, None);
     let deadline = clock
         .now()
         .after(config.connect_timeout_us.saturating_mul(1000));
@@ -255,6 +257,11 @@ fn set_up(
         if left == 0 {
             return Err(NvmeFault::Timeout);
         }
-        dialogue.wait(left)?;
+        // Nothing comes from the controller meanwhile.
+        let limit = match setup.is_calculating() {
+            true => left.min(CALCULATED_NS),
+            false => left,
+        };
+        dialogue.wait(limit)?;
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Saying {
     pub(super) data: Vec<u8>,
     /// How many bytes are to come back, at most a page.
     pub(super) wanted: usize,
+    /// Fewer will do.
+    pub(super) may_be_less: bool,
 }
 
 impl Saying {
@@ -33,6 +35,16 @@ impl Saying {
             sqe,
             data: vec![],
             wanted: 0,
+            may_be_less: false,
+        }
+    }
+
+    /// One that is answered with a page or the beginning of one; `sqe` says so. What does not come is 0.
+    pub(super) fn for_part(sqe: Sqe) -> Self {
+        Self {
+            wanted: IDENTIFY_BYTES,
+            may_be_less: true,
+            ..Self::plain(sqe)
         }
     }
 
@@ -42,6 +54,7 @@ impl Saying {
             sqe: sqe.with_transport_data(4096),
             data: vec![],
             wanted: IDENTIFY_BYTES,
+            may_be_less: false,
         }
     }
 }
@@ -52,6 +65,7 @@ struct Answer {
     cid: u16,
     under_way: bool,
     wanted: usize,
+    may_be_less: bool,
     received: usize,
     page: Box<[u8; IDENTIFY_BYTES]>,
     cqe: Option<Cqe>,
@@ -104,7 +118,7 @@ impl Commands for Answer {
             return Ok(());
         }
         self.own(cqe.cid.get())?;
-        if cqe.status().is_ok() && self.received < self.wanted {
+        if cqe.status().is_ok() && self.received < self.wanted && !self.may_be_less {
             let bytes = |count| u32::try_from(count).unwrap_or(u32::MAX);
             return Err(NvmeFault::Incomplete {
                 cid: self.cid,
@@ -162,6 +176,7 @@ impl Dialogue {
                 cid: 0,
                 under_way: false,
                 wanted: 0,
+                may_be_less: false,
                 received: 0,
                 page: Box::new([0; IDENTIFY_BYTES]),
                 cqe: None,
@@ -260,6 +275,10 @@ impl Dialogue {
         sqe.cid = answer.cid.into();
         (answer.under_way, answer.cqe) = (true, None);
         (answer.wanted, answer.received) = (saying.wanted.min(IDENTIFY_BYTES), 0);
+        answer.may_be_less = saying.may_be_less;
+        if answer.may_be_less {
+            answer.page.fill(0);
+        }
         self.put(sqe, &saying.data)
     }
 

@@ -1,6 +1,6 @@
 //! What goes wrong with a controller.
 
-use crate::wire::nvme::{Fault, Status, TermRequest};
+use crate::wire::nvme::{AuthReason, Fault, Status, TermRequest};
 use rustix::io::Errno;
 
 /// Why a connection to an NVMe/TCP controller can't begin or go on.
@@ -59,6 +59,21 @@ pub enum NvmeFault {
     /// It is or wants something that this initiator can't do.
     #[error("the controller {0}")]
     Unusable(&'static str),
+    /// It wants to know who we are.
+    #[error("the controller wants the host to authenticate itself: it has no key")]
+    KeyWanted,
+    /// It does not take us for who we say we are.
+    #[error("the controller does not let the host in: {0}")]
+    Unauthenticated(AuthReason),
+    /// It has not the key that it should have.
+    #[error("the controller does not prove who it is")]
+    Untrusted,
+    /// What it says of authentication is wrong.
+    #[error("the controller's authentication is wrong: {0}")]
+    Authentication(AuthReason),
+    /// There is nobody to calculate, or there are no random bytes.
+    #[error("nothing to calculate the authentication with")]
+    NoCalculation,
     /// A namespace is not what it was.
     #[error("namespace {nsid} has another {what} than before")]
     Changed {
@@ -105,6 +120,8 @@ impl NvmeFault {
                 what: "Connect",
                 status,
             } if *status == Status::INVALID_HOST => Errno::ACCESS,
+            Self::KeyWanted | Self::Unauthenticated(_) | Self::Untrusted => Errno::ACCESS,
+            Self::NoCalculation => Errno::BUSY,
             Self::Refused {
                 what: "Connect", ..
             } => Errno::CONNREFUSED,

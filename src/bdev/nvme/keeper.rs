@@ -2,6 +2,7 @@
 //! lost.
 
 use super::NvmeFault;
+use super::auth::Step;
 use super::dialogue::Dialogue;
 use super::live::Live;
 use super::setup::{Found, Setup};
@@ -26,9 +27,10 @@ pub(super) fn converse(dialogue: &mut Dialogue, setup: &mut Setup) -> Result<boo
         if let Some(cqe) = dialogue.answer() {
             setup.answered(&cqe, dialogue.page())?;
         }
-        match setup.next() {
-            Some(saying) => dialogue.say(saying)?,
-            None => return Ok(true),
+        match setup.next()? {
+            Step::Say(saying) => dialogue.say(saying)?,
+            Step::Wait => return Ok(false),
+            Step::Done => return Ok(true),
         }
     }
     Ok(false)
@@ -167,7 +169,7 @@ impl Keeper {
         self.last_attempt = now;
         self.state = State::Opening {
             dialogue: Box::new(Dialogue::new(self.shared.address, config.digests())),
-            setup: Box::new(Setup::new(config)),
+            setup: Box::new(Setup::new(config, Some(cx.handle()))),
             deadline: now.after(config.connect_timeout_us.saturating_mul(1000)),
         };
         self.go_on(cx)

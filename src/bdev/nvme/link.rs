@@ -1,6 +1,7 @@
 //! The I/O queue of a reactor, the channels that share it, and the poller that looks after it.
 
 use super::NvmeFault;
+use super::auth::{HostAuth, Step};
 use super::controller::NvmeController;
 use super::dialogue::{Dialogue, complain};
 use super::jobs::{Jobs, Terms};
@@ -37,6 +38,7 @@ enum State {
         dialogue: Box<Dialogue>,
         epoch: u32,
         connects: bool,
+        auth: Option<Box<HostAuth>>,
         deadline: Nanos,
     },
     Live {
@@ -214,6 +216,7 @@ impl Link {
             dialogue: Box::new(dialogue),
             epoch,
             connects: false,
+            auth: None,
             deadline: cx
                 .now()
                 .after(config.connect_timeout_us.saturating_mul(1000)),
@@ -225,6 +228,7 @@ impl Link {
             dialogue,
             epoch,
             connects,
+            auth,
             deadline,
         } = &mut self.state
         else {
@@ -248,12 +252,28 @@ impl Link {
             dialogue.say(setup::connect(config, qid, cntlid, size))?;
             return Ok(1);
         }
-        let Some(cqe) = dialogue.answer() else {
+        let epoch = *epoch;
+        if let Some(cqe) = dialogue.answer() {
+            match auth {
+                Some(auth) => auth.answered(&cqe, dialogue.page())?,
+                None => {
+                    let (_, wants) = setup::connected(&cqe)?;
+                    let (config, waker) = (&self.shared.config, Some(cx.handle()));
+                    let Some(new) = HostAuth::behind_connect(config, wants, waker)? else {
+                        return self.opened(epoch);
+                    };
+                    *auth = Some(Box::new(new));
+                }
+            }
+        }
+        let Some(auth) = auth else {
             return Ok(0);
         };
-        setup::connected(&cqe)?;
-        let epoch = *epoch;
-        self.opened(epoch)
+        match auth.next()? {
+            Step::Say(saying) => dialogue.say(saying).map(|()| 1),
+            Step::Wait => Ok(0),
+            Step::Done => self.opened(epoch),
+        }
     }
 
     fn opened(&mut self, epoch: u32) -> Result<u32, NvmeFault> {

@@ -143,7 +143,7 @@ impl Live {
     /// The next command of a visit, of the one after if that has ended.
     fn next_of_visit(&mut self, shared: &Shared) -> Option<Saying> {
         loop {
-            if let Some(saying) = self.visit.as_mut()?.next() {
+            if let Some(saying) = self.visit.as_mut()?.saying() {
                 return Some(saying);
             }
             self.end_visit(shared);

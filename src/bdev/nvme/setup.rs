@@ -1,5 +1,6 @@
 //! What is said on an admin queue until the controller can be used, and what it tells meanwhile.
 
+use super::auth::{HostAuth, Step};
 use super::dialogue::Saying;
 use super::{NvmeConfig, NvmeFault};
 use crate::wire::nvme::{
@@ -7,6 +8,7 @@ use crate::wire::nvme::{
     NamespaceTold, NvmControllerTold, PropertyCommand, Sqe, Status, admin, async_event, cc, cns,
     connect_flag, csts, feature, log_id, namespace_list, property,
 };
+use reactors::ReactorHandle;
 use zerocopy::IntoBytes;
 
 /// Namespaces that are looked at; controllers have few.
@@ -40,6 +42,7 @@ pub(super) struct Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Connect,
+    Authenticate,
     Capabilities,
     Version,
     Enable,
@@ -61,6 +64,7 @@ impl Stage {
     fn what(self) -> &'static str {
         match self {
             Self::Connect => "Connect",
+            Self::Authenticate => "Authentication",
             Self::Capabilities | Self::Version | Self::Ready => "Property Get",
             Self::Enable => "Property Set",
             Self::Controller | Self::NvmController => "Identify Controller",
@@ -78,6 +82,10 @@ impl Stage {
 pub(super) struct Setup {
     stage: Stage,
     connect: Saying,
+    config: NvmeConfig,
+    waker: Option<ReactorHandle>,
+    /// Where the controller wants it.
+    auth: Option<HostAuth>,
     queues_wanted: u16,
     only: Option<u32>,
     /// The controller is known; only its namespaces are looked at.
@@ -98,19 +106,21 @@ pub(super) fn connect(config: &NvmeConfig, qid: u16, cntlid: u16, queue_size: u1
     Saying {
         sqe: command.to_sqe(0),
         data: data.as_bytes().to_vec(),
-        wanted: 0,
+        ..Saying::plain(Sqe::default())
     }
 }
 
-/// How a Connect ended: the controller's identifier.
-pub(super) fn connected(cqe: &Cqe) -> Result<u16, NvmeFault> {
+/// How a Connect ended: the controller's identifier, and whether it wants to know who we are.
+pub(super) fn connected(cqe: &Cqe) -> Result<(u16, bool), NvmeFault> {
+    const AUTHENTICATION: u8 = 1 << 1;
+    const SECURE_CHANNEL: u8 = 1 << 2;
     accept("Connect", cqe.status())?;
     let [low, high, wants, ..] = cqe.result().to_le_bytes();
-    // ATR and ASCR.
-    if wants & 0b110 != 0 {
-        return Err(NvmeFault::Unusable("wants the host to authenticate"));
+    if wants & SECURE_CHANNEL != 0 {
+        return Err(NvmeFault::Unusable("wants a secure channel"));
     }
-    Ok(u16::from_le_bytes([low, high]))
+    let wants_to_know = wants & AUTHENTICATION != 0;
+    Ok((u16::from_le_bytes([low, high]), wants_to_know))
 }
 
 fn accept(what: &'static str, status: Status) -> Result<(), NvmeFault> {
@@ -134,8 +144,12 @@ fn set_feature(id: u8, value: u32) -> Saying {
 }
 
 impl Setup {
-    pub(super) fn new(config: &NvmeConfig) -> Self {
+    /// With the controller of `config`. `waker`: who is to be told when something has been calculated.
+    pub(super) fn new(config: &NvmeConfig, waker: Option<ReactorHandle>) -> Self {
         Self {
+            config: config.clone(),
+            waker,
+            auth: None,
             stage: Stage::Connect,
             connect: connect(config, 0, ConnectData::ANY, ADMIN_QUEUE_SIZE),
             queues_wanted: config.io_queues,
@@ -157,7 +171,7 @@ impl Setup {
     /// A look at the namespaces of a controller that is set up, since it says that they have changed.
     /// One that has none any more is no error.
     pub(super) fn visit(config: &NvmeConfig, known: &Found) -> Self {
-        let mut setup = Self::new(config);
+        let mut setup = Self::new(config, None);
         (setup.stage, setup.is_visit) = (Stage::Changes, true);
         setup.found = Found {
             namespaces: vec![],
@@ -166,14 +180,35 @@ impl Setup {
         setup
     }
 
-    /// What to say next; nothing if all has been said.
-    pub(super) fn next(&mut self) -> Option<Saying> {
+    /// Whether what is to be said next is being calculated.
+    pub(super) fn is_calculating(&self) -> bool {
+        let auth = self.auth.as_ref();
+        self.stage == Stage::Authenticate && auth.is_some_and(HostAuth::is_calculating)
+    }
+
+    /// What to do next; only while nothing is under way.
+    ///
+    /// # Errors
+    /// Why this controller can't be used.
+    pub(super) fn next(&mut self) -> Result<Step, NvmeFault> {
+        if let (Stage::Authenticate, Some(auth)) = (self.stage, &mut self.auth) {
+            match auth.next()? {
+                Step::Done => self.stage = Stage::Capabilities,
+                step => return Ok(step),
+            }
+        }
+        Ok(self.saying().map_or(Step::Done, Step::Say))
+    }
+
+    /// What to say next, but for who we are; nothing if all has been said.
+    pub(super) fn saying(&mut self) -> Option<Saying> {
         let get = |offset, long| Saying::plain(PropertyCommand::get(0, offset, long));
         Some(match self.stage {
             Stage::Connect => {
                 let none = Saying::plain(Sqe::default());
                 std::mem::replace(&mut self.connect, none)
             }
+            Stage::Authenticate => return None,
             Stage::Capabilities => get(property::CAP, true),
             Stage::Version => get(property::VS, false),
             Stage::Enable => {
@@ -212,6 +247,15 @@ impl Setup {
         namespace.map_or(0, |namespace| namespace.nsid)
     }
 
+    /// What older controllers lack can be done without. A namespace may be gone since it was listed.
+    fn may_be_refused(&self) -> bool {
+        match self.stage {
+            Stage::NvmController | Stage::Events | Stage::Changes | Stage::Descriptors(_) => true,
+            Stage::Namespace(_) => self.is_visit,
+            _ => false,
+        }
+    }
+
     /// Takes the answer to what [`Setup::next`] said.
     ///
     /// # Errors
@@ -221,23 +265,26 @@ impl Setup {
         cqe: &Cqe,
         page: &[u8; IDENTIFY_BYTES],
     ) -> Result<(), NvmeFault> {
+        if let (Stage::Authenticate, Some(auth)) = (self.stage, &mut self.auth) {
+            return auth.answered(cqe, page);
+        }
         let (stage, status) = (self.stage, cqe.status());
-        // What older controllers lack can be done without. A namespace may be gone since it was listed.
-        let optional = match stage {
-            Stage::NvmController | Stage::Events | Stage::Changes | Stage::Descriptors(_) => true,
-            Stage::Namespace(_) => self.is_visit,
-            _ => false,
-        };
-        if !optional {
+        if !self.may_be_refused() {
             accept(stage.what(), status)?;
         }
         let [b0, b1, b2, b3, ..] = cqe.result().to_le_bytes();
         let dw0 = u32::from_le_bytes([b0, b1, b2, b3]);
         self.stage = match stage {
             Stage::Connect => {
-                self.found.cntlid = connected(cqe)?;
-                Stage::Capabilities
+                let (cntlid, wants) = connected(cqe)?;
+                self.found.cntlid = cntlid;
+                self.auth = HostAuth::behind_connect(&self.config, wants, self.waker.clone())?;
+                match self.auth {
+                    Some(_) => Stage::Authenticate,
+                    None => Stage::Capabilities,
+                }
             }
+            Stage::Authenticate => Stage::Capabilities,
             Stage::Capabilities => {
                 self.found.capabilities = Capabilities(cqe.result());
                 Stage::Version

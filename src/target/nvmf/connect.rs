@@ -66,6 +66,8 @@ pub(super) struct Connected {
     pub(super) flow_control: bool,
     /// Milliseconds; 0 for never. Of the admin qpair.
     pub(super) keep_alive_ms: u32,
+    /// The host must prove who it is.
+    pub(super) is_to_prove: bool,
 }
 
 /// Does what a Connect asks for.
@@ -110,13 +112,14 @@ pub(super) fn connect(
                 return Err(in_data(ConnectData::CNTLID_AT));
             }
             let reactors = origin.target.reactors().to_vec();
+            let patience_ms = patience_ms(command, origin.options);
             let made = subsystem.new_controller(|cntlid| {
                 Controller::new(
                     cntlid,
                     Arc::clone(&subsystem),
                     host,
                     origin.address,
-                    reactors,
+                    (reactors, patience_ms),
                 )
             });
             (made.ok_or(Refusal::plain(Status::CONTROLLER_BUSY))?, true)
@@ -140,11 +143,29 @@ pub(super) fn connect(
         return Err(Refusal::plain(Status::INVALID_HOST));
     }
     Ok(Connected {
+        is_to_prove: must_prove(&controller, is_new),
         entry,
         size: last.saturating_add(1),
         flow_control: command.flags & connect_flag::NO_FLOW_CONTROL == 0,
         keep_alive_ms: command.keep_alive_ms.get(),
     })
+}
+
+/// How long the host may be silent; 0 if for ever.
+fn patience_ms(command: &ConnectCommand, options: &TransportOptions) -> u32 {
+    match command.keep_alive_ms.get() {
+        0 => 0,
+        ms => ms.max(options.keep_alive_min_ms),
+    }
+}
+
+/// Whether the host must prove who it is. The new controller of one that need not is told of at once.
+fn must_prove(controller: &Controller, is_new: bool) -> bool {
+    let keys = controller.subsystem.keys_of(&controller.host.nqn);
+    if is_new && keys.is_none() {
+        controller.subsystem.welcome(controller);
+    }
+    keys.is_some()
 }
 
 /// Whether an I/O qpair may join the controller.

@@ -1,5 +1,6 @@
 //! What the qpairs of one controller share, across reactors.
 
+use super::auth::AuthInfo;
 use super::listener::ListenAddress;
 use super::subsystem::Subsystem;
 use crate::target::stream::wake_all;
@@ -50,6 +51,8 @@ pub struct QpairInfo {
     pub listener: ListenAddress,
     /// Where it came from.
     pub peer: SocketAddr,
+    /// How its host's authentication stands; nothing if none is asked for.
+    pub auth: Option<AuthInfo>,
 }
 
 /// One connected qpair, as others see it; only its own reactor writes.
@@ -63,6 +66,8 @@ pub(super) struct QpairStatus {
     pub(super) bytes_read: AtomicU64,
     pub(super) bytes_written: AtomicU64,
     pub(super) media_errors: AtomicU64,
+    /// An [`AuthInfo`]; 0 if the host need not prove anything.
+    pub(super) auth: AtomicU32,
 }
 
 impl QpairStatus {
@@ -76,6 +81,7 @@ impl QpairStatus {
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             media_errors: AtomicU64::new(0),
+            auth: AtomicU32::new(0),
         }
     }
 
@@ -106,12 +112,16 @@ pub(super) struct Controller {
     pub(super) listen_address: ListenAddress,
     /// Whoever may have its qpairs, to be woken.
     reactors: Vec<ReactorHandle>,
+    /// How long the host may be silent, as it said when it connected; 0 if for ever.
+    pub(super) keep_alive_ms: u32,
     /// The properties CC and CSTS.
     cc: AtomicU32,
     csts: AtomicU32,
     /// Raised when the host wants all I/O qpairs gone.
     epoch: AtomicU32,
     ended: AtomicBool,
+    /// Its host has proved who it is, if it must, and others have heard of it.
+    pub(super) welcomed: AtomicBool,
     /// What the host was told of a volatile cache: nothing yet, that there is one, or that there is none.
     told: AtomicU8,
     qpairs: RwLock<Qpairs>,
@@ -123,7 +133,7 @@ impl Controller {
         subsystem: Arc<Subsystem>,
         host: Host,
         listen_address: ListenAddress,
-        reactors: Vec<ReactorHandle>,
+        (reactors, keep_alive_ms): (Vec<ReactorHandle>, u32),
     ) -> Self {
         Self {
             cntlid,
@@ -132,10 +142,12 @@ impl Controller {
             listener: listen_address.listener,
             listen_address,
             reactors,
+            keep_alive_ms,
             cc: AtomicU32::new(0),
             csts: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
             ended: AtomicBool::new(false),
+            welcomed: AtomicBool::new(false),
             told: AtomicU8::new(TOLD_NOTHING),
             qpairs: RwLock::default(),
         }
@@ -279,6 +291,7 @@ impl Controller {
             hostnqn: self.host.nqn.clone(),
             listener: self.listen_address,
             peer: qpair.peer,
+            auth: AuthInfo::of(qpair),
         });
         infos.collect()
     }

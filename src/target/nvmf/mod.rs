@@ -7,8 +7,10 @@
 //! namespaces that it uses, and drops one only after all that it submitted has completed.
 //! Source: spec/nvmf-tcp.md.
 
+mod access;
 mod admin;
 mod ana;
+mod auth;
 mod connect;
 mod connection;
 mod controller;
@@ -36,7 +38,9 @@ mod subsystem;
 mod target;
 mod transfer;
 
+pub use access::HostInfo;
 pub use ana::AnaState;
+pub use auth::{AuthInfo, AuthStage, ChapOffer};
 pub use controller::{ControllerInfo, QpairInfo};
 pub use listener::ListenAddress;
 pub use namespace::{NamespaceConfig, NamespaceInfo, RemovedNamespace};
@@ -45,6 +49,8 @@ pub use referrals::Referral;
 pub use stats::ReactorFigures;
 pub use subsystem::{HostEvent, RemovedSubsystem, SubsystemConfig, SubsystemInfo};
 pub use target::NvmfTarget;
+
+pub use crate::wire::nvme::{ChapGroup, ChapHash};
 
 use crate::wire::nvme::NqnFault;
 use std::io as std_io;
@@ -138,6 +144,9 @@ pub enum NvmfError {
     /// The host is not in the list.
     #[error("host {0:?} is not in the list")]
     NoHost(String),
+    /// There is no thread to calculate what hosts prove.
+    #[error("no thread for authentication: {0}")]
+    NoCalculator(#[source] std_io::Error),
     /// The discovery subsystem refers there already.
     #[error("there is a referral to {0} already")]
     ReferralExists(Referral),

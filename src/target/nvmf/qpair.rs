@@ -1,10 +1,12 @@
 //! A qpair: commands in, what they ask for, completions out.
 
+mod auth;
 mod data;
 mod fused;
 
 use super::TransportOptions;
 use super::admin::{Admin, Outcome};
+use super::auth::Authentication;
 use super::connect::{Origin, Refusal, connect};
 use super::controller::Controller;
 use super::io::What;
@@ -78,6 +80,8 @@ pub(super) struct Qpair {
     /// Commands that wait for memory, in order.
     parked: VecDeque<u16>,
     retry: Option<Retry>,
+    /// Of a host that must prove who it is.
+    auth: Option<Box<Authentication>>,
     /// The first half of a fused operation, until the second comes.
     first: Option<(u16, Transfer)>,
     pool: Rc<RefCell<BufPool>>,
@@ -98,6 +102,7 @@ impl Qpair {
             depth: 1,
             parked: VecDeque::new(),
             retry: None,
+            auth: None,
             first: None,
             pool,
             pending: 0,
@@ -180,6 +185,7 @@ impl Qpair {
             Role::Io(io) if io.is_waiting() => Wake::Now,
             Role::Io(io) => io.namespaces.wake(),
         };
+        let wake = wake.sooner(self.auth_wake());
         match &self.retry {
             // Its predecessor tells nobody that it is gone.
             Some(retry) => wake.sooner(Wake::At(Nanos(retry.until.0.saturating_sub(RETRY_NS / 2)))),
@@ -212,6 +218,10 @@ impl Qpair {
         let held_bytes = came.as_ref().map_or(0, |payload| payload.buf.len());
         let transfer = Transfer::of(&sqe, came)?;
         let slot = self.slots.insert(Slot::new(sqe, held_bytes));
+        if let Some(status) = self.refuses_unproved(&sqe) {
+            self.refuse(slot, transfer, status, output);
+            return Ok(());
+        }
         let fuse = match &self.role {
             Role::Io(_) if sqe.opcode != admin::FABRICS => sqe.fuse(),
             _ => Fuse::Normal,
@@ -243,6 +253,10 @@ impl Qpair {
                 if let Err(refusal) = connected {
                     self.complete(slot, refusal.status, refusal.dw0.into(), output);
                 }
+                self.give(data);
+            }
+            Role::Admin(_) | Role::Io(_) if auth::is_auth(&sqe) => {
+                self.authenticate(cx, slot, &sqe, data.as_deref(), output);
                 self.give(data);
             }
             Role::Admin(_) => {
@@ -329,6 +343,7 @@ impl Qpair {
         self.replies
             .connected(connected.size, connected.flow_control, success);
         let cntlid = connected.entry.controller.cntlid;
+        let is_to_prove = connected.is_to_prove;
         tracing::info!(
             peer = %side.peer, qid = connected.entry.status.qid, cntlid,
             host = connected.entry.controller.host.nqn,
@@ -341,7 +356,12 @@ impl Qpair {
             }
             false => Role::Io(Box::new(IoQueue::new(connected.entry))),
         };
-        self.complete(slot, Status::SUCCESS, cntlid.into(), output);
+        let mut result = u64::from(cntlid);
+        if is_to_prove {
+            self.begin_authentication(cx);
+            result |= auth::AUTH_REQUIRED;
+        }
+        self.complete(slot, Status::SUCCESS, result, output);
         Ok(())
     }
 
@@ -433,6 +453,7 @@ impl Qpair {
             count += 1;
         }
         count += self.connect_again(cx, output) + self.unpark(cx, output);
+        count += self.go_on_with_authentication(cx, output);
         self.report_pending();
         count
     }

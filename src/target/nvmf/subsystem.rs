@@ -1,14 +1,17 @@
 //! A subsystem: namespaces, who may see them, and where.
 
 use super::NvmfError;
+use super::access::{Access, HostInfo};
 use super::ana::{AnaState, AnaTable};
 use super::controller::{Controller, ControllerInfo, QpairInfo};
 use super::namespace::{Namespace, NamespaceConfig, NamespaceInfo, RemovedNamespace};
 use super::range_lock::RangeLocks;
+use crate::bdev::HostKeys;
+use crate::bdev::calculator::random_bytes;
 use crate::wire::nvme::{AnaGroup, DISCOVERY_NQN, check_nqn};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -106,18 +109,19 @@ pub struct SubsystemInfo {
     /// It lists the others, and has no namespaces.
     pub is_discovery: bool,
     /// Hosts in its list.
-    pub hosts: Vec<String>,
+    pub hosts: Vec<HostInfo>,
     /// Where it listens.
     pub listeners: Vec<SocketAddr>,
     /// Its namespaces, by number.
     pub namespaces: Vec<NamespaceInfo>,
 }
 
-/// Who may connect.
-#[derive(Clone, Debug, Default)]
-struct Access {
-    any: bool,
-    hosts: Vec<String>,
+impl SubsystemInfo {
+    /// Whether a host is in its list.
+    #[must_use]
+    pub fn invites(&self, host: &str) -> bool {
+        self.hosts.iter().any(|known| known.nqn == host)
+    }
 }
 
 /// A host has come to a subsystem, or has left it.
@@ -148,6 +152,8 @@ pub(super) struct Subsystem {
     ana_changes: AtomicU64,
     controllers: RwLock<Vec<Arc<Controller>>>,
     removed: AtomicBool,
+    /// Of the last challenge to a host.
+    auth_sequence: AtomicU32,
     /// Who hears of hosts that come and go.
     ear: Option<SyncSender<HostEvent>>,
 }
@@ -162,10 +168,7 @@ fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 
 impl Subsystem {
     pub(super) fn new(config: SubsystemConfig, ear: Option<SyncSender<HostEvent>>) -> Self {
-        let access = Access {
-            any: config.allow_any_host,
-            hosts: vec![],
-        };
+        let access = Access::new(config.allow_any_host);
         Self {
             is_discovery: config.nqn == DISCOVERY_NQN,
             config,
@@ -177,6 +180,10 @@ impl Subsystem {
             ana_changes: AtomicU64::new(1),
             controllers: RwLock::default(),
             removed: AtomicBool::new(false),
+            // Begins anywhere; the challenges are what must not be guessed.
+            auth_sequence: AtomicU32::new(
+                random_bytes().map_or(0, |bytes| u32::from_le_bytes(*bytes)),
+            ),
             ear,
         }
     }
@@ -206,8 +213,26 @@ impl Subsystem {
     // Who may connect.
 
     pub(super) fn admits(&self, host: &str) -> bool {
-        let access = read(&self.access);
-        access.any || access.hosts.iter().any(|known| known == host)
+        read(&self.access).admits(host)
+    }
+
+    /// What a host must prove; nothing if it need not.
+    pub(super) fn keys_of(&self, host: &str) -> Option<HostKeys> {
+        read(&self.access).keys_of(host)
+    }
+
+    /// Says what a host must prove that connects from now on.
+    pub(super) fn set_keys(&self, host: &str, keys: Option<HostKeys>) -> Result<(), NvmfError> {
+        write(&self.access).set_keys(host, keys)
+    }
+
+    /// The number of a new challenge; not 0.
+    pub(super) fn next_auth_sequence(&self) -> u32 {
+        let next = || self.auth_sequence.fetch_add(1, Ordering::Relaxed);
+        match next() {
+            0 => next(),
+            sequence => sequence,
+        }
     }
 
     pub(super) fn allow_any_host(&self, any: bool) {
@@ -215,27 +240,12 @@ impl Subsystem {
         self.drop_hosts_not_admitted();
     }
 
-    pub(super) fn add_host(&self, host: &str) -> Result<(), NvmfError> {
-        check_nqn(host).map_err(|source| NvmfError::BadNqn {
-            nqn: host.to_owned(),
-            source,
-        })?;
-        let mut access = write(&self.access);
-        if access.hosts.iter().any(|known| known == host) {
-            return Err(NvmfError::HostExists(host.to_owned()));
-        }
-        access.hosts.push(host.to_owned());
-        Ok(())
+    pub(super) fn add_host(&self, host: &str, keys: Option<HostKeys>) -> Result<(), NvmfError> {
+        write(&self.access).add(host, keys)
     }
 
     pub(super) fn remove_host(&self, host: &str) -> Result<(), NvmfError> {
-        let mut access = write(&self.access);
-        let before = access.hosts.len();
-        access.hosts.retain(|known| known != host);
-        if access.hosts.len() == before {
-            return Err(NvmfError::NoHost(host.to_owned()));
-        }
-        drop(access);
+        write(&self.access).remove(host)?;
         self.drop_hosts_not_admitted();
         Ok(())
     }
@@ -467,8 +477,6 @@ impl Subsystem {
         let id = behind.or_else(|| ids.clone().find(is_free))?;
         let controller = Arc::new(make(id));
         controllers.push(Arc::clone(&controller));
-        drop(controllers);
-        self.tell(true, &controller);
         Some(controller)
     }
 
@@ -478,10 +486,19 @@ impl Subsystem {
         found.cloned()
     }
 
+    /// The controller's host is who it says it is, as far as it must be: tells of it, once.
+    pub(super) fn welcome(&self, controller: &Controller) {
+        if !controller.welcomed.swap(true, Ordering::Relaxed) {
+            self.tell(true, controller);
+        }
+    }
+
     /// Forgets a controller that has ended.
     pub(super) fn forget(&self, controller: &Arc<Controller>) {
         write(&self.controllers).retain(|known| !Arc::ptr_eq(known, controller));
-        self.tell(false, controller);
+        if controller.welcomed.load(Ordering::Relaxed) {
+            self.tell(false, controller);
+        }
     }
 
     pub(super) fn controllers(&self) -> Vec<ControllerInfo> {
@@ -501,7 +518,7 @@ impl Subsystem {
                 ..self.config.clone()
             },
             is_discovery: self.is_discovery,
-            hosts: access.hosts,
+            hosts: access.infos(),
             listeners: self.listeners(),
             namespaces: self.namespaces().iter().map(|n| n.info()).collect(),
         }

@@ -1,6 +1,7 @@
 //! The target, as the control plane holds it.
 
 use super::ana::AnaState;
+use super::auth::ChapOffer;
 use super::controller::{ControllerInfo, QpairInfo};
 use super::listener::Listener;
 use super::namespace::{NamespaceConfig, RemovedNamespace};
@@ -8,13 +9,15 @@ use super::referrals::Referral;
 use super::stats::{ReactorCounters, ReactorFigures};
 use super::subsystem::{RemovedSubsystem, Subsystem, SubsystemConfig, SubsystemInfo};
 use super::{HostEvent, NvmfError, TransportOptions};
+use crate::bdev::HostKeys;
+use crate::bdev::calculator::Calculator;
 use crate::target::stream::wake_all;
 use crate::wire::nvme::DISCOVERY_NQN;
 use reactors::{ReactorHandle, ReactorId};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 #[derive(Debug)]
 struct Table {
@@ -31,6 +34,10 @@ struct Table {
     connections: AtomicUsize,
     /// Of the discovery log.
     generation: AtomicU64,
+    /// How hosts may prove who they are.
+    chap: RwLock<ChapOffer>,
+    /// Calculates what that takes; there as soon as a host must.
+    calculator: OnceLock<Calculator>,
     /// Who hears of hosts that come and go.
     ear: Option<SyncSender<HostEvent>>,
 }
@@ -80,6 +87,8 @@ impl NvmfTarget {
             reactors,
             connections: AtomicUsize::new(0),
             generation: AtomicU64::new(1),
+            chap: RwLock::default(),
+            calculator: OnceLock::new(),
             ear,
         }))
     }
@@ -274,14 +283,48 @@ impl NvmfTarget {
         Ok(self.find(nqn)?.ana_states())
     }
 
-    /// Lets a host in.
+    /// Lets a host in; with `keys` only if it proves to have its key.
     ///
     /// # Errors
-    /// [`NvmfError::NoSubsystem`], [`NvmfError::BadNqn`], [`NvmfError::HostExists`].
-    pub fn add_host(&self, nqn: &str, host: &str) -> Result<(), NvmfError> {
-        self.find(nqn)?.add_host(host)?;
+    /// [`NvmfError::NoSubsystem`], [`NvmfError::BadNqn`], [`NvmfError::HostExists`],
+    /// [`NvmfError::NoCalculator`].
+    pub fn add_host(&self, nqn: &str, host: &str, keys: Option<HostKeys>) -> Result<(), NvmfError> {
+        let subsystem = self.find(nqn)?;
+        self.prepare_for(keys.as_ref())?;
+        subsystem.add_host(host, keys)?;
         self.changed();
         Ok(())
+    }
+
+    /// Says what a host must prove that connects from now on; those that are there stay.
+    ///
+    /// # Errors
+    /// [`NvmfError::NoSubsystem`], [`NvmfError::NoHost`], [`NvmfError::NoCalculator`].
+    pub fn set_keys(&self, nqn: &str, host: &str, keys: Option<HostKeys>) -> Result<(), NvmfError> {
+        let subsystem = self.find(nqn)?;
+        self.prepare_for(keys.as_ref())?;
+        subsystem.set_keys(host, keys)
+    }
+
+    /// Starts what calculates for hosts that must prove who they are.
+    fn prepare_for(&self, keys: Option<&HostKeys>) -> Result<(), NvmfError> {
+        if keys.is_some() && self.0.calculator.get().is_none() {
+            let calculator = Calculator::start().map_err(NvmfError::NoCalculator)?;
+            // Another that was faster will do.
+            let _ = self.0.calculator.set(calculator);
+        }
+        Ok(())
+    }
+
+    /// How hosts may prove who they are.
+    #[must_use]
+    pub fn chap_offer(&self) -> ChapOffer {
+        read(&self.0.chap).clone()
+    }
+
+    /// Says how hosts that connect from now on may prove who they are.
+    pub fn set_chap_offer(&self, offer: ChapOffer) {
+        *write(&self.0.chap) = offer;
     }
 
     /// Lets a host in no more, and ends its controllers.
@@ -359,6 +402,10 @@ impl NvmfTarget {
     /// All subsystems, the discovery subsystem first.
     pub(super) fn all(&self) -> Vec<Arc<Subsystem>> {
         read(&self.0.subsystems).clone()
+    }
+
+    pub(super) fn calculator(&self) -> Option<&Calculator> {
+        self.0.calculator.get()
     }
 
     pub(super) fn reactors(&self) -> &[ReactorHandle] {

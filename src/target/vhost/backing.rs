@@ -1,5 +1,6 @@
 //! What a controller offers, whoever is connected.
 
+use super::calls::SharedCoalescing;
 use super::{balance, request};
 use crate::bdev::{Bdev, BdevInfo};
 use crate::wire::virtio::BlkConfig;
@@ -23,6 +24,8 @@ pub(super) struct Backing {
     /// What a driver that may choose has chosen last: it outlives sessions, since a front end that
     /// comes back does not say it again.
     pub(super) write_back: AtomicBool,
+    /// Whether calls may wait.
+    pub(super) coalescing: Arc<SharedCoalescing>,
     /// Where queue 0 goes if all are equal, so that disks with one queue do not share a reactor.
     pub(super) first: usize,
 }

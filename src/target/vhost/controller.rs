@@ -1,6 +1,7 @@
 //! A controller, as the control plane holds it.
 
 use super::backing::Backing;
+use super::calls::{Coalescing, SharedCoalescing};
 use super::control::ControlLoop;
 use super::queue_handle::QueueShared;
 use super::{QUEUES_MAX, VhostError};
@@ -127,6 +128,7 @@ pub struct VhostController {
     path: PathBuf,
     bdev: Arc<dyn Bdev>,
     read_only: bool,
+    coalescing: Arc<SharedCoalescing>,
     shared: Arc<Shared>,
     file: Option<SocketFile>,
 }
@@ -180,7 +182,9 @@ impl VhostController {
             socket: RwLock::default(),
         });
         let read_only = config.read_only || config.bdev.info().read_only;
+        let coalescing = Arc::<SharedCoalescing>::default();
         let backing = Arc::new(Backing {
+            coalescing: Arc::clone(&coalescing),
             name: config.name.clone(),
             bdev: Arc::clone(&config.bdev),
             read_only: config.read_only,
@@ -199,6 +203,7 @@ impl VhostController {
             path,
             bdev: config.bdev,
             read_only,
+            coalescing,
             shared,
             file: Some(file),
         };
@@ -227,6 +232,24 @@ impl VhostController {
     #[must_use]
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether its calls may wait.
+    #[must_use]
+    pub fn coalescing(&self) -> Coalescing {
+        self.coalescing.get()
+    }
+
+    /// Lets calls wait, or not; queues that run heed it within 10 ms.
+    ///
+    /// # Errors
+    /// [`VhostError::Threshold`] below [`Coalescing::IOPS_MIN`].
+    pub fn set_coalescing(&self, wanted: Coalescing) -> Result<(), VhostError> {
+        if wanted.iops_threshold < Coalescing::IOPS_MIN {
+            return Err(VhostError::Threshold(wanted.iops_threshold));
+        }
+        self.coalescing.set(wanted);
+        Ok(())
     }
 
     /// The front end, if one is connected.

@@ -116,6 +116,7 @@ impl Device {
             kick,
             call,
             err,
+            coalescing: Arc::clone(&backing.coalescing),
             name: format!("{}.{index}", backing.name),
         };
         let reactor = backing.reactor(queue).ok_or_else(|| refuse("no reactor"))?;

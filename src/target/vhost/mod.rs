@@ -13,6 +13,7 @@
 
 mod backing;
 mod balance;
+mod calls;
 mod chain;
 mod control;
 mod controller;
@@ -28,6 +29,7 @@ mod ring;
 mod session;
 mod vring;
 
+pub use calls::Coalescing;
 pub use control::ControlLoop;
 pub use controller::{SessionInfo, VhostConfig, VhostController};
 
@@ -60,6 +62,9 @@ pub enum VhostError {
         #[source]
         source: io::Error,
     },
+    /// See [`Coalescing::iops_threshold`].
+    #[error("a threshold of {0} requests a second is too low: at least {min}", min = Coalescing::IOPS_MIN)]
+    Threshold(u32),
     /// There is no reactor to run on.
     #[error("no reactor takes the queues")]
     NoReactor,

@@ -1,5 +1,6 @@
 //! One virtqueue on its reactor: a poller that takes requests and answers them.
 
+use super::calls::{CallPace, SharedCoalescing};
 use super::chain::Chain;
 use super::eventfd;
 use super::guest_mem::{GuestMemory, MemoryFault, Window};
@@ -11,7 +12,7 @@ use crate::bdev::{
     Bdev, BdevError, BufPool, Channel, Completion, Data, IoBuf, IoStatus, Op, Request,
 };
 use crate::wire::virtio::status;
-use reactors::{Cx, Poller, PollerId, Wake};
+use reactors::{Cx, Nanos, Poller, PollerId, Wake};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -59,6 +60,7 @@ pub(super) struct QueuePlan {
     pub(super) kick: Option<OwnedFd>,
     pub(super) call: Option<OwnedFd>,
     pub(super) err: Option<OwnedFd>,
+    pub(super) coalescing: Arc<SharedCoalescing>,
     /// For the log.
     pub(super) name: String,
 }
@@ -122,6 +124,7 @@ pub(super) struct Queue {
     obeyed: Order,
     kick: Option<OwnedFd>,
     call: Rc<Call>,
+    calls: CallPace,
     err: Option<OwnedFd>,
     name: String,
     id: u64,
@@ -203,6 +206,7 @@ impl Queue {
             obeyed: Order::Run,
             kick: plan.kick,
             call,
+            calls: CallPace::new(plan.coalescing),
             err: plan.err,
             name: plan.name,
             id,
@@ -428,7 +432,7 @@ impl Queue {
 
     /// Lets the driver see all answers so far.
     fn show(&mut self) -> Result<(), RingFault> {
-        self.unseen = 0;
+        self.calls.published(std::mem::take(&mut self.unseen));
         self.ring.publish()?;
         if let Some(inflight) = &mut self.inflight {
             inflight.published(self.ring.published())?;
@@ -436,11 +440,15 @@ impl Queue {
         Ok(())
     }
 
-    /// Lets the driver see all answers of this round, and tells it if it wants to know.
-    fn publish(&mut self) -> Result<(), RingFault> {
-        self.unpublished = false;
-        self.show()?;
-        if self.ring.wants_call()?
+    /// Lets the driver see all answers of this round, and tells it if it is time and it wants to know.
+    fn publish(&mut self, now: Nanos) -> Result<(), RingFault> {
+        if std::mem::take(&mut self.unpublished) {
+            self.show()?;
+        }
+        // Nobody waits for more answers at the end.
+        let is_time = self.calls.may_call(now) || self.obeyed != Order::Run;
+        if is_time
+            && self.ring.wants_call()?
             && let Some(call) = &*self.call.0.borrow()
         {
             eventfd::ring(call);
@@ -491,9 +499,9 @@ impl Poller for Queue {
                 handled += taken + self.reap(cx);
             }
         }
-        if self.unpublished
+        if (self.unpublished || self.calls.due().is_some())
             && !self.broken
-            && let Err(fault) = self.publish()
+            && let Err(fault) = self.publish(cx.now())
         {
             self.give_up(&fault);
         }
@@ -510,6 +518,10 @@ impl Poller for Queue {
             0 => Wake::OnEvent,
             _ => self.channel.wake(),
         };
+        let wake = self
+            .calls
+            .due()
+            .map_or(wake, |at| wake.sooner(Wake::At(at)));
         if self.obeyed != Order::Run || self.broken {
             return self.silence_kicks(wake);
         }

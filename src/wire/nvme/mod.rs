@@ -3,6 +3,7 @@
 //! Little-endian throughout. "0-based" fields hold one less than they mean. Source: spec/nvmf-tcp.md, which
 //! cites NVMe Base 2.0, NVMe/TCP Transport 1.0 and NVM Command Set 1.0.
 
+mod auth;
 mod command;
 mod fabrics;
 mod header;
@@ -13,6 +14,10 @@ mod nqn;
 mod pdu;
 mod status;
 
+pub use auth::{
+    AUTH_BYTES_MAX, AuthCommand, AuthMessage, AuthReason, Challenge, ChapGroup, ChapHash, ChapKey,
+    DH_EXPONENT_BYTES, DhSecret, KeyFault, Negotiate, Proof, Prover, Reply, SharedSecret, Success1,
+};
 pub use command::{Cqe, Fuse, IoRange, Sqe, data_direction, sgl};
 pub use command::{DataDirection, DsmRange, admin, fctype, feature, io};
 pub use fabrics::{ConnectCommand, ConnectData, PropertyCommand, cc, connect_flag, csts, property};

@@ -82,6 +82,8 @@ impl Status {
     pub const INVALID_PARAMETER: Self = lasting(StatusType::Command, 0x82);
     /// Connect: the host may not come here.
     pub const INVALID_HOST: Self = lasting(StatusType::Command, 0x84);
+    /// The host must authenticate itself first.
+    pub const AUTHENTICATION_REQUIRED: Self = lasting(StatusType::Command, 0x91);
     /// The write was refused by the device.
     pub const WRITE_FAULT: Self = transient(StatusType::Media, 0x80);
     /// The data can't be read.

@@ -1,12 +1,13 @@
 //! The data of a qpair's commands: memory for them, and their coming in.
 
+use super::auth::is_auth;
 use super::{HELD_BYTES_MAX, Qpair, Role};
 use crate::bdev::IoBuf;
 use crate::target::nvmf::receiver::Payload;
 use crate::target::nvmf::slots::{Stage, Wants};
 use crate::target::nvmf::transfer::Transfer;
 use crate::target::stream::Output;
-use crate::wire::nvme::{DataPdu, Fault, FaultKind, Status, admin};
+use crate::wire::nvme::{AuthCommand, DataPdu, Fault, FaultKind, Status, admin};
 use reactors::Cx;
 
 impl Qpair {
@@ -34,6 +35,10 @@ impl Qpair {
             return Some(Status::INVALID_FIELD);
         }
         let sqe = &self.slots.get(slot)?.sqe;
+        if is_auth(sqe) {
+            let is_possible = AuthCommand::len_of(sqe).is_some();
+            return (!is_possible).then_some(Status::INVALID_FIELD);
+        }
         match &self.role {
             Role::Io(io) if sqe.opcode != admin::FABRICS => io.plan(sqe, &self.side.options).err(),
             _ => None,

@@ -49,7 +49,13 @@ impl Qpair {
     }
 
     /// Completes a command whose data, if it has any, nobody has asked for.
-    fn refuse(&mut self, slot: u16, transfer: Transfer, status: Status, output: &mut Output) {
+    pub(super) fn refuse(
+        &mut self,
+        slot: u16,
+        transfer: Transfer,
+        status: Status,
+        output: &mut Output,
+    ) {
         if let Transfer::InCapsule(payload) = transfer {
             self.give(Some(payload.buf));
         }
