@@ -40,7 +40,7 @@ pub struct Disk {
     buffers: MmapRegion,
     buffer_bytes: usize,
     /// How often the device has called, as far as that was looked at.
-    pub called: u64,
+    called: u64,
 }
 
 impl Disk {
@@ -177,6 +177,17 @@ impl Disk {
                 self.called += call.read().unwrap();
             }
         }
+    }
+
+    /// How often the device has called.
+    pub fn calls(&mut self) -> u64 {
+        for call in &self.calls {
+            let mut fd = [PollFd::new(call, PollFlags::IN)];
+            if rustix::event::poll(&mut fd, Some(&Timespec::default())).unwrap() > 0 {
+                self.called += call.read().unwrap();
+            }
+        }
+        self.called
     }
 
     /// One request of user 0, to its end.
